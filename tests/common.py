@@ -1,0 +1,58 @@
+"What several tests need: where things are, and how to read a notebook without importing anything heavy."
+import ast, json, re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, LIB = ROOT/'nbs', ROOT/'gptlab'
+COLAB = 'https://colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/'
+
+
+def notebooks():
+    "Every notebook, in order of its path"
+    hidden = lambda p: any(q.startswith(('.', '_')) for q in p.relative_to(NBS).parts)
+    return sorted(p for p in NBS.rglob('*.ipynb') if not hidden(p))
+
+
+def name(path):
+    "How a notebook is called in test names and messages: its path below nbs/"
+    return path.relative_to(NBS).as_posix()
+
+
+def number(path):
+    "The number of a chapter (3 for 03_data.ipynb); None for every other notebook"
+    m = re.match(r'(\d\d)_', path.name)
+    return int(m[1]) if m and path.parent == NBS else None
+
+
+def cells(path, kind=None):
+    "The cells of a notebook with their source as one string, each with its place `n` for messages"
+    out = json.loads(path.read_text(encoding='utf-8'))['cells']
+    for n, c in enumerate(out): c['source'], c['n'] = ''.join(c['source']), n
+    return [c for c in out if kind in (None, c['cell_type'])]
+
+
+def directives(source):
+    "The `#|` lines that nbdev reads from the top of a cell, as (name, value); Quarto's names keep their colon"
+    out = []
+    for line in source.strip().splitlines():
+        m = re.match(r'\s*#\s*\|\s*(\S+)\s*(.*)', line)
+        if m: out.append((m[1], m[2].strip()))
+        elif line.strip() and not line.strip().startswith('#'): break
+    return out
+
+
+def module_of(path):
+    "The module that a notebook exports to, or None"
+    return next((v for c in cells(path, 'code') for k, v in directives(c['source']) if k == 'default_exp'), None)
+
+
+def tree(source):
+    "The syntax tree of a code cell, magics and shell lines left out"
+    keep = [('pass' if re.match(r'\s*[!%]', s) else s) for s in source.splitlines()]
+    return ast.parse('\n'.join(keep))
+
+
+def text_of(output):
+    "Everything a person could read in an output, pictures' bytes left out"
+    join = lambda v: v if isinstance(v, str) else ''.join(map(str, v)) if isinstance(v, list) else json.dumps(v)
+    return '\n'.join([join(output.get('text', ''))] + [join(v) for k, v in output.get('data', {}).items() if k not in ('image/png', 'image/jpeg')])
