@@ -9,6 +9,7 @@ __all__ = ['plain_attention', 'Seq', 'visible', 'RoPE', 'Cache', 'Attention', 'c
 import math
 from collections.abc import Callable
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .blocks import build, no_gradient, perturb, Report
@@ -132,7 +133,9 @@ class Attention(nn.Module):
         self.o = nn.Linear(self.H*self.D, C, bias=bias)
         self.pos = pos(self.D, n_heads) if pos else None
 
-    def new_cache(self) -> Cache: return Cache(self.window)
+    def new_cache(self) -> Cache:
+        "An empty cache of this layer's kind"
+        return Cache(self.window)
 
 def _heads(C, n_heads, n_kv_heads, d_head):
     K = n_kv_heads or n_heads
@@ -141,8 +144,6 @@ def _heads(C, n_heads, n_kv_heads, d_head):
     return n_heads, K, d_head or C//n_heads
 
 # %% ../nbs/07_attention.ipynb #ee7104e0
-from fastcore.basics import patch
-
 @patch
 def _mask(self:Attention, seq, kpos, kdocs):
     S = kpos.shape[1]

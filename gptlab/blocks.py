@@ -123,7 +123,9 @@ class Report(dict):
     "Answers of a check: name → True, False, or '–' where the question makes no sense"
     def __repr__(self): return '\n'.join(f'{"✓" if v is True else "–" if v == "–" else "✗"} {k}' for k, v in self.items())
     @property
-    def ok(self) -> bool: return all(v is True or v == '–' for v in self.values())
+    def ok(self) -> bool:
+        "Is every answer yes, or a question that makes no sense here?"
+        return all(v is True or v == '–' for v in self.values())
 
 # %% ../nbs/06_blocks.ipynb #aa77c913
 def check_part(make:Callable, # norm(C) or mlp(C, d_ff)

@@ -102,8 +102,8 @@ def resolve(name:str, # a dotted name, as `dotted` gives
     "The class or function called `name`, in gptlab, torch.nn or `parts`; anything else raises ValueError that says what to pass"
     mod, _, short = name.rpartition('.')
     if parts and (short in parts or name in parts): return parts.get(name, parts.get(short))
-    mod = 'torch.nn' if mod.startswith('torch.nn.') else mod
-    if mod != 'torch.nn' and mod.split('.')[0] != 'gptlab':
+    if mod.startswith('torch.nn.modules'): mod = 'torch.nn'
+    if mod.split('.')[0] != 'gptlab' and not f'{mod}.'.startswith('torch.nn.'):
         raise ValueError(f'{name!r} was defined outside gptlab; hand it in as parts=dict({short}={short})')
     try: return getattr(importlib.import_module(mod), short)
     except (ImportError, AttributeError): raise ValueError(f'{name!r} is not in this version of gptlab') from None
