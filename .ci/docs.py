@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Build the docs site without Quarto: python .ci/docs.py [--out _docs]   (--sidebar rewrites the sidebar in _quarto.yml)
+
+nbdev prepares the notebooks (signatures, links), smalldocs renders them from the same _quarto.yml that Quarto uses on GitHub,
+and we repair what smalldocs does differently: the names of pages, links to the published site, and maths, which becomes MathML.
+The result asks no other host for anything.
+"""
+import argparse, html, json, os, re, shutil, subprocess, sys, time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT/'nbs'
+SECTIONS = dict(recipes='Recipes', howto='How to', experiments='Experiments')
+
+
+# ---- the sidebar
+
+def pages() -> list[Path]:
+    "The notebooks that become pages, as paths below nbs/"
+    found = sorted(p.relative_to(NBS) for p in NBS.rglob('*.ipynb'))
+    return [p for p in found if not any(q.startswith(('.', '_')) for q in p.parts)]
+
+
+def sidebar() -> str:
+    "The sidebar of _quarto.yml as it should be for the notebooks on disk"
+    num = lambda p: int(p.name[:2]) if p.name[:2].isdigit() else None
+    top = [p for p in pages() if len(p.parts) == 1]
+    groups = {'The book': [p for p in top if num(p) is not None and num(p) <= 15], 'The shelf': [p for p in top if (num(p) or 0) > 15]}
+    groups |= {title: [p for p in pages() if p.parts[0] == folder and len(p.parts) > 1] for folder, title in SECTIONS.items()}
+    lines = ['      - index.ipynb'] if Path('index.ipynb') in top else []
+    for title, members in groups.items():
+        if members: lines += [f'      - section: {title}', '        contents:'] + [f'          - {p.as_posix()}' for p in members]
+    rest = [p for p in top if num(p) is None and p.name != 'index.ipynb']
+    return '\n'.join(lines + [f'      - {p.as_posix()}' for p in rest]) + '\n'
+
+
+def write_sidebar() -> bool:
+    "Rewrite the sidebar, which is the end of _quarto.yml; True when it changed"
+    path = ROOT/'_quarto.yml'
+    old = path.read_text(encoding='utf-8')
+    new = old[:old.index('    contents:\n') + len('    contents:\n')] + sidebar()
+    if new != old: path.write_text(new, encoding='utf-8')
+    return new != old
+
+
+# ---- the repairs
+
+def page_name(stem: str) -> str:
+    "nbdev's name for a page: blocks.html for 06_blocks"
+    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', stem) + '.html'
+
+
+def to_mathml(match: re.Match) -> str:
+    "One formula of a page, from TeX to MathML"
+    from latex2mathml.converter import convert
+    tex = html.unescape(match[2]).strip()
+    block = match[1] == 'display'
+    tex = tex.removeprefix('\\[' if block else '\\(').removesuffix('\\]' if block else '\\)')
+    try: return convert(tex, display='block' if block else 'inline')
+    except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})')
+
+
+MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
+CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
+
+
+def repair(site: Path) -> None:
+    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN"
+    cfg = dict(re.findall(r'^(\w+)\s*=\s*(.*)$', (ROOT/'settings.ini').read_text(), re.M))
+    home = cfg['doc_host'].rstrip('/') + cfg['doc_baseurl'].rstrip('/') + '/'
+    rename = {p.with_suffix('.html').as_posix(): (p.parent/page_name(p.stem)).as_posix() for p in pages()}
+    for old, new in rename.items():
+        if old != new and (site/old).exists(): (site/old).replace(site/new)
+    stems = {Path(a).name: Path(b).name for a, b in rename.items() if a != b}
+    link = re.compile(r'(?<![\w-])(' + '|'.join(map(re.escape, stems)) + r')(?=["#?<\s])') if stems else None
+    for f in [*site.rglob('*.html'), site/'search.json', site/'sitemap.xml']:
+        if not f.exists(): continue
+        text = f.read_text(encoding='utf-8')
+        if link: text = link.sub(lambda m: stems[m[1]], text)
+        if f.suffix == '.html':
+            up = '../' * (len(f.relative_to(site).parts) - 1) or './'
+            text = re.sub(r'((?:href|src)=")' + re.escape(home), lambda m: m[1] + up, text)
+            text = CDN.sub('', MATH.sub(to_mathml, text))
+        f.write_text(text, encoding='utf-8')
+
+
+# ---- the build
+
+def build(out: Path, quiet: bool = False) -> Path:
+    "Process the notebooks, render them, repair the pages; returns the folder of the site"
+    start = time.time()
+    os.environ.update(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    from nbdev.config import get_config
+    from nbdev.doclinks import _build_modidx
+    from nbdev.serve import proc_nbs
+    os.chdir(ROOT)
+    index = get_config().lib_path/'_modidx.py'
+    had = index.exists()
+    if not had: _build_modidx()                         # where each symbol is explained, for links
+    try: cache = proc_nbs(n_workers=2, force=True)
+    finally:
+        if not had: index.unlink(missing_ok=True)
+    done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(cache)], capture_output=True, text=True)
+    if done.returncode: raise SystemExit(done.stdout + done.stderr)
+    ignored = ('execute.enabled', 'html-math-method', 'format.html.grid', 'output-file')     # for Quarto, or done below
+    said = [w for w in done.stderr.splitlines() if not any(i in w for i in ignored)]
+    if not quiet and said: print('\n'.join(said))
+    if out.exists(): shutil.rmtree(out)
+    shutil.move(str(cache/'_docs'), out)
+    repair(out)
+    if not quiet: print(f'{len(list(out.rglob("*.html")))} pages in {time.time() - start:.0f} s: {out}/index.html')
+    return out
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--out', type=Path, default=ROOT/'_docs', help='the folder for the site (replaced)')
+    p.add_argument('--sidebar', action='store_true', help='only rewrite the sidebar in _quarto.yml')
+    args = p.parse_args()
+    if args.sidebar: print('sidebar rewritten' if write_sidebar() else 'sidebar is right')
+    else: build(args.out.resolve())
