@@ -98,6 +98,7 @@ def build(out: Path, quiet: bool = False) -> Path:
     had = index.exists()
     if not had: _build_modidx()                         # where each symbol is explained, for links
     try: cache = proc_nbs(n_workers=2, force=True)
+    except Exception as e: raise SystemExit(f'nbdev could not prepare a notebook: {e}\nIt runs the exported cells and those with an import, and no others.') from None
     finally:
         if not had: index.unlink(missing_ok=True)
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(cache)], capture_output=True, text=True)

@@ -82,15 +82,25 @@ def test_exported_names_are_unique():
 
 def public(node): return not node.name.startswith('_')
 
+def inherited(node, classes):
+    "The names of the public methods that a class takes over from its bases in the package: they are explained there"
+    out = set()
+    for b in (ast.unparse(b).split('.')[-1] for b in node.bases):
+        if b in classes: out |= {f.name for f in classes[b].body if isinstance(f, ast.FunctionDef) and public(f)} | inherited(classes[b], classes)
+    return out
+
+
 def functions(mod):
     "Every function that a user can call, as (name, node, is a method)"
+    classes = {c.name: c for m in MODULES for c in ast.parse(m.read_text(encoding='utf-8')).body if isinstance(c, ast.ClassDef)}
     for node in ast.parse(mod.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.FunctionDef) and public(node):
             patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
             yield node.name, node, patched
         if isinstance(node, ast.ClassDef) and public(node):
+            known = inherited(node, classes) | {'forward', 'extra_repr'}
             for f in node.body:
-                if isinstance(f, ast.FunctionDef) and (public(f) or f.name == '__init__') and f.name not in ('forward', 'extra_repr'):
+                if isinstance(f, ast.FunctionDef) and (public(f) or f.name == '__init__') and f.name not in known:
                     yield f'{node.name}.{f.name}', f, not any(ast.unparse(d) == 'staticmethod' for d in f.decorator_list)
 
 

@@ -1,0 +1,113 @@
+"""The docs site, built as a reader gets it: every link leads somewhere, every page opens without a complaint, and none asks another host.
+
+The site is built by .ci/docs.py (nbdev and smalldocs). Quarto builds the published one from the same _quarto.yml; that is not tested here.
+"""
+import functools, http.server, re, subprocess, sys, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+
+from common import ROOT, name, notebooks
+
+pytest.importorskip('smalldocs', reason='smalldocs is not installed: it needs Python 3.11')
+UNTAUGHT = {'references.html'}
+
+
+class Page(HTMLParser):
+    "The links, ids and text of a page"
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids, self.asks, self.text = [], set(), [], path.read_text(encoding='utf-8')
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        at = dict(attrs)
+        if 'id' in at: self.ids.add(at['id'])
+        if tag == 'a' and at.get('href'): self.links.append(at['href'])
+        elif tag in ('script', 'img', 'iframe', 'source', 'video', 'audio') and at.get('src'): self.asks.append(at['src'])
+        elif tag == 'link' and at.get('rel') != 'canonical' and at.get('href'): self.asks.append(at['href'])
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The whole site, in a temporary folder"
+    out = tmp_path_factory.mktemp('docs')/'site'
+    done = subprocess.run([sys.executable, '.ci/docs.py', '--out', str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope='module')
+def read(site): return {p.relative_to(site).as_posix(): Page(p) for p in sorted(site.rglob('*.html'))}
+
+
+def test_every_notebook_has_its_page(read):
+    want = {re.sub(r'(^|/)\d+_', r'\1', name(p)).replace('.ipynb', '.html') for p in notebooks()}
+    assert want <= read.keys(), f'missing: {sorted(want - read.keys())}'
+
+
+def test_every_page_has_its_parts(read):
+    bad = []
+    for f, page in read.items():
+        body = page.text
+        if not re.search(r'<h1[^>]*class="[^"]*title', body): bad.append(f'{f}: no title')
+        if not re.search(r'class="[^"]*(subtitle|description)', body): bad.append(f'{f}: no subtitle')
+        if 'colab.research.google.com' not in body: bad.append(f'{f}: no Colab link')
+        if f not in UNTAUGHT and 'The flow of gptlab' not in body: bad.append(f'{f}: the map is not on the page')
+        if 'id="TOC"' not in body: bad.append(f'{f}: no table of contents')
+        if re.search(r'<span class="math|\\\(|\$\$', re.sub(r'<(pre|code)\b.*?</\1>', '', body, flags=re.S)): bad.append(f'{f}: maths was left as TeX')
+    assert not bad, '\n'.join(bad)
+
+
+def test_links_lead_somewhere(site, read):
+    bad = []
+    for f, page in read.items():
+        for href in page.links:
+            url, anchor = urldefrag(href)
+            if urlsplit(url).scheme or url.startswith('//'):
+                if 'gptlab.github.io' in url: bad.append(f'{f}: {href} leaves this copy of the site')
+                continue
+            base = site if url.startswith('/') else (site/f).parent
+            target = (base/unquote(url).lstrip('/')).resolve() if url else (site/f)
+            if target.is_dir(): target = target/'index.html'
+            if not target.exists(): bad.append(f'{f}: {href} leads nowhere')
+            elif anchor and target.suffix == '.html' and unquote(anchor) not in read[target.relative_to(site.resolve()).as_posix() if url else f].ids:
+                bad.append(f'{f}: {href} has no such place on its page')
+    assert not bad, '\n'.join(sorted(set(bad)))
+
+
+def test_pages_ask_no_other_host(read):
+    bad = [f'{f}: {a}' for f, page in read.items() for a in page.asks if re.match(r'(https?:)?//', a)]
+    assert not bad, '\n'.join(bad)
+
+
+def test_search_finds_pages_under_their_names(site):
+    text = (site/'search.json').read_text(encoding='utf-8')
+    assert 'start.html' in text and '00_start.html' not in text
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+def test_pages_open_in_a_browser(site, read, chromium):
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home, bad = f'http://127.0.0.1:{server.server_port}/', []
+    try:
+        for f in read:
+            page = chromium.new_page()
+            page.on('console', lambda m: bad.append(f'{f}: the console says {m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
+            page.on('pageerror', lambda e: bad.append(f'{f}: {e}'))
+            page.on('request', lambda r: None if r.url.startswith((home, 'data:', 'blob:')) else bad.append(f'{f}: asks {r.url}'))
+            page.goto(home + f, wait_until='load')
+            page.wait_for_timeout(50)
+            assert page.locator('h1').first.is_visible(), f
+            if f not in UNTAUGHT:
+                box = page.locator('svg:has(title)').first.bounding_box()
+                if not box or box['width'] < 300 or box['height'] < 40: bad.append(f'{f}: the map is not visible: {box}')
+            page.close()
+    finally: server.shutdown()
+    assert not bad, '\n'.join(bad)

@@ -1,0 +1,35 @@
+"""Each notebook is its own test, run by nbdev in a process of its own: workers that are used again leak state from one to the next.
+
+Under IN_TEST, which nbdev_test sets, training stops after 20 steps, so a chapter takes 15 seconds or less on one thread.
+"""
+import os, subprocess
+
+import pytest
+
+from common import ROOT, cells, directives, name, notebooks
+
+LIMIT = 120                                              # seconds: a slow machine, not a slow notebook
+SKIPPED = {'slow', 'cuda', 'mps', 'net', 'notest'}
+
+
+def runs(cell):
+    "Whether nbdev_test runs this cell"
+    ds = dict(directives(cell['source']))
+    return bool(cell['source'].strip()) and not SKIPPED & ds.keys() and ds.get('eval:', '').lower() != 'false'
+
+
+WITH_CODE = [p for p in notebooks() if any(map(runs, cells(p, 'code')))]
+
+
+@pytest.mark.parametrize('nb', WITH_CODE, ids=name)
+def test_notebook(nb):
+    cmd = ['nbdev_test', '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']
+    try: done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=LIMIT, env=os.environ)
+    except subprocess.TimeoutExpired: pytest.fail(f'{name(nb)} took more than {LIMIT} s; mark long cells with #| slow', pytrace=False)
+    said = (done.stdout + done.stderr)[-6000:]
+    if done.returncode: pytest.fail(said, pytrace=False)
+    assert 'Success.' in done.stdout, f'nbdev_test ran nothing: {said}'    # it exits with 0 when no file was eligible
+
+
+def test_only_the_references_have_no_code():
+    assert {name(p) for p in set(notebooks()) - set(WITH_CODE)} <= {'references.ipynb'}
