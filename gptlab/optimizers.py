@@ -127,8 +127,10 @@ def _signature(rule): return inspect.signature(rule).parameters
 
 def _name(f): return getattr(f, '__name__', type(f).__name__).removesuffix('_rule')
 
+def _live(k, v): return callable(v) or k == 'schedule'                # what a state dict leaves out
+
 def _shown(settings):
-    plain = {k: v for k, v in settings.items() if k not in ('params', 'param_names') and not callable(v) and v is not None}
+    plain = {k: v for k, v in settings.items() if k not in ('params', 'param_names') and not _live(k, v) and v is not None}
     return ', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in plain.items())
 
 # %% ../nbs/09_optimizers.ipynb #36ae801f
@@ -139,10 +141,11 @@ class Group:
                  at:Callable|None=None, # (name, param, module) → bool; None wants all that are left
                  lr:float=1e-3, # length of a step
                  wd:float=0., # decay: each step takes the share lr·wd of a weight
+                 schedule:Callable|dict|None=None, # this group's own curves (the next chapter); None: the trainer's
                  **settings): # the rule's own; the rest keep the defaults in its signature
         known = {k: p.default for k, p in _signature(rule).items() if p.default is not p.empty}
         if (odd := sorted(settings.keys() - known)): raise ValueError(f'{_name(rule)} has no setting {", ".join(odd)}; it has {", ".join(["lr", "wd", *known])}')
-        self.rule, self.at, self.settings = rule, at, dict(lr=lr, wd=wd) | known | settings
+        self.rule, self.at, self.settings = rule, at, dict(lr=lr, wd=wd) | known | settings | (dict(schedule=schedule) if schedule else {})
 
     def __repr__(self): return f'{_name(self.rule)}({_shown(self.settings)}, at={_name(self.at) if self.at else None})'
 
@@ -159,18 +162,20 @@ def sgd(lr:float=.1, # length of a step
         momentum:float=0., # memory of the average
         wd:float=0., # decay
         at:Callable|None=None, # which parameters; None: all that are left
+        schedule:Callable|dict|None=None, # this group's own curves
         ) -> Group:
     "A group that follows `sgd_rule`"
-    return Group(sgd_rule, at, lr, wd, momentum=momentum)
+    return Group(sgd_rule, at, lr, wd, schedule, momentum=momentum)
 
 def adamw(lr:float=1e-3, # length of a step
           betas:tuple=(.9,.95), # memory of the two averages
           eps:float=1e-8, # keeps the division finite
           wd:float=0., # decay
           at:Callable|None=None, # which parameters; None: all that are left
+          schedule:Callable|dict|None=None, # this group's own curves
           ) -> Group:
     "A group that follows `adamw_rule`"
-    return Group(adamw_rule, at, lr, wd, betas=betas, eps=eps)
+    return Group(adamw_rule, at, lr, wd, schedule, betas=betas, eps=eps)
 
 # %% ../nbs/09_optimizers.ipynb #ca696a1f
 def muon(lr:float=.02, # length of a step of an orthogonal matrix
@@ -178,7 +183,7 @@ def muon(lr:float=.02, # length of a step of an orthogonal matrix
          ns_steps:int=5, # steps of `polar`
          wd:float=0., # decay
          at:Callable|None=hidden, # which matrices
-         **settings, # others of `muon_rule`: series, scale, precision
+         **settings, # others of `muon_rule` (series, scale, precision), and `schedule`
          ) -> Group:
     "A group that follows `muon_rule`, for the matrices inside the blocks"
     return Group(muon_rule, at, lr, wd, momentum=momentum, ns_steps=ns_steps, **settings)
@@ -262,7 +267,7 @@ def _repr_markdown_(self:Opt) -> str:
 def state_dict(self:Opt) -> dict:
     "State and settings as plain values; functions stay behind"
     state = super(Opt, self).state_dict()
-    return state | dict(param_groups=[{k: v for k, v in g.items() if not callable(v)} for g in state['param_groups']])
+    return state | dict(param_groups=[{k: v for k, v in g.items() if not _live(k, v)} for g in state['param_groups']])
 
 @patch
 def load_state_dict(self:Opt, state_dict:dict):
@@ -271,7 +276,7 @@ def load_state_dict(self:Opt, state_dict:dict):
     names = lambda groups: [g['param_names'] for g in groups]
     if names(live) != names(saved): raise ValueError(f'saved for the groups {names(saved)}, this optimizer has {names(live)}; build it with the same groups')
     super(Opt, self).load_state_dict(copy.deepcopy(state_dict))
-    for new, old in zip(self.param_groups, live): new.update({k: v for k, v in old.items() if callable(v)})
+    for new, old in zip(self.param_groups, live): new.update({k: v for k, v in old.items() if _live(k, v)})
 
 # %% ../nbs/09_optimizers.ipynb #6bda8136
 @patch
