@@ -5,7 +5,7 @@ nbdev prepares the notebooks (signatures, links), smalldocs renders them from th
 and we repair what smalldocs does differently: the names of pages, links to the published site, and maths, which becomes MathML.
 The result asks no other host for anything.
 """
-import argparse, html, json, os, re, shutil, subprocess, sys, time
+import argparse, html, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]

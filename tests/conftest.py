@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', PYTHONIOENCODING='utf-8')
+os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1', PYTHONIOENCODING='utf-8',
+                  PIP_NO_INDEX='1', PIP_DISABLE_PIP_VERSION_CHECK='1')           # nothing is fetched: corpora fall back to what is built in
 os.environ.pop('IN_TEST', None)                          # set, it makes nbdev_export do nothing at all
 BIN = str(Path(sys.executable).parent)                   # console scripts of this environment, also when it is not activated
 if BIN not in os.environ['PATH'].split(os.pathsep): os.environ['PATH'] = BIN + os.pathsep + os.environ['PATH']

@@ -4,7 +4,6 @@ The site is built by .ci/docs.py (nbdev and smalldocs). Quarto builds the publis
 """
 import functools, http.server, re, subprocess, sys, threading
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest

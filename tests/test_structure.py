@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from common import COLAB, LIB, NBS, cells, directives, module_of, name, notebooks, number, text_of, tree
+from common import COLAB, LIB, cells, directives, module_of, name, notebooks, number, text_of, tree
 
 ALL = notebooks()
 BOOK = [p for p in ALL if (number(p) if number(p) is not None else 99) <= 15]
