@@ -57,7 +57,7 @@ def to_mathml(match: re.Match) -> str:
     block = match[1] == 'display'
     tex = tex.removeprefix('\\[' if block else '\\(').removesuffix('\\]' if block else '\\)')
     try: return convert(tex, display='block' if block else 'inline')
-    except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})')
+    except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})') from None
 
 
 MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
@@ -79,7 +79,7 @@ def repair(site: Path) -> None:
         if link: text = link.sub(lambda m: stems[m[1]], text)
         if f.suffix == '.html':
             up = '../' * (len(f.relative_to(site).parts) - 1) or './'
-            text = re.sub(r'((?:href|src)=")' + re.escape(home), lambda m: m[1] + up, text)
+            text = re.sub(r'((?:href|src)=")' + re.escape(home), r'\1' + up, text)
             text = CDN.sub('', MATH.sub(to_mathml, text))
         f.write_text(text, encoding='utf-8')
 

@@ -91,22 +91,25 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
 
+def look(browser, home, f):
+    "Open one page; what is wrong with it"
+    bad, page = [], browser.new_page()
+    page.on('console', lambda m: bad.append(f'{f}: the console says {m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
+    page.on('pageerror', lambda e: bad.append(f'{f}: {e}'))
+    page.on('request', lambda r: None if r.url.startswith((home, 'data:', 'blob:')) else bad.append(f'{f}: asks {r.url}'))
+    page.goto(home + f, wait_until='load')
+    page.wait_for_timeout(50)
+    if not page.locator('h1').first.is_visible(): bad.append(f'{f}: the title is not visible')
+    if f not in UNTAUGHT:
+        box = page.locator('svg:has(title)').first.bounding_box()
+        if not box or box['width'] < 300 or box['height'] < 40: bad.append(f'{f}: the map is not visible: {box}')
+    page.close()
+    return bad
+
+
 def test_pages_open_in_a_browser(site, read, chromium):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    home, bad = f'http://127.0.0.1:{server.server_port}/', []
-    try:
-        for f in read:
-            page = chromium.new_page()
-            page.on('console', lambda m: bad.append(f'{f}: the console says {m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
-            page.on('pageerror', lambda e: bad.append(f'{f}: {e}'))
-            page.on('request', lambda r: None if r.url.startswith((home, 'data:', 'blob:')) else bad.append(f'{f}: asks {r.url}'))
-            page.goto(home + f, wait_until='load')
-            page.wait_for_timeout(50)
-            assert page.locator('h1').first.is_visible(), f
-            if f not in UNTAUGHT:
-                box = page.locator('svg:has(title)').first.bounding_box()
-                if not box or box['width'] < 300 or box['height'] < 40: bad.append(f'{f}: the map is not visible: {box}')
-            page.close()
+    try: bad = [b for f in read for b in look(chromium, f'http://127.0.0.1:{server.server_port}/', f)]
     finally: server.shutdown()
     assert not bad, '\n'.join(bad)
