@@ -102,7 +102,7 @@ def _loads(docs, size=2**20):
     if load: yield load
 
 # %% ../nbs/02_bpe.ipynb #50881289
-def _cut_long(counts, most=1000):
+def _cut_long(counts, most=100):
     for p in [p for p in counts if len(p) > most]:
         n = counts.pop(p)
         for i in range(0, len(p), most): counts[p[i:i+most]] += n
@@ -118,6 +118,7 @@ def _count(pattern, texts):
 # %% ../nbs/02_bpe.ipynb #76ddb64b
 def _wave(f, loads, workers):
     "`f` of each load, in several processes; where they cannot start, in this one"
+    if workers < 2: return list(map(f, loads))
     try:
         how = 'fork' if sys.platform == 'linux' else 'spawn'
         with ProcessPoolExecutor(min(workers, len(loads)), get_context(how)) as pool: return list(pool.map(f, loads))
@@ -133,7 +134,7 @@ def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
     f, loads, total = partial(_count, _checked(pattern)), _loads(_documents(text)), Counter()
     for c in map(f, islice(loads, 8)): total.update(c)                # done before a pool has started
     while (wave := list(islice(loads, 64))):
-        for c in _wave(f, wave, workers or os.cpu_count()): total.update(c)
+        for c in _wave(f, wave, workers or os.cpu_count() or 1): total.update(c)
     return total
 
 def _checked(pattern):

@@ -118,7 +118,8 @@ def from_dict(cls:Tokenizer,
     if not isinstance(d, dict) or 'tokenizer' not in d: raise ValueError("this describes no tokenizer: the field 'tokenizer' is missing")
     kind = resolve(d['tokenizer'], parts)
     if not (isinstance(kind, type) and hasattr(kind, 'decode_bytes')): raise ValueError(f"{d['tokenizer']!r} is not a tokenizer")
-    return kind(**{k: v for k, v in d.items() if k != 'tokenizer'})
+    try: return kind(**{k: v for k, v in d.items() if k != 'tokenizer'})
+    except TypeError as e: raise ValueError(f"these are not the settings of {d['tokenizer']}: {e}") from None
 
 # %% ../nbs/01_tokenizer.ipynb #c11f4a78
 @patch
