@@ -214,6 +214,9 @@ def test_outputs_are_saved_and_clean(nb):
         for o in outs:
             kb = len(o.get('data', {}).get('image/png', '')) * 3/4 / 1024
             if kb >= 100: bad.append(f'{here}: a figure of {kb:.0f} kB; keep it under 100')
+            kinds = set(o.get('data', {}))
+            if any('widget-view' in k for k in kinds) and not kinds & {'text/html', 'image/png', 'image/svg+xml'}:
+                bad.append(f'{here}: a saved widget, of which a page shows nothing; save a picture or HTML of it instead')
         ds = dict(directives(c['source']))
         if FLAGS & ds.keys() or 'false' in (ds.get('eval:'), ds.get('output:'), ds.get('include:')) or not (body := tree(c['source']).body): continue
         calls = [ast.unparse(t.value.func) for t in body if isinstance(t, ast.Expr) and isinstance(t.value, ast.Call)]
