@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from fastcore.basics import patch
 from .core import atomic_write, cache_dir
 
 # %% ../nbs/03_data.ipynb #915e08c2
@@ -26,26 +25,19 @@ class Corpus:
 
     def __iter__(self) -> Iterator[str]: return iter(self.train)
     @cached_property
-    def n_docs(self) -> int: return len(self.train) + len(self.valid)
+    def n_docs(self) -> int: "Documents on both sides"; return len(self.train) + len(self.valid)
     @cached_property
-    def n_bytes(self) -> int: return _n_bytes(self.train) + _n_bytes(self.valid)
+    def n_bytes(self) -> int: "Bytes on both sides"; return _n_bytes(self.train) + _n_bytes(self.valid)
     @cached_property
-    def sha256(self) -> str: return hashlib.sha256(''.join(self.train + self.valid).encode()).hexdigest()
+    def sha256(self) -> str: "Checksum of all documents, training first"; return hashlib.sha256(''.join(self.train + self.valid).encode()).hexdigest()
+
+    def __repr__(self) -> str: return '\n'.join([f'corpus {self.name}'] + [f'  {k:<8}{v}' for k, v in _facts(self).items()])
+    def _repr_markdown_(self) -> str:
+        return f'**corpus {self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in _facts(self).items())
 
 def _n_bytes(docs): return sum(len(d.encode()) for d in docs)
-
-# %% ../nbs/03_data.ipynb #3ec6580f
-def _rows(c):
-    size = lambda docs: f'{len(docs):,} documents, {_n_bytes(docs):,} bytes'
-    return dict(train=size(c.train), valid=f'{size(c.valid)} ({100*_n_bytes(c.valid)/c.n_bytes:.1f} %)',
-                licence=c.licence, source=c.source, sha256=c.sha256)
-
-@patch
-def __repr__(self:Corpus) -> str: return '\n'.join([f'corpus {self.name}'] + [f'  {k:<8}{v}' for k, v in _rows(self).items()])
-
-@patch
-def _repr_markdown_(self:Corpus) -> str:
-    return f'**corpus {self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in _rows(self).items())
+def _size(docs): return f'{len(docs):,} document{"s"*(len(docs) != 1)}, {_n_bytes(docs):,} bytes'
+def _facts(c): return dict(train=_size(c.train), valid=f'{_size(c.valid)} ({100*_n_bytes(c.valid)/c.n_bytes:.1f} %)', licence=c.licence, source=c.source, sha256=c.sha256)
 
 # %% ../nbs/03_data.ipynb #ea56df90
 def _sha(doc): return hashlib.sha256(doc.encode()).hexdigest()
@@ -69,7 +61,6 @@ def _cut(doc, share):
     at = min(ends, key=lambda e: abs(e-want)) if ends else want
     return [doc[:at]], [doc[at:]]
 
-# %% ../nbs/03_data.ipynb #367f767a
 def split_docs(docs:list[str], # whole documents, in any order
                valid:float=.05, # share of the bytes to keep aside, between 0 and 1
                ) -> tuple[list[str], list[str]]:
@@ -365,7 +356,7 @@ def _python(valid):
 # %% ../nbs/03_data.ipynb #a33a6349
 _known = dict(shakespeare=_shakespeare, stories=_stories, python=_python)
 
-def corpus(text:'str|Path|list|Corpus'='shakespeare', # a known name, a UTF-8 file, a folder, documents, or a Corpus
+def corpus(text:'str|Path|list|Corpus'='shakespeare', # a known name, a UTF-8 file, a folder, documents, or a Corpus; './stories' is a file of that name
            valid:float=.05, # share of the bytes to keep aside, in whole documents
            ) -> Corpus:
     "The corpus that `text` names. Raises FileNotFoundError with near names, ValueError for no text or not UTF-8, OSError, TypeError"

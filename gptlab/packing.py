@@ -41,8 +41,9 @@ def tokenise(docs:list[str], # whole documents
 # %% ../nbs/04_packing.ipynb #5ef921e7
 def _joined(starts, order):
     "The addresses of documents laid end to end in the given order"
+    starts = starts.astype(np.int32 if starts[-1] < 2**31 else np.int64)
     sizes = np.diff(starts)[order]                                           # (n_docs,)
-    return np.repeat(starts[:-1][order] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())   # (N,)
+    return np.repeat(starts[:-1][order] - np.cumsum(sizes, dtype=starts.dtype) + sizes, sizes) + np.arange(starts[-1], dtype=starts.dtype)   # (N,)
 
 def concat(starts:np.ndarray, # where documents start in the flat array, its length at the end
            T:int, # targets in a row
@@ -52,7 +53,7 @@ def concat(starts:np.ndarray, # where documents start in the flat array, its len
     ring = _joined(starts, np.arange(len(starts)-1) if rng is None else rng.permutation(len(starts)-1))
     N = len(ring)
     if rng is not None: ring = np.roll(ring, -rng.integers(N))
-    pad = np.full(-N % T, -1)                                                # the last row is filled up
+    pad = np.full(-N % T, -1, ring.dtype)                                    # the last row is filled up
     return np.lib.stride_tricks.sliding_window_view(np.concatenate([ring, ring[:1], pad]), T+1)[::T]
 
 # %% ../nbs/04_packing.ipynb #025ce908
@@ -86,6 +87,7 @@ def rows(self:Batches) -> np.ndarray:
     if self._rows is None or self._rows[0] != key:
         rng = np.random.default_rng([self.seed, self.epoch])
         rows = self.pack(self.tokens.starts, self.T, rng)
+        if rows.ndim != 2 or rows.shape[1] != self.T+1 or not len(rows): raise ValueError(f'the packer gave an array of shape {rows.shape}; expected at least one row of T+1 = {self.T+1} addresses')
         self._rows = key, rows, rng.permutation(len(rows))
     return self._rows[1]
 
@@ -114,7 +116,8 @@ def _batch(tokens, rows, docs=False):
 # %% ../nbs/04_packing.ipynb #3094849e
 def _apart(starts, rows):
     "Document number within the row (−1 padding) and position within the document's part of the row, from addresses (B,T)"
-    fresh = np.isin(rows, starts[:-1]) | (np.diff(rows, axis=1, prepend=rows[:,:1]) != 1)   # (B,T) begins a document or a jump
+    begins = starts[np.searchsorted(starts, rows, side='right') - 1] == rows               # (B,T)
+    fresh = begins | (np.diff(rows, axis=1, prepend=rows[:,:1]) != 1)   # (B,T) begins a document or a jump
     fresh[:,0] = True
     place = np.arange(rows.shape[1])
     pos  = place - np.maximum.accumulate(np.where(fresh, place, 0), axis=1)
@@ -172,13 +175,11 @@ class FixedBatches(list):
         self.tok = tok
 
     @property
-    def n_tokens(self) -> int: return sum((b['targets'] != -100).sum().item() for b in self)
+    def n_tokens(self) -> int: "Targets that count"; return sum((b['targets'] != -100).sum().item() for b in self)
     @property
-    def n_bytes(self) -> int: return sum(_sizes(self.tok)[b['targets'][b['targets'] != -100]].sum().item() for b in self)
+    def n_bytes(self) -> int: "Bytes of the text that the targets stand for"; return sum(self.tok.token_bytes[b['targets'][b['targets'] != -100]].sum().item() for b in self)
     def head(self, n:int) -> 'FixedBatches': "The first n batches"; return FixedBatches(self[:n], self.tok)
     def __repr__(self) -> str: return f'{len(self)} fixed batches, {self.n_tokens:,} targets' + (f' for {self.n_bytes:,} bytes' if self.tok else '')
-
-def _sizes(tok): return tok.token_bytes() if callable(tok.token_bytes) else tok.token_bytes
 
 def fixed_batches(tokens:Tokens, # what to read
                   B:int=16, # rows in a batch; the last batch may have fewer
