@@ -7,8 +7,9 @@ import json, re, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = '[Open in Colab](https://colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/{})'
-OLD = re.compile(r'\n*\[Open in Colab\]\([^)]*\)')
+LINK = ('[Open in Colab](https://colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/{}), '
+        'where `%pip install git+https://github.com/gptlab/gptlab` comes first.')
+OLD = re.compile(r'\n*\[Open in Colab\]\([^)]*\).*')
 
 
 def badge(path: Path) -> bool:

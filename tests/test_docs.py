@@ -8,7 +8,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 
-from common import ROOT, name, notebooks
+from common import LIB, ROOT, module_of, name, notebooks
 
 pytest.importorskip('smalldocs', reason='smalldocs is not installed: it needs Python 3.11')
 UNTAUGHT = {'references.html'}
@@ -57,6 +57,17 @@ def test_every_page_has_its_parts(read):
         if f not in UNTAUGHT and 'The flow of gptlab' not in body: bad.append(f'{f}: the map is not on the page')
         if 'id="TOC"' not in body: bad.append(f'{f}: no table of contents')
         if re.search(r'<span class="math|\\\(|\$\$', re.sub(r'<(pre|code)\b.*?</\1>', '', body, flags=re.S)): bad.append(f'{f}: maths was left as TeX')
+    assert not bad, '\n'.join(bad)
+
+
+def test_chapters_show_signatures(read):
+    "A chapter that exports something public shows it with its parameters and a link to its source"
+    bad = []
+    for p in notebooks():
+        m = module_of(p)
+        f = re.sub(r'(^|/)\d+_', r'\1', name(p)).replace('.ipynb', '.html')
+        if m and re.search(r'^(def|class) [a-zA-Z]', (LIB/f'{m}.py').read_text(encoding='utf-8'), re.M) and f'blob/main/gptlab/{m}.py#L' not in read[f].text:
+            bad.append(f'{f}: no signature of anything in gptlab.{m}')
     assert not bad, '\n'.join(bad)
 
 
