@@ -2,7 +2,7 @@
 
 The environment is empty but for a path to the libraries installed here, so that torch is not fetched again; .ci/run installs everything anew.
 """
-import json, os, shutil, subprocess, sys, sysconfig
+import ast, json, os, re, shutil, subprocess, sys, sysconfig
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,22 @@ def test_installed_it_is_the_wheel_that_runs(venv, tmp_path):
     said = run([python, '-c', 'import gptlab, gptlab.core; print(gptlab.__file__); print(gptlab.__version__)'], cwd=tmp_path).split()
     assert Path(said[0]).resolve().is_relative_to(own.resolve()) and not Path(said[0]).resolve().is_relative_to(ROOT)
     assert said[1] in (ROOT/'settings.ini').read_text()
+
+
+def test_what_is_imported_is_declared():
+    "What the package imports comes with it: the standard library, the declared dependencies, and IPython, which ipywidgets brings"
+    text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
+    block = re.search(r'^dependencies = \[(.*?)^\]', text, re.S | re.M)[1]
+    extras = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
+    declared, optional = (set(re.findall(r'"([A-Za-z_]+)', t)) for t in (block, extras))
+    bad = []
+    for mod in LIB.glob('*.py'):
+        top = ast.parse(mod.read_text(encoding='utf-8'))
+        for node in ast.walk(top):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for n in {n.split('.')[0] for n in names} - set(sys.stdlib_module_names) - declared - {'gptlab', 'IPython', 'nbdev'}:
+                if n not in optional or node in top.body: bad.append(f'gptlab/{mod.name} line {node.lineno}: {n} is not among the dependencies in pyproject.toml')
+    assert not bad, '\n'.join(bad)
 
 
 @needs_cli
