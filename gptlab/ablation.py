@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
+from typing import Any
 import torch
 from fastcore.basics import patch
 from .core import atomic_write
@@ -41,7 +42,9 @@ class Runs:
     records: list                                                     # dicts: variant, seed, log
 
     @property
-    def variants(self) -> list: return list(dict.fromkeys(r['variant'] for r in self.records))
+    def variants(self) -> list:
+        "Their names, in the order of their first run"
+        return list(dict.fromkeys(r['variant'] for r in self.records))
 
     def has(self,
             variant:str, # its name
@@ -128,8 +131,8 @@ def _band(logs, key, x):
 def plot(self:Runs,
          key:str, # what to draw
          x:str='step', # against what: step, tokens, seconds
-         ax=None, # axes to draw on
-         ):
+         ax:Any=None, # axes to draw on; None makes some
+         ) -> Any:
     "The mean of each variant with its 95 % band of Student's t; returns the axes"
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6,2.8))[1]

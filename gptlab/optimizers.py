@@ -40,29 +40,17 @@ def adamw_rule(grad:torch.Tensor, # the gradient; never changed
     m.lerp_(grad, 1 - b1); v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
     return (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + eps)
 
-# %% ../nbs/09_optimizers.ipynb #a8f93f20
-def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
-    (b1, b2), ms, vs = betas, *([_buffer(s, k, g) for s, g in zip(states, grads)] for k in 'mv')
-    torch._foreach_lerp_(ms, grads, 1 - b1)
-    torch._foreach_mul_(vs, b2); torch._foreach_addcmul_(vs, grads, grads, 1 - b2)
-    below = torch._foreach_sqrt(vs)
-    torch._foreach_div_(below, [math.sqrt(1 - b2**t) for t in step]); torch._foreach_add_(below, eps)
-    torch._foreach_mul_(below, [1 - b1**t for t in step])
-    return torch._foreach_div(ms, below)
-
-adamw_rule.many = _adamw_many
-
 # %% ../nbs/09_optimizers.ipynb #73252c49
-_polar_express = ((8.156554524902461, -22.48329292557795, 15.878769915207462), (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-                  (3.8916678022926607, -2.772484153217685, 0.5060648178503393), (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-                  (2.3465413258596377, -1.7097828382687081, 0.42323551169305323))
-polar_series = dict(polar_express=_polar_express, jordan=((3.4445, -4.7750, 2.0315),), newton=((1.875, -1.25, .375),))   # (a, b, c) of each step; the last repeats
+polar_series = dict(newton=((1.875, -1.25, .375),), jordan=((3.4445, -4.7750, 2.0315),), polar_express=(        # (a, b, c) of each step; the last repeats
+    (8.156554524902461, -22.48329292557795, 15.878769915207462), (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393), (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323)))
 
 def _coefficients(series, steps):
     if series not in polar_series: raise ValueError(f'no series is called {series!r}; there are {", ".join(polar_series)}')
     return (polar_series[series] + polar_series[series][-1:]*steps)[:steps]
 
-# %% ../nbs/09_optimizers.ipynb #969f1c6e
+# %% ../nbs/09_optimizers.ipynb #ce60e1dc
 def _fast_dtype(G):
     "bfloat16 where the device multiplies it faster, else float32; float64 stays"
     amx = G.device.type == 'cpu' and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
@@ -74,7 +62,6 @@ def _unit(G):
     X = X.mT if tall else X
     return X / (1.01 * X.norm(dim=(-2,-1), keepdim=True)).clamp(min=1e-12), tall
 
-# %% ../nbs/09_optimizers.ipynb #13ddb2b9
 def polar(G:torch.Tensor, # one matrix, or a stack of them (…,m,n)
           steps:int=5, # steps of the polynomial
           series:str='polar_express', # its coefficients: a key of `polar_series`
@@ -85,7 +72,7 @@ def polar(G:torch.Tensor, # one matrix, or a stack of them (…,m,n)
     X, tall = _unit(G)                                                # (N,m,n)
     X = X.to(getattr(torch, precision) if precision else _fast_dtype(G))
     for a, b, c in _coefficients(series, steps):
-        A = X @ X.mT                                                  # (N,m,m)
+        A = X @ X.mT                                                  # (N,m,m), the smaller of the two squares
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
@@ -109,6 +96,17 @@ def muon_rule(grad:torch.Tensor, # gradient of a matrix (m,n); never changed
     return polar(grad.lerp(average, momentum), ns_steps, series, precision) * _muon_scale(grad.shape, scale)
 
 # %% ../nbs/09_optimizers.ipynb #fc801b37
+def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
+    (b1, b2), ms, vs = betas, *([_buffer(s, k, g) for s, g in zip(states, grads)] for k in 'mv')
+    torch._foreach_lerp_(ms, grads, 1 - b1)
+    torch._foreach_mul_(vs, b2); torch._foreach_addcmul_(vs, grads, grads, 1 - b2)
+    below = torch._foreach_sqrt(vs)
+    torch._foreach_div_(below, [math.sqrt(1 - b2**t) for t in step]); torch._foreach_add_(below, eps)
+    torch._foreach_mul_(below, [1 - b1**t for t in step])
+    return torch._foreach_div(ms, below)
+
+adamw_rule.many = _adamw_many
+
 def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express', scale='original', precision=None):
     averages, shapes, out = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)], defaultdict(list), [None]*len(grads)
     torch._foreach_lerp_(averages, grads, 1 - momentum)
@@ -130,10 +128,10 @@ def _name(f): return getattr(f, '__name__', type(f).__name__).removesuffix('_rul
 def _live(k, v): return callable(v) or k == 'schedule'                # what a state dict leaves out
 
 def _shown(settings):
-    plain = {k: v for k, v in settings.items() if k not in ('params', 'param_names') and not _live(k, v) and v is not None}
+    hide = 'params', 'param_names', 'rule', *(k for k in settings if k.startswith('initial_'))
+    plain = {k: v for k, v in settings.items() if k not in hide and v is not None}
     return ', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in plain.items())
 
-# %% ../nbs/09_optimizers.ipynb #36ae801f
 class Group:
     "A rule, its settings, and the parameters that it wants; raises ValueError for a setting that the rule does not have"
     def __init__(self,
@@ -147,9 +145,9 @@ class Group:
         if (odd := sorted(settings.keys() - known)): raise ValueError(f'{_name(rule)} has no setting {", ".join(odd)}; it has {", ".join(["lr", "wd", *known])}')
         self.rule, self.at, self.settings = rule, at, dict(lr=lr, wd=wd) | known | settings | (dict(schedule=schedule) if schedule else {})
 
-    def __repr__(self): return f'{_name(self.rule)}({_shown(self.settings)}, at={_name(self.at) if self.at else None})'
+    def __repr__(self): return f'{_name(self.rule)}({_shown(self.settings)}{f", at={_name(self.at)}" if self.at else ""})'
 
-# %% ../nbs/09_optimizers.ipynb #00fa5d74
+# %% ../nbs/09_optimizers.ipynb #36ae801f
 def hidden(name:str, # as in model.named_parameters()
            param:nn.Parameter, # the parameter
            module:nn.Module, # the module that owns it
@@ -157,7 +155,6 @@ def hidden(name:str, # as in model.named_parameters()
     "Is it the matrix of a Linear inside `blocks`? Embeddings and the head are not, though they are two-dimensional"
     return isinstance(module, nn.Linear) and param.ndim == 2 and 'blocks' in name.split('.')
 
-# %% ../nbs/09_optimizers.ipynb #711ae201
 def sgd(lr:float=.1, # length of a step
         momentum:float=0., # memory of the average
         wd:float=0., # decay
@@ -167,6 +164,7 @@ def sgd(lr:float=.1, # length of a step
     "A group that follows `sgd_rule`"
     return Group(sgd_rule, at, lr, wd, schedule, momentum=momentum)
 
+# %% ../nbs/09_optimizers.ipynb #9e21c3af
 def adamw(lr:float=1e-3, # length of a step
           betas:tuple=(.9,.95), # memory of the two averages
           eps:float=1e-8, # keeps the division finite
@@ -177,7 +175,6 @@ def adamw(lr:float=1e-3, # length of a step
     "A group that follows `adamw_rule`"
     return Group(adamw_rule, at, lr, wd, schedule, betas=betas, eps=eps)
 
-# %% ../nbs/09_optimizers.ipynb #ca696a1f
 def muon(lr:float=.02, # length of a step of an orthogonal matrix
          momentum:float=.95, # memory of the average
          ns_steps:int=5, # steps of `polar`
@@ -221,6 +218,13 @@ class Opt(torch.optim.Optimizer):
             if not mine: warnings.warn(f'{g} claims no parameter')
         super().__init__([dict(params=mine, rule=g.rule) | g.settings for g, mine in zip(groups, taken) if mine], {})
 
+    def _rows(self):
+        for g in self.param_groups:
+            yield _name(g['rule']), f"{sum(p.numel() for p in g['params']):,}", str(len(g['params'])), _shown(g)
+    def __repr__(self): return '\n'.join(['Opt', *('  ' + ' · '.join(row) for row in self._rows())])
+    def _repr_markdown_(self):
+        return '\n'.join(['| rule | parameters | tensors | settings |', '|---|---:|---:|---|', *(f'| {" | ".join(row)} |' for row in self._rows())])
+
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 @patch
 def _directions(self:Opt, group, params):
@@ -234,7 +238,6 @@ def _directions(self:Opt, group, params):
     if hasattr(rule, 'many'): return rule.many(grads, states, **extras, **settings)
     return [rule(g, s, **dict(zip(extras, e)), **settings) for g, s, *e in zip(grads, states, *extras.values())]
 
-# %% ../nbs/09_optimizers.ipynb #b5f4250a
 @patch
 @torch.no_grad()
 def step(self:Opt,
@@ -248,19 +251,6 @@ def step(self:Opt,
         if g['wd']: torch._foreach_mul_(params, 1 - g['lr']*g['wd'])
         torch._foreach_add_(params, directions, alpha=-g['lr'])
     return loss
-
-# %% ../nbs/09_optimizers.ipynb #1e535a8f
-@patch
-def __repr__(self:Opt) -> str: return 'Opt\n' + '\n'.join('  ' + ' · '.join(row) for row in self._rows())
-
-@patch
-def _rows(self:Opt):
-    for g in self.param_groups:
-        yield _name(g['rule']), f"{sum(p.numel() for p in g['params']):,}", str(len(g['params'])), _shown(g)
-
-@patch
-def _repr_markdown_(self:Opt) -> str:
-    return '\n'.join(['| rule | parameters | tensors | settings |', '|---|---:|---:|---|', *(f'| {" | ".join(row)} |' for row in self._rows())])
 
 # %% ../nbs/09_optimizers.ipynb #77f5a6bf
 @patch
@@ -309,20 +299,17 @@ def _continued(group):
     two.load_state_dict(weights); new.load_state_dict(state)
     return two.roll(new, 2)
 
-# %% ../nbs/09_optimizers.ipynb #7bef1d22
-def _one_by_one(rule): return lambda grad, state, **kw: rule(grad, state, **kw)
-
 def check_rule(group:Group|Callable # a rule, or a group that follows it
                ) -> Report:
     "Try a rule on two matrices: downhill, gradient untouched, same shape and dtype, repeatable, resumable, `many` equal to one by one"
-    group = copy.copy(group) if isinstance(group, Group) else Group(group); group.at = None
-    bowl, five = _Bowl(), _Bowl(); opt = Opt(bowl, group); start = bowl.height().item()
-    bowl.height().backward(); before = bowl.a.grad.clone()
-    d = opt._directions(opt.param_groups[0], [bowl.a, bowl.b])
-    kept, sound = torch.equal(before, bowl.a.grad), all(x.shape == p.shape and x.dtype == p.dtype for x, p in zip(d, (bowl.a, bowl.b)))
-    bowl.roll(opt, 100); five = five.roll(Opt(five, group), 5); again = _Bowl()
-    alone = copy.copy(group); alone.rule = functools.wraps(group.rule, updated=())(_one_by_one(group.rule))
-    lone = _Bowl()
-    return Report({'goes down': bowl.height().item() < start, 'leaves the gradient alone': kept, 'keeps shape and dtype': sound,
-        'gives the same twice': torch.equal(five, again.roll(Opt(again, group), 5)), 'continues from its saved state': torch.equal(five, _continued(group)),
-        'many at once = one by one': torch.allclose(five, lone.roll(Opt(lone, alone), 5), atol=1e-2) if hasattr(group.rule, 'many') else '–'})
+    group = copy.copy(group) if isinstance(group, Group) else Group(group)
+    group.at, alone = None, copy.copy(group); alone.at, alone.rule = None, functools.wraps(group.rule, updated=())(lambda *a, **kw: group.rule(*a, **kw))
+    bowl = _Bowl(); opt, start = Opt(bowl, group), bowl.height(); start.backward()
+    grads = [bowl.a.grad.clone(), bowl.b.grad.clone()]
+    kept = [(d.shape, d.dtype) == (g.shape, g.dtype) for d, g in zip(opt._directions(opt.param_groups[0], [bowl.a, bowl.b]), grads)]
+    same = torch.equal(grads[0], bowl.a.grad) and torch.equal(grads[1], bowl.b.grad)
+    five, again, slow = (m.roll(Opt(m, g), 5) for m, g in ((_Bowl(), group), (_Bowl(), group), (_Bowl(), alone)))
+    bowl.roll(opt, 100)
+    return Report({'goes down': bool(bowl.height() < start), 'leaves the gradient alone': same, 'keeps shape and dtype': all(kept),
+        'gives the same twice': torch.equal(five, again), 'continues from its saved state': torch.equal(five, _continued(group)),
+        'many at once = one by one': torch.allclose(five, slow, atol=1e-2) if hasattr(group.rule, 'many') else '–'})
