@@ -2,7 +2,7 @@
 
 Each rule collects all of its complaints before it fails, and says for each what to do.
 """
-import ast, io, re, tokenize
+import ast, io, re, shutil, subprocess, tokenize
 from collections import defaultdict
 
 import pytest
@@ -143,6 +143,13 @@ def test_exported_code_raises_and_stays_light(mod):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
         bad += [f'line {node.lineno}: {n} is heavy; import it inside the function that uses it' for n in names if any(n == h or n.startswith(h + '.') for h in HEAVY)]
     complain([f'gptlab/{mod.name} {b}' for b in bad])
+
+
+def test_exported_code_knows_its_names():
+    "A name that only a lesson cell imports is missing in the package"
+    ruff = shutil.which('ruff') or pytest.skip('ruff is not installed')
+    done = subprocess.run([ruff, 'check', '--isolated', '--no-cache', '--output-format', 'concise', '--select', 'E9,F821,F823', str(LIB)], capture_output=True, text=True)
+    if done.returncode: pytest.fail('import it in an export cell:\n' + done.stdout.replace(str(LIB), 'gptlab'), pytrace=False)
 
 
 # ---- each notebook
