@@ -104,7 +104,8 @@ def _mean(values):
 def _last(self:Runs):
     "Rows of the table: variant, seeds, and the last numbers that every run has"
     numbers = [{k for row in r['log'] for k, v in row.items() if isinstance(v, Number)} for r in self.records]
-    keys = [k for k in dict.fromkeys(k for row in self.records[0]['log'] for k in row) if all(k in n for n in numbers)][:6] if self.records else []
+    keys = dict.fromkeys(k for row in self.records[0]['log'] for k in row) if self.records else []
+    keys = [k for k in keys if k not in ('step', 'tokens', 'lr', 'grad_norm') and all(k in n for n in numbers)][:6]
     yield ['variant', 'seeds', *keys]
     for v in self.variants: yield [v, str(sum(r['variant'] == v for r in self.records)), *(_mean(list(self.final(k)[v].values())) for k in keys)]
 

@@ -82,7 +82,7 @@ def plot_curves(**curves:Callable):
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6,2.6))
     for name, curve in curves.items(): ax.plot([i/500 for i in range(501)], [curve(i/500) for i in range(501)], label=name)
-    ax.set(xlabel='progress', ylabel='multiplier'); ax.legend(fontsize=8)
+    ax.set(xlabel='progress', ylabel='multiplier'); ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1,1))
     return ax
 
 # %% ../nbs/10_schedules.ipynb #b37d2aaf
