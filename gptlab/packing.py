@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from fastcore.basics import patch
 from .data import Corpus, corpus
+from .tokenizer import Tokenizer
 
 # %% ../nbs/04_packing.ipynb #20c5804c
 @dataclass
@@ -26,7 +27,7 @@ class Tokens:
     def __repr__(self) -> str: return f'{len(self):,} tokens in {len(self.starts)-1:,} documents, {self.ids.dtype}'
 
 def tokenise(docs:list[str], # whole documents
-             tok, # a tokenizer: encode_batch or encode, vocab_size, bos
+             tok:Tokenizer, # any object with encode_batch or encode, vocab_size, bos
              ) -> Tokens:
     "All documents as one flat array, each behind `tok.bos` where there is one. Raises ValueError for an id outside the vocabulary"
     rows = tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else [tok.encode(d) for d in docs]
@@ -159,7 +160,7 @@ def resize(self:Batches, B:int|None=None, # rows in a batch from now on; None ke
            ) -> 'Batches':
     """Go on with other shapes, in place. With the same T, at the first row not yet handed out. With another T the epoch is cut anew and goes on
     after the same share of it, so within this one epoch some tokens come twice and some not at all"""
-    B, T = B or self.B, T or self.T
+    B, T = self.B if B is None else B, self.T if T is None else T
     _positive(B=B, T=T)
     if len(self.tokens) <= T: raise ValueError(f'{len(self.tokens)} tokens do not fill one row of T+1 = {T+1}: give a T of at most {len(self.tokens)-1}')
     done, old = self.cursor/len(self.rows), self.T
@@ -170,7 +171,9 @@ def resize(self:Batches, B:int|None=None, # rows in a batch from now on; None ke
 # %% ../nbs/04_packing.ipynb #ed0e6ecf
 class FixedBatches(list):
     "Batches built once, the same for every run; knows its tokenizer and the bytes that its targets stand for"
-    def __init__(self, items:list, tok=None):
+    def __init__(self, items:list, # batches
+                 tok:Tokenizer|None=None, # their tokenizer
+                 ):
         super().__init__(items)
         self.tok = tok
 
@@ -196,8 +199,8 @@ def fixed_batches(tokens:Tokens, # what to read
     return FixedBatches([_batch(tokens, every[i:i+B], docs) for i in range(0, len(every), B)], tokens.tok)
 
 # %% ../nbs/04_packing.ipynb #b061414f
-def batches(text, # what `corpus` takes: a name, a path, a folder, documents or a Corpus
-            tok, # a tokenizer
+def batches(text:'str|Corpus|list', # what `corpus` takes: a name, a path, a folder, documents or a Corpus
+            tok:Tokenizer, # see `tokenise`
             B:int=16, # rows in a batch
             T:int=128, # tokens in a row
             seed:int=0, # of the training order
@@ -237,7 +240,7 @@ def windows(starts:np.ndarray, # where documents start in the flat array, its le
             stride:int|None=None, # from one row to the next; None is T, so that each token but a document's first is a target once
             ) -> np.ndarray:
     "Rows of addresses (R,T+1) that never cross from one document into the next; short rows are padded"
-    first = np.concatenate([np.arange(a, max(b-1, a+1), stride or T) for a, b in zip(starts, starts[1:])])   # (R,)
+    first = np.concatenate([np.arange(a, b-1, stride or T) for a, b in zip(starts, starts[1:])])   # (R,)
     ends  = starts[1:][np.searchsorted(starts, first, side='right') - 1]                                     # (R,)
     rows  = first[:,None] + np.arange(T+1)                                                                   # (R,T+1)
     return np.where(rows < ends[:,None], rows, -1)
@@ -268,7 +271,7 @@ def _check_batch(b):
 def _same(a, b): return set(a) == set(b) and all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
 # %% ../nbs/04_packing.ipynb #740dbb8a
-def check_data(data, # an iterable of batches: a stream with a state, or a list
+def check_data(data:'Batches|list', # an iterable of batches: a stream with a state, or a list
                n:int=8, # batches to look at
                ) -> str:
     "Check what the trainer relies on; returns a line that says what held, raises ValueError that says what did not. A stream is left where it was"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
 from .data import Corpus, corpus, stories_bpb
+from .tokenizer import Tokenizer
 
 # %% ../nbs/05_score.ipynb #650706b6
 def bits_per_byte(nats:float, # total surprise, in nats (a sum, not a mean)
@@ -132,7 +133,7 @@ class Score:
     n_bytes:int
 
     @property
-    def perplexity(self) -> float: return perplexity(self.loss)
+    def perplexity(self) -> float: "The fair die that would surprise as much"; return perplexity(self.loss)
     def __repr__(self) -> str:
         return f'{self.loss:.4f} nats per token, perplexity {self.perplexity:.2f}, {self.bpb:.4f} bits per byte ({self.tokens:,} tokens, {self.n_bytes:,} bytes)'
     def _repr_markdown_(self) -> str:
@@ -160,7 +161,7 @@ class _Quiet:
 @torch.no_grad()
 def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
              batches:list, # a fixed list of batches
-             tok=None, # a tokenizer, for bits per byte; None takes the one the list knows
+             tok:Tokenizer|None=None, # a tokenizer, for bits per byte; None takes the one the list knows
              ) -> Score:
     "The mean surprise over all targets, in eval mode, without changing the model or any random state. Raises TypeError for a stream, ValueError for no targets"
     if not hasattr(batches, '__len__'): raise TypeError('a score needs a fixed list of batches, not a stream that never ends: use the second result of batches(…)')
