@@ -248,7 +248,6 @@ def _expect(name, attr):
     options = _cast[name] if name != 'spot' else [dict(name=p[k]) for p in _cast['place'] for k in 'abcd']
     return 0., sum(len(o[attr].encode()) for o in options)/len(options)
 
-@cache
 def stories_bpb() -> float:
     "The floor of `stories`: expected bits of a story, its end included, over its expected bytes; exact, by linearity of expectation"
     bits, n_bytes = _expect('story', 'name')
