@@ -9,7 +9,6 @@ __all__ = ['RMSNorm', 'LayerNorm', 'relu2', 'gelu', 'gelu_tanh', 'silu', 'MLP', 
 # %% ../nbs/06_blocks.ipynb #68e1353d
 import inspect
 from collections.abc import Callable
-from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F

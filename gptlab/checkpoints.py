@@ -13,8 +13,9 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import best_device, resolve
+from .core import best_device
 from .model import GPT, GPTConfig
+from .tokenizer import Tokenizer
 
 # %% ../nbs/11_checkpoints.ipynb #b87696f4
 def rng_state() -> dict:
@@ -31,7 +32,7 @@ def set_rng_state(state:dict):
     if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
 # %% ../nbs/11_checkpoints.ipynb #1c8506d7
-def flatten(tree, # dicts, lists, tuples, numbers, strings, None, tensors
+def flatten(tree:object, # dicts, lists, tuples, numbers, strings, None, tensors
             tensors:dict, # filled: name → tensor
             name:str='', # where in the tree we are
             ) -> object:
@@ -170,4 +171,4 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     model = GPT(GPTConfig.from_dict(d['config'], parts))
     load_weights(model, d['model'])
     tok = d['tokenizer']
-    return model.eval().to(best_device(device)), tok and resolve(tok['class'], parts).from_dict(tok)
+    return model.eval().to(best_device(device)), tok and Tokenizer.from_dict(tok, parts)

@@ -7,6 +7,7 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'draw', 'dice', 'pad_left',
            'generate_text', 'sample_from']
 
 # %% ../nbs/14_generation.ipynb #596f4d5e
+import math
 from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn

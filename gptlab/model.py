@@ -6,17 +6,17 @@
 __all__ = ['Block', 'pair', 'GPTConfig', 'modern_init', 'gpt2_init', 'GPT', 'lm_loss', 'gpt2_config', 'llama_config', 'swap']
 
 # %% ../nbs/08_model.ipynb #bc92bdd9
-import json, math
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 import torch
 from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
-from .attention import Attention, LearnedPositions, RoPE, Seq
-from .blocks import build, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
+from .attention import Attention, LearnedPositions, Seq
+from .blocks import build, gelu_tanh, GLU, LayerNorm, MLP, RMSNorm, silu
 from .core import dotted, resolve
 
 # %% ../nbs/08_model.ipynb #b23beea1

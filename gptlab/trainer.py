@@ -6,7 +6,7 @@
 __all__ = ['EVENTS', 'Trainer', 'eager']
 
 # %% ../nbs/12_trainer.ipynb #6e9643b5
-import contextlib, inspect, math, signal, threading, time
+import contextlib, math, signal, threading, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import torch
@@ -276,7 +276,7 @@ def series(self:Trainer,
 def plot(self:Trainer,
          key:str='loss', # a column of the log
          x:str='step', # 'step', 'tokens' or 'seconds'
-         ax=None, # axes to draw on; None makes new ones
+         ax:object|None=None, # matplotlib axes to draw on; None makes new ones
          **kw, # passed to plt.plot
          ):
     "Draw one column of the log; returns the axes"

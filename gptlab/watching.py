@@ -8,10 +8,9 @@ __all__ = ['clock', 'told', 'curve_svg', 'LiveView', 'Bar', 'Lines', 'Silent', '
 
 # %% ../nbs/13_watching.ipynb #0bef0301
 import html, math, os, sys, time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import torch
 from fastcore.basics import patch
-from torch import nn
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
@@ -51,6 +50,12 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"><title>{html.escape(", ".join(lines))}</title>{drawn}{names}{ends}</svg>'
 
 # %% ../nbs/13_watching.ipynb #50bb20cd
+def _kernel():
+    "Is this a live Jupyter kernel?"
+    if 'IPython' not in sys.modules: return False
+    ip = sys.modules['IPython'].get_ipython()
+    return getattr(ip, 'kernel', None) is not None
+
 def _sampled(text): return f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
 
 def _curves(trainer): return curve_svg(dict(training=trainer.series('loss'), validation=trainer.series('valid')))
@@ -81,7 +86,8 @@ class LiveView:
 def before_fit(self:LiveView, trainer:Trainer):
     "Show the view"
     from IPython.display import display
-    display(self.box); self._update(trainer)
+    if _kernel(): display(self.box)
+    self._update(trainer)
 
 @patch
 def after_step(self:LiveView, trainer:Trainer):
@@ -129,12 +135,6 @@ class Lines:
 # %% ../nbs/13_watching.ipynb #1eae6743
 class Silent:
     "A callback that shows nothing"
-
-def _kernel():
-    "Is this a live Jupyter kernel?"
-    if 'IPython' not in sys.modules: return False
-    ip = sys.modules['IPython'].get_ipython()
-    return getattr(ip, 'kernel', None) is not None
 
 def watcher() -> object:
     "The view that suits where we are"
