@@ -168,9 +168,9 @@ def _levels(ps, alpha, correct):
     if correct is None: return [alpha]*k
     if correct == 'bonferroni': return [alpha/k]*k
     if correct != 'holm': raise ValueError(f"correct must be 'holm', 'bonferroni' or None, not {correct!r}")
-    levels, level = [alpha/k]*k, None
+    levels, level, failed = [alpha/k]*k, None, False
     for rank, i in enumerate(sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))):
-        levels[i] = level = level if level and failed else alpha/(k-rank)
+        levels[i] = level = level if failed else alpha/(k-rank)
         failed = not ps[i] <= level
     return levels
 

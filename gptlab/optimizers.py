@@ -100,9 +100,8 @@ def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
     (b1, b2), ms, vs = betas, *([_buffer(s, k, g) for s, g in zip(states, grads)] for k in 'mv')
     torch._foreach_lerp_(ms, grads, 1 - b1)
     torch._foreach_mul_(vs, b2); torch._foreach_addcmul_(vs, grads, grads, 1 - b2)
-    below = torch._foreach_sqrt(vs)
-    torch._foreach_div_(below, [math.sqrt(1 - b2**t) for t in step]); torch._foreach_add_(below, eps)
-    torch._foreach_mul_(below, [1 - b1**t for t in step])
+    below = torch._foreach_sqrt(vs)                                   # (√v/√(1−β2ᵗ) + eps)·(1−β1ᵗ), in as few passes as can be
+    torch._foreach_mul_(below, [(1 - b1**t) / math.sqrt(1 - b2**t) for t in step]); torch._foreach_add_(below, [eps*(1 - b1**t) for t in step])
     return torch._foreach_div(ms, below)
 
 adamw_rule.many = _adamw_many
