@@ -100,7 +100,7 @@ def _backward(self:Trainer):
         self.batch = self._batch()
         with self._autocast(): total, weight = self.loss(self.model, self.batch)
         weights.append(float(weight)); sums.append(float(total.detach()))
-        self._finite(sums[-1])
+        self.last_loss = sums[-1]/max(weights[-1], 1.); self._finite(sums[-1]); self.call('after_loss')
         (total / max(weights[0], 1.)).backward()
         self.tokens += self.batch['ids'].numel() if 'ids' in self.batch else int(weights[-1])
     W = max(sum(weights), 1.)
@@ -142,10 +142,9 @@ def one_step(self:Trainer):
     "Schedule, gradients, update, one line in the log"
     start, self.skip = time.perf_counter(), False
     self.call('before_step')
-    apply_schedule(self.opt, self.schedule, self.progress, self.log[-1] if self.log else {})
-    was = self.tokens
-    loss = self._backward();    self.last_loss = loss;  self.call('after_loss')
-    self.call('after_backward')
+    was, spent = self.tokens, self.spent if self.budget else 0
+    loss = self._backward(); self.call('after_backward')
+    apply_schedule(self.opt, self.schedule, self._middle(spent, start), self.log[-1] if self.log else {})
     norm = self._update()
     self.step += 1; took = time.perf_counter() - start; self.seconds += took
     self.log.append(dict(step=self.step, tokens=self.tokens, seconds=self.seconds, loss=loss, grad_norm=norm, lr=self.opt.param_groups[0]['lr'],
@@ -172,6 +171,13 @@ def spent(self:Trainer) -> float:
 def progress(self:Trainer) -> float:
     "The share of the budget that is spent, 0 to 1"
     return min(1., self.spent/self.budget[1]) if self.budget else 0.
+
+@patch
+def _middle(self:Trainer, spent, start):
+    "Progress in the middle of the step that began with `spent` at the time `start`: the schedule is read there, or the first step would be of size 0"
+    if not self.budget: return 0.
+    now = dict(steps=self.step+1, seconds=self.seconds + time.perf_counter() - start).get(self.budget[0], self.spent)
+    return min(1., (spent+now)/2/self.budget[1])
 
 # %% ../nbs/12_trainer.ipynb #86010103
 @contextlib.contextmanager
