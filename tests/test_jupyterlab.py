@@ -46,7 +46,7 @@ def lab(page_dir, tmp_path_factory):
         f.parent.mkdir(parents=True, exist_ok=True); f.write_text(json.dumps(value))
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(own/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(own/'workspaces'), JUPYTER_CONFIG_DIR=str(own/'config'),
-                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'), GPTLAB_MAX_STEPS='30', MPLBACKEND='module://matplotlib_inline.backend_inline')
+                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'), GPTLAB_MAX_STEPS='20', MPLBACKEND='module://matplotlib_inline.backend_inline')
     cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.token=tok', f'--ServerApp.port={port}', '--ServerApp.ip=127.0.0.1',
            '--ServerApp.port_retries=0', f'--ServerApp.root_dir={page_dir}']
     log = open(own/'log.txt', 'w+', encoding='utf-8')
