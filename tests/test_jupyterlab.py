@@ -19,6 +19,7 @@ QUIET = {'notebook-extension/tracker': dict(windowingMode='none'),              
 WATCH = '''() => { window.seen = new Set();
   const look = () => document.querySelectorAll('.gptlab-live').forEach(e => { if (e.innerText.trim()) window.seen.add(e.innerText) });
   new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true}); look(); }'''
+STEPS = 30                     # more than the front page's eval_every: the slider needs two samples to move between
 STARTED = '() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].some(e => /[*0-9]/.test(e.innerText))'
 DONE = '''() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
   return p.length > 0 && !p.some(t => t.includes('*')) && document.querySelector('[data-status="idle"]') !== null }'''
@@ -46,7 +47,7 @@ def lab(page_dir, tmp_path_factory):
         f.parent.mkdir(parents=True, exist_ok=True); f.write_text(json.dumps(value))
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(own/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(own/'workspaces'), JUPYTER_CONFIG_DIR=str(own/'config'),
-                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'), GPTLAB_MAX_STEPS='20', MPLBACKEND='module://matplotlib_inline.backend_inline')
+                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'), GPTLAB_MAX_STEPS=str(STEPS), MPLBACKEND='module://matplotlib_inline.backend_inline')
     cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.token=tok', f'--ServerApp.port={port}', '--ServerApp.ip=127.0.0.1',
            '--ServerApp.port_retries=0', f'--ServerApp.root_dir={page_dir}']
     log = open(own/'log.txt', 'w+', encoding='utf-8')
@@ -66,19 +67,30 @@ def lab(page_dir, tmp_path_factory):
         log.close()
 
 
+def start(page):
+    "Run → Run All Cells, from the menu. A click before the kernel is ready is lost, and on a busy machine a dialog may stand in the way"
+    from playwright.sync_api import TimeoutError as Late
+    met = []
+    for _ in range(8):
+        dialog = page.locator('.jp-Dialog')
+        if dialog.count():
+            met.append(dialog.first.inner_text()); print('a dialog:', met[-1])
+            page.locator('.jp-Dialog .jp-mod-accept').last.click()
+        try:
+            page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click(timeout=5_000)
+            page.locator('[data-command="runmenu:run-all"]').click(timeout=5_000)
+            return page.wait_for_function(STARTED, timeout=15_000)
+        except Late: page.keyboard.press('Escape')
+    pytest.fail(f'no cell started; dialogs: {met}')
+
+
 def test_front_page_in_jupyterlab(lab, chromium):
-    from playwright.sync_api import TimeoutError as TimeoutError_
     page = chromium.new_page(viewport=dict(width=1400, height=1000))
     page.goto(f'{lab}/lab/tree/index.ipynb?token=tok&reset', wait_until='load')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
     page.wait_for_selector('[data-status="idle"]', state='attached', timeout=60_000)
     page.evaluate(WATCH)
-    for _ in range(4):                                                                     # a click before the kernel is ready is lost
-        page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
-        page.locator('[data-command="runmenu:run-all"]').click()
-        try: page.wait_for_function(STARTED, timeout=10_000); break
-        except TimeoutError_: page.keyboard.press('Escape')
-    else: pytest.fail('no cell started')
+    start(page)
     for _ in range(2):                                                                     # idle between two cells is not the end
         page.wait_for_function(DONE, timeout=240_000, polling=500)
         page.wait_for_timeout(700)

@@ -6,9 +6,9 @@ import os, subprocess
 
 import pytest
 
-from common import ROOT, cells, directives, name, notebooks
+from common import ROOT, cells, directives, name, notebooks, number
 
-LIMIT = 120                                              # seconds: a slow machine, not a slow notebook
+LIMIT, LONG = 120, 300                                   # seconds, for a chapter and for the other pages: a slow machine, not a slow notebook
 SKIPPED = {'slow', 'cuda', 'mps', 'net', 'notest'}
 
 
@@ -23,9 +23,10 @@ WITH_CODE = [p for p in notebooks() if any(map(runs, cells(p, 'code')))]
 
 @pytest.mark.parametrize('nb', WITH_CODE, ids=name)
 def test_notebook(nb):
+    limit = LONG if number(nb) is None else LIMIT
     cmd = ['nbdev_test', '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']
-    try: done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=LIMIT, env=os.environ)
-    except subprocess.TimeoutExpired: pytest.fail(f'{name(nb)} took more than {LIMIT} s; mark long cells with #| slow', pytrace=False)
+    try: done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=limit, env=os.environ)
+    except subprocess.TimeoutExpired: pytest.fail(f'{name(nb)} took more than {limit} s; mark long cells with #| slow', pytrace=False)
     said = (done.stdout + done.stderr)[-6000:]
     if done.returncode: pytest.fail(said, pytrace=False)
     assert 'Success.' in done.stdout, f'nbdev_test ran nothing: {said}'    # it exits with 0 when no file was eligible
