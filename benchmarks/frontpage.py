@@ -14,8 +14,8 @@ import torch
 from gptlab.all import *
 
 TRIALS = dict(
-    ours=[dict(lr=.02, alr=3e-3), dict(lr=.04, alr=3e-3), dict(lr=.02, alr=1e-2), dict(lr=.04, alr=1e-2), dict(lr=.02, alr=1e-2, elr=3e-2), dict(lr=.01, alr=1e-2)],
-    gpt2=[dict(alr=2e-3), dict(alr=4e-3), dict(alr=8e-3), dict(alr=4e-3, wd=.1), dict(alr=6e-3, warmup=.06), dict(alr=3e-3, warmup=.06)])
+    ours=[dict(lr=.02, alr=3e-3), dict(lr=.02, alr=1e-2), dict(lr=.01, alr=3e-3), dict(lr=.01, alr=1e-2), dict(lr=.014, alr=6e-3), dict(lr=.02, alr=1e-2, elr=3e-2)],
+    gpt2=[dict(alr=1e-3), dict(alr=2e-3), dict(alr=5e-4), dict(alr=1e-3, warmup=.1), dict(alr=2e-3, warmup=.1), dict(alr=1.4e-3, warmup=.1, wd=.1)])
 
 
 def embedding(name, p, module): return isinstance(module, nn.Embedding)
@@ -68,5 +68,5 @@ if __name__ == '__main__':
     p.add_argument('--seeds', type=int, default=3)
     args = p.parse_args()
     text = corpus('shakespeare'); tok = BPE.train(text, 1024)
-    if args.tune: tune(text, tok, args.tokens or 1e6)
+    if args.tune: tune(text, tok, args.tokens or 6e5)
     else: compare(text, tok, dict(seconds=args.seconds) if args.seconds else dict(tokens=args.tokens or 1.6e6), range(args.seeds))
