@@ -7,7 +7,7 @@ __all__ = ['rng_state', 'set_rng_state', 'flatten', 'unflatten', 'save_checkpoin
            'prune', 'load_weights', 'load_model']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import hashlib, json, os, random, shutil, uuid
+import contextlib, hashlib, json, os, random, shutil, uuid
 from pathlib import Path
 import numpy as np, torch
 from safetensors import SafetensorError
@@ -40,12 +40,14 @@ def flatten(tree:object, # dicts, lists, tuples, numbers, strings, None, tensors
     if isinstance(tree, torch.Tensor): return {'tensor': _keep(tree, tensors, name)}
     if isinstance(tree, dict):
         items = [[k, flatten(v, tensors, f'{name}.{k}'.lstrip('.'))] for k, v in tree.items()]
-        return dict(items) if all(isinstance(k, str) for k in tree) and tree.keys() != {'tensor'} else {'items': items}
+        return dict(items) if all(isinstance(k, str) for k in tree) and tree.keys() not in _marks else {'items': items}
     if isinstance(tree, (list, tuple)):
         items = [flatten(v, tensors, f'{name}.{i}'.lstrip('.')) for i, v in enumerate(tree)]
         return items if isinstance(tree, list) else {'tuple': items}
     if isinstance(tree, (int, float, str, type(None))): return tree
     raise TypeError(f'a checkpoint cannot hold {name or "this"}: {type(tree).__name__}; keep it as numbers, strings, lists, dicts or tensors')
+
+_marks = {'tensor'}, {'tuple'}, {'items'}                             # a dict with such keys alone is written as a list of items
 
 def _keep(t, tensors, name):
     for n, other in tensors.items():                                  # tied parameters are stored once
@@ -94,49 +96,64 @@ def save_checkpoint(path:str|Path, # a folder; replaced if it exists, once the n
         tmp.mkdir(parents=True)
         sums = {}
         for name, tree in trees.items(): sums |= _write(tmp, name, tree)
-        (tmp/'manifest.json').write_text(json.dumps(sums, indent=1)); _sync(tmp/'manifest.json'); _sync(tmp)
+        (tmp/'manifest.json').write_text(json.dumps(dict(files=sums, sha256=_digest(sums)), indent=1)); _sync(tmp/'manifest.json'); _sync(tmp)
         _replace(tmp, path)
     except (OSError, SafetensorError) as e:
         raise OSError(f'could not write the checkpoint {path}: {e}; earlier checkpoints are untouched') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+def _digest(sums): return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
 def _replace(tmp, path):
-    old = path.with_name(tmp.name + '.old')
-    if path.exists(): path.rename(old)
+    "The new folder takes the place of the old; what earlier crashes left beside it is swept up"
+    if path.exists(): path.rename(path.with_name(tmp.name + '.old'))
     tmp.rename(path); _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for p in path.parent.glob(f'.{path.name}.*'): shutil.rmtree(p, ignore_errors=True)
+
+def _recover(folder):
+    "After a crash between the two renames the old folder gets its name back: for `folder`, what is in it, and what is in those"
+    for old in (*folder.parent.glob(f'.{folder.name}.*.old'), *folder.glob('.*.old'), *folder.glob('*/.*.old')):
+        path = old.with_name(old.name[1:-len('.12345678.old')])
+        with contextlib.suppress(OSError):
+            if not path.exists(): old.rename(path)
 
 # %% ../nbs/11_checkpoints.ipynb #fe1c7550
 def load_checkpoint(path:str|Path, # a checkpoint's folder
                     *names:str, # which trees; none means all
                     ) -> dict:
     "The trees of `save_checkpoint`; every file is checked first, and a damaged one is named in a ValueError"
-    path = Path(path)
-    if not (path/'manifest.json').is_file(): raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json')
-    sums = json.loads((path/'manifest.json').read_text())
+    path = Path(path); _recover(path)
+    sums = _manifest(path/'manifest.json')
     names = names or [f.removesuffix('.json') for f in sums if f.endswith('.json')]
     for f in sums:
         if f.rpartition('.')[0] in names: _check_file(path/f, sums[f])
     return {n: _read(path, n, sums) for n in names}
+
+def _manifest(file):
+    if not file.is_file(): raise FileNotFoundError(f'{file.parent} is not a checkpoint: it has no manifest.json; name a folder such as runs/mine/step_000200')
+    try: m = json.loads(file.read_bytes()); whole = m['sha256'] == _digest(m['files'])
+    except (ValueError, KeyError, TypeError): whole = False
+    if not whole: raise ValueError(f'{file} is damaged: it is not what was written; use an earlier checkpoint')
+    return m['files']
 
 def _check_file(file, sha):
     if not file.is_file(): raise ValueError(f'{file} is missing: this checkpoint is incomplete, use an earlier one')
     if _sha(file) != sha: raise ValueError(f'{file} is damaged: its checksum is not the one written with it; use an earlier checkpoint')
 
 def _read(path, name, sums):
-    if f'{name}.json' not in sums: raise ValueError(f'{path} holds no {name!r}; it holds {", ".join(n for n in sums if n.endswith(".json"))}')
+    if f'{name}.json' not in sums: raise ValueError(f'{path} holds no {name!r}; it holds {", ".join(n.removesuffix(".json") for n in sums if n.endswith(".json"))}')
     tensors = load_file(path/f'{name}.safetensors') if f'{name}.safetensors' in sums else {}
     return unflatten(json.loads((path/f'{name}.json').read_text(encoding='utf-8')), tensors)
 
 # %% ../nbs/11_checkpoints.ipynb #f2979ac5
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    return sorted(p.parent for p in Path(folder).glob('step_*/manifest.json'))
+    return sorted((p.parent for p in Path(folder).glob('step_*/manifest.json')), key=lambda p: (len(p.name), p.name))
 
 def latest(folder:str|Path) -> Path:
     "The last complete checkpoint: `folder` itself, or in it, or in the most recent run in it; raises FileNotFoundError"
-    folder = Path(folder)
+    folder = Path(folder); _recover(folder)
     if (folder/'manifest.json').is_file(): return folder
     runs = sorted(folder.glob('*/step_*/manifest.json'), key=lambda p: p.stat().st_mtime)
     found = checkpoints_in(folder) or [p.parent for p in runs]
@@ -146,8 +163,8 @@ def latest(folder:str|Path) -> Path:
 def prune(folder:str|Path, # a run's folder
           keep:int=2, # how many of the newest stay
           ):
-    "Delete all but the newest checkpoints of a run"
-    for p in checkpoints_in(folder)[:-keep]: shutil.rmtree(p)
+    "Delete all but the newest checkpoints of a run, and what a process that was killed has left half-written"
+    for p in [*checkpoints_in(folder)[:-keep], *Path(folder).glob('.step_*')]: shutil.rmtree(p)
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
 def load_weights(model:nn.Module, # changed in place

@@ -6,11 +6,11 @@
 __all__ = ['COMMANDS', 'front_page_run', 'train', 'sample', 'main']
 
 # %% ../nbs/40_cli.ipynb #e8126f05
-import json, sys, time
+import json, os, shlex, sys, time
 from difflib import get_close_matches
 from pathlib import Path
 from .bpe import BPE
-from .checkpoints import latest, load_model
+from .checkpoints import checkpoints_in, latest, load_model
 from .core import atomic_write, set_seed
 from .data import corpus, Corpus
 from .generation import generate_text, sample_from, temperature, top_k
@@ -46,25 +46,38 @@ def _report(run, text):
     for i, prompt in enumerate(('', text.valid[0][:40].split('\n')[0])): print(f'\n--- sample {i+1}\n{sample_from(run, prompt, 150)}')
 
 # %% ../nbs/40_cli.ipynb #e74ac522
+def _lasting(text, data): return str(Path(text).expanduser().resolve()) if data.licence == 'your own' else data.name    # still right from another folder
+
+def _settings(folder):
+    "Text, seed and vocabulary of the run in a folder"
+    try: return [json.loads((folder/'settings.json').read_text(encoding='utf-8'))[k] for k in ('text', 'seed', 'vocab')]
+    except FileNotFoundError: raise FileNotFoundError(f'{folder} holds no settings.json, so `gptlab train` did not make it; go on with it where it was made') from None
+    except (ValueError, KeyError): raise ValueError(f'{folder/"settings.json"} is damaged; it should hold "text", "seed" and "vocab"') from None
+
+# %% ../nbs/40_cli.ipynb #b88e5903
 def train(text:str='shakespeare', # shakespeare, stories, python, or a text file or folder of your own
-          seconds:float=200., # how long to train
+          seconds:float=None, # how long to train in all: 200 for a new run, what was asked for then for one that goes on
           dir:str='', # where to save; a new folder in runs/ unless given
           seed:int=42, # of weights and batches
           vocab:int=1024, # tokens of the BPE
           resume:bool=False, # go on with the run in `dir`, or with the latest
           ):
     "Train a small GPT on a text, save it, and show what it writes"
-    folder = latest(dir or 'runs').parent if resume else Path(dir) if dir else _new_dir(text)
-    if resume: text, seed, vocab = (json.loads((folder/'settings.json').read_text())[k] for k in ('text', 'seed', 'vocab'))
+    if seconds is not None and not 0 < seconds < float('inf'): raise ValueError(f'--seconds is a time above 0, not {seconds:g}')
+    point = latest(dir or 'runs') if resume else None
+    folder = point.parent if resume else Path(dir) if dir else _new_dir(text)
+    if resume: text, seed, vocab = _settings(folder)
+    elif (old := checkpoints_in(folder)): raise ValueError(f'{folder} already holds a run, up to {old[-1].name}: go on with --resume --dir {folder}, or give another --dir')
     data = corpus(text); print(data)
     run = front_page_run(data, seed, vocab, dir=folder, save_every=200)
-    if resume: run.resume()
-    else: atomic_write(folder/'settings.json', json.dumps(dict(text=text, seed=seed, vocab=vocab)))
-    print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, {clock(seconds)} of training, saved in {folder}')
-    run.fit(**({} if resume else dict(seconds=seconds)))
-    if run.interrupted: print('go on with: gptlab train --resume' + f' --dir {folder}'); return 130
+    if resume: run.resume(point)
+    else: atomic_write(folder/'settings.json', json.dumps(dict(text=_lasting(text, data), seed=seed, vocab=vocab)))
+    seconds = seconds or (run.budget[1] if resume else 200.)
+    print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, {clock(seconds)} of training, saved in {folder}', flush=True)
+    run.fit(seconds=seconds)
+    if run.interrupted: print(f'go on with: gptlab train --resume --dir {shlex.quote(str(folder))}'); return 130
     _report(run, data)
-    print(f'\ngo on writing with: gptlab sample --prompt "…"')
+    print(f'\ngo on writing with: gptlab sample --prompt "…" --dir {shlex.quote(str(folder))}')
 
 # %% ../nbs/40_cli.ipynb #15e88103
 def sample(prompt:str='', # what to continue; nothing begins a new document
@@ -77,8 +90,9 @@ def sample(prompt:str='', # what to continue; nothing begins a new document
            ):
     "Continue a prompt with the latest trained model"
     model, tok = load_model(dir, device=device)
-    print(prompt, end='')
-    for piece in generate_text(model, tok, prompt, n, temperature(temp), top_k(k), seed=seed): print(piece, end='', flush=True)
+    pieces = generate_text(model, tok, prompt, n, temperature(temp), top_k(k), seed=seed)
+    print(prompt + next(pieces, ''), end='', flush=True)               # what is wrong with a prompt shows before it is repeated
+    for piece in pieces: print(piece, end='', flush=True)
     print()
 
 # %% ../nbs/40_cli.ipynb #8c1b25c6
@@ -88,6 +102,10 @@ def _usage():
     rows = '\n'.join(f'  {n:8} {f.__doc__}' for n, f in COMMANDS.items())
     return f'gptlab: a laboratory for small GPTs\n\n{rows}\n\ngptlab COMMAND --help says more.'
 
+def _speak():
+    "A terminal that cannot show a character gets its number, not an error"
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
+
 def main(argv:list[str]|None=None) -> int:
     "The `gptlab` command; returns the exit status"
     from fastcore.script import anno_parser
@@ -96,7 +114,9 @@ def main(argv:list[str]|None=None) -> int:
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, 1)
         print(f'gptlab: there is no command {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(COMMANDS)}'), file=sys.stderr); return 2
+    _speak()
     args = vars(anno_parser(COMMANDS[name], prog=f'gptlab {name}').parse_args(rest))
     try: return COMMANDS[name](**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')}) or 0
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141     # whoever read, as `head`, has enough
     except (ValueError, OSError, FloatingPointError) as e: print(f'gptlab: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('\ngptlab: interrupted', file=sys.stderr); return 130

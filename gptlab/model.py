@@ -127,7 +127,7 @@ def forward(self:GPT,
             caches:list|None=None, # from `new_caches`, extended in place
             ): # logits (B,T,V); or (nll (B,T) in nats, auxiliary loss) when targets are given
     "Guess the next token at every place; raises ValueError for ids the model does not know or rows it cannot hold"
-    _check_ids(self.cfg, ids, caches, pos)
+    _check_ids(self.cfg, ids, caches, pos); _check_targets(self.cfg, ids, targets)
     x, aux = self._hidden(ids, docs, pos, caches)                      # (B,T,C)
     logits = self.head(x)                                             # (B,T,V)
     if self.cfg.softcap: logits = self.cfg.softcap * torch.tanh(logits/self.cfg.softcap)
@@ -160,6 +160,12 @@ def _check_ids(cfg, ids, caches, pos):
     if ids.device.type == 'cpu' and ids.numel() and not 0 <= ids.min() <= ids.max() < cfg.vocab_size:
         bad = ids[(ids < 0) | (ids >= cfg.vocab_size)][0].item()
         raise ValueError(f'token id {bad} is outside the vocabulary of {cfg.vocab_size}: was this text encoded by another tokenizer?')
+
+def _check_targets(cfg, ids, targets):
+    if targets is None: return
+    if targets.shape != ids.shape: raise ValueError(f'targets must have the shape of ids, {tuple(ids.shape)}, not {tuple(targets.shape)}')
+    bad = (targets != -100) & ((targets < 0) | (targets >= cfg.vocab_size)) if targets.device.type == 'cpu' else targets.new_zeros(0)
+    if bad.any(): raise ValueError(f'target {targets[bad][0].item()} is outside the vocabulary of {cfg.vocab_size}; only −100 means that there is nothing to guess')
 
 # %% ../nbs/08_model.ipynb #16e39d24
 def lm_loss(model:nn.Module, # called as model(**batch)

@@ -6,13 +6,13 @@
 __all__ = ['EVENTS', 'Trainer', 'eager']
 
 # %% ../nbs/12_trainer.ipynb #6e9643b5
-import contextlib, math, signal, threading, time
+import contextlib, math, signal, tempfile, threading, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import latest, load_checkpoint, load_weights, prune, rng_state, save_checkpoint, set_rng_state
+from .checkpoints import checkpoints_in, latest, load_checkpoint, load_weights, prune, rng_state, save_checkpoint, set_rng_state
 from .core import best_device, run_info, step_limit
 from .model import lm_loss
 from .schedules import apply_schedule, wsd
@@ -48,7 +48,7 @@ class Trainer:
         self.eval_every, self.save_every, self.dtype, self.on_nan = eval_every, save_every, dtype, on_nan
         self.dir, self.tok = Path(dir) if dir else None, getattr(train, 'tok', None)
         self.callbacks = [make() for make in self.default_callbacks] if callbacks is None else list(callbacks)
-        self.step, self.tokens, self.seconds, self.budget, self.log = 0, 0, 0., None, []
+        self.step, self.tokens, self.flops, self.seconds, self.budget, self.log = 0, 0, 0, 0., None, []
         self.stop, self.skip, self.info = False, False, run_info(self._config())
         self._check(); self.compiled = compile and self._compile()
 
@@ -102,10 +102,16 @@ def _backward(self:Trainer):
         weights.append(float(weight)); sums.append(float(total.detach()))
         self.last_loss = sums[-1]/max(weights[-1], 1.); self._finite(sums[-1]); self.call('after_loss')
         (total / max(weights[0], 1.)).backward()
-        self.tokens += self.batch['ids'].numel() if 'ids' in self.batch else int(weights[-1])
+        self._count(self.batch['ids'].shape if 'ids' in self.batch else (1, int(weights[-1])))
     W = max(sum(weights), 1.)
     if self.accumulate > 1: self._scale_grads(max(weights[0], 1.)/W)
     return sum(sums)/W
+
+@patch
+def _count(self:Trainer, shape):
+    "Count the tokens of a batch (B,T), and the operations where the model knows them"
+    self.tokens += math.prod(shape)
+    if hasattr(self.model, 'flops_per_token'): self.flops += math.prod(shape) * self.model.flops_per_token(shape[1])
 
 @patch
 def _scale_grads(self:Trainer, c):
@@ -117,13 +123,13 @@ def _autocast(self:Trainer): return torch.autocast(self.device.type, self.dtype)
 
 # %% ../nbs/12_trainer.ipynb #fbd84c8e
 @patch
-def _finite(self:Trainer, total):
-    "Stop, or mark the step to be skipped, when the loss is not finite"
+def _finite(self:Trainer, total, what='loss'):
+    "Stop, or mark the step to be skipped, when the loss or the gradient is not finite"
     if math.isfinite(total): return
     self.skip = True
     if self.on_nan == 'skip': return
     where = save_checkpoint((self.dir or Path('.'))/f'bad_batch_{self.step:06}', batch=dict(self.batch))
-    raise FloatingPointError(f"the loss is {total} at step {self.step}; the batch is kept in {where}. The weights are those before this step: "
+    raise FloatingPointError(f"the {what} is {total} at step {self.step}; the batch is kept in {where}. The weights are those before this step: "
                              f"try a lower learning rate, or on_nan='skip'")
 
 @patch
@@ -131,7 +137,7 @@ def _update(self:Trainer):
     "Clip, step, clear; returns the gradient's norm before clipping"
     params = [p for p in self.model.parameters() if p.grad is not None]
     norm = float(nn.utils.clip_grad_norm_(params, self.clip or math.inf))
-    self.skip = self.skip or not math.isfinite(norm)
+    if not self.skip: self._finite(norm, 'norm of the gradient')
     if not self.skip: self.opt.step()
     self.opt.zero_grad(set_to_none=True)
     return norm
@@ -141,7 +147,7 @@ def _update(self:Trainer):
 def one_step(self:Trainer):
     "Schedule, gradients, update, one line in the log"
     start, self.skip = time.perf_counter(), False
-    self.call('before_step')
+    self.call('before_step'); self.opt.zero_grad(set_to_none=True)    # an interrupted step may have left some
     was, spent = self.tokens, self.spent if self.budget else 0
     loss = self._backward(); self.call('after_backward')
     apply_schedule(self.opt, self.schedule, self._middle(spent, start), self.log[-1] if self.log else {})
@@ -164,8 +170,7 @@ def _set_budget(self:Trainer, steps, budget):
 @patch(as_prop=True)
 def spent(self:Trainer) -> float:
     "How much of the budget's unit has been used"
-    if self.budget[0] == 'flops': return self.tokens * self.model.flops_per_token(self.batch['ids'].shape[1] if hasattr(self, 'batch') else None)
-    return dict(steps=self.step, tokens=self.tokens, seconds=self.seconds)[self.budget[0]]
+    return dict(steps=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds)[self.budget[0]]
 
 @patch(as_prop=True)
 def progress(self:Trainer) -> float:
@@ -185,7 +190,7 @@ def _signals(trainer):
     "While fitting, SIGINT and SIGTERM ask the trainer to stop after the step; a second one interrupts at once"
     if threading.current_thread() is not threading.main_thread(): yield; return
     def note(number, frame):
-        if trainer.stop: raise KeyboardInterrupt
+        if trainer.interrupted: raise KeyboardInterrupt
         trainer.stop, trainer.interrupted = True, signal.Signals(number).name
     old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
@@ -199,23 +204,34 @@ def fit(self:Trainer,
         **budget, # or one of seconds, tokens, flops
         ) -> Trainer:
     "Train until the budget is spent, from wherever the run stands; without arguments, go on to the budget already set"
-    self._set_budget(steps, budget); self._check()
+    self._set_budget(steps, budget); self._check(); self._check_dir()
     self.stop, self.interrupted, last = False, None, self.step + (step_limit() or math.inf)
     self.model.train(); self.call('before_fit')
-    with _signals(self):
-        while not self.stop and self.progress < 1 and self.step < last:
-            self.one_step()
-            if self.eval_every and self.step % self.eval_every == 0: self.evaluate()
-            if self.save_every and self.step % self.save_every == 0: self.save()
-        self._end()
-    self.call('after_fit')
+    try:
+        with _signals(self):
+            while not self.stop and self.progress < 1 and self.step < last:
+                self.one_step()
+                if self.eval_every and self.step % self.eval_every == 0: self.evaluate()
+                if self.save_every and self.step % self.save_every == 0: self.save()
+            self._end()
+    finally: self.call('after_fit')
     return self
 
+# %% ../nbs/12_trainer.ipynb #da2c8d7b
 @patch
 def _end(self:Trainer):
-    if self.interrupted: print(f'stopped by {self.interrupted} after step {self.step}; fit() goes on from here' + (', and resume() in a new process' if self.dir else ''))
-    elif self.log and 'valid' not in self.log[-1]: self.evaluate()
-    if self.dir and self.log: self.save()
+    if self.log and 'valid' not in self.log[-1] and not self.interrupted: self.evaluate()
+    saved = self.dir and self.log and self.save()
+    if self.interrupted: print(f'stopped by {self.interrupted} after step {self.step}; fit() goes on from here' + (f', and resume() in a new process: saved in {saved}' if saved else ''))
+
+@patch
+def _check_dir(self:Trainer):
+    "Find out now, not after hours, that the run cannot be saved, or would push out the checkpoints of another"
+    if self.dir is None: return
+    if self.step == 0 and (old := checkpoints_in(self.dir)):
+        raise ValueError(f'{self.dir} already holds a run, up to {old[-1].name}: go on with it by resume(), or give another dir')
+    try: self.dir.mkdir(parents=True, exist_ok=True); tempfile.TemporaryFile(dir=self.dir).close()
+    except OSError as e: raise OSError(f'cannot save in {self.dir}: {e}; give a dir that can be written') from e
 
 # %% ../nbs/12_trainer.ipynb #07487a40
 @contextlib.contextmanager
@@ -236,7 +252,7 @@ def evaluate(self:Trainer):
 @patch
 def state_dict(self:Trainer) -> dict:
     "All of the run but the model's weights"
-    return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, budget=self.budget, log=self.log, opt=self.opt.state_dict(), rng=rng_state(),
+    return dict(step=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds, budget=self.budget, log=self.log, opt=self.opt.state_dict(), rng=rng_state(),
                 data=self.train.state_dict() if hasattr(self.train, 'state_dict') else None, info=self.info,
                 callbacks=[cb.state_dict() if hasattr(cb, 'state_dict') else None for cb in self.callbacks])
 
@@ -253,7 +269,7 @@ def save(self:Trainer) -> Path:
 @patch
 def load_state_dict(self:Trainer, state:dict):
     "Put a run back where it stood"
-    self.step, self.tokens, self.seconds, self.budget, self.log = (state[k] for k in 'step tokens seconds budget log'.split())
+    for k in 'step tokens flops seconds budget log info'.split(): setattr(self, k, state[k])
     self.opt.load_state_dict(state['opt']); set_rng_state(state['rng'])
     if state['data'] is not None and hasattr(self.train, 'load_state_dict'): self.train.load_state_dict(state['data'])
     for cb, s in zip(self.callbacks, state['callbacks']):
@@ -264,6 +280,7 @@ def resume(self:Trainer,
            path:str|Path|None=None, # a checkpoint or a run's folder; None is this run's own
            ) -> Trainer:
     "Go back to a checkpoint: weights, optimizer, dice, data and log; raises ValueError when it belongs to another model"
+    if not (path or self.dir): raise ValueError('resume which run? give resume(path), or Trainer(…, dir=…)')
     d = load_checkpoint(latest(path or self.dir), 'model', 'trainer')
     load_weights(self.model, d['model']); self.load_state_dict(d['trainer'])
     return self

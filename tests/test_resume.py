@@ -1,0 +1,229 @@
+"""A run that is killed and taken up again in another process ends like one that was never touched, to the last bit.
+
+Real processes and real signals. A victim prints its steps; the test kills it at a random moment, and a new process goes on. What is compared is
+the last checkpoint: all weights, the optimizer's memory, the dice, the place in the data, and every line of the log but its clock.
+"""
+import os, random, signal, subprocess, sys, time
+
+import pytest
+import torch
+
+from gptlab.checkpoints import checkpoints_in, latest, load_checkpoint, save_checkpoint
+from gptlab.core import set_seed
+from gptlab.data import corpus
+from gptlab.generation import generate_text, sample_from
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import Opt, adamw, hidden, muon
+from gptlab.packing import batches
+from gptlab.tokenizer import ByteTokenizer
+from gptlab.trainer import Trainer
+
+posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL, and sends SIGINT to a whole console')
+
+SCRIPT = '''
+import os, sys, time, traceback
+import torch._dynamo             # torch's optimizers load it; here, once for all
+from gptlab.checkpoints import checkpoints_in
+from gptlab.core import set_seed
+from gptlab.data import stories
+from gptlab.generation import generate_text, sample_from
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import Opt, adamw, hidden, muon
+from gptlab.packing import batches
+from gptlab.schedules import linear
+from gptlab.tokenizer import ByteTokenizer
+from gptlab.trainer import Trainer
+
+CASES = dict(                      # budget, settings of the trainer, batches with documents kept apart?, samples on the way?
+    steps    = (dict(steps=24), dict(), False, True),
+    tokens   = (dict(tokens=24*2*4*32), dict(accumulate=2), False, False),
+    flops    = (dict(flops=24*4*32), dict(), True, False),       # times operations per token, below
+    notices  = (dict(steps=24), dict(accumulate=2), True, True))
+
+class Steps:
+    "Tells whoever listens which step is done, and leaves time to strike"
+    def __init__(self, pause): self.pause = pause
+    def after_step(self, trainer): print('step', trainer.step, flush=True); time.sleep(self.pause)
+
+class Samples:
+    "Draws texts all along"
+    def after_step(self, trainer): ''.join(generate_text(trainer.model, trainer.tok, 'Once', 3))
+    def after_eval(self, trainer): sample_from(trainer, 'Once', 5)
+
+def make(case, folder, pause):
+    budget, kw, docs, samples = CASES[case]
+    set_seed(7)
+    train, valid = batches(stories(60), ByteTokenizer(), B=4, T=32, docs=docs, valid_rows=4)
+    model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=2, n_heads=2, d_model=32, dropout=.1))
+    if 'flops' in budget: budget = dict(flops=budget['flops']*model.flops_per_token(32))
+    opt = Opt(model, muon(at=hidden, wd=.1), adamw(lr=3e-3, wd=.01))
+    return budget, Trainer(model, opt, train, valid, schedule=linear(), callbacks=[Steps(pause)] + [Samples()]*samples, dir=folder, save_every=2,
+                           eval_every=5, **kw)
+
+def go(pause, case, folder):
+    budget, run = make(case, folder, float(pause))
+    if checkpoints_in(folder): run.resume().fit()
+    else: run.fit(**budget)
+
+for line in sys.stdin:             # one new process each, forked from this one, which has done nothing but import
+    said, *args = line.rstrip().split('|')
+    if not (pid := os.fork()):
+        fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC); os.dup2(fd, 1); os.dup2(fd, 2); code = 1
+        try: go(*args); code = 0
+        except BaseException: traceback.print_exc()
+        sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+'''
+
+
+class Runs:
+    "Starts runs, strikes them, takes them up again"
+    def __init__(self, d):
+        self.d, self.seed = d, random.randrange(10**6)
+        self.dice, self.code, self.said, self.kept = random.Random(self.seed), {}, {}, {}
+        (d/'train.py').write_text(SCRIPT)
+        self.server = subprocess.Popen([sys.executable, d/'train.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def go(self, case, name, how=None):
+        "Run a case in the folder `name`; `how` is the signal to send at a random step and a random part of the next"
+        said, at = self.d/f'{name}.txt', self.dice.randrange(3, 11)
+        self.server.stdin.write(f'{said}|{.02 if how else 0}|{case}|{self.d/name}\n'); self.server.stdin.flush()
+        pid, until = int(self.server.stdout.readline()), time.monotonic() + 60
+        if how:
+            while not said.exists() or said.read_text().count('step ') < at:
+                assert time.monotonic() < until, said.read_text()
+                time.sleep(.001)
+            time.sleep(self.dice.random()*.05)
+            os.kill(pid, how)
+        self.code[name], self.said[name], self.kept[name] = int(self.server.stdout.readline()), said.read_text(), checkpoints_in(self.d/name)
+
+
+STRUCK = dict(steps='steps', tokens='tokens', flops='flops', sigint='notices', sigterm='notices')
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    r = Runs(tmp_path_factory.mktemp('runs'))
+    for name, case in STRUCK.items(): r.go(case, name, dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM).get(name, signal.SIGKILL))
+    r.first = {k: dict(getattr(r, k)) for k in ('code', 'said', 'kept')}
+    r.go('tokens', 'tokens', signal.SIGKILL)                                               # killed, taken up, killed again
+    r.again = r.code['tokens'], r.said['tokens']
+    for case in set(STRUCK.values()): r.go(case, f'whole_{case}')
+    for name, case in STRUCK.items(): r.go(case, name)
+    r.server.stdin.close(); r.server.wait(10)
+    return r
+
+
+CLOCK = {'seconds', 'tokens_per_second'}
+
+def same(a, b, at=''):
+    "Where two trees differ, tensors to the last bit"
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor): return [] if a.dtype == b.dtype and torch.equal(a, b) else [at]
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys(): return [f'{at}: {a.keys() ^ b.keys()}']
+        return [x for k in a if k not in CLOCK for x in same(a[k], b[k], f'{at}.{k}')]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b): return [f'{at}: {len(a)} and {len(b)} entries']
+        return [x for i, (x1, x2) in enumerate(zip(a, b)) for x in same(x1, x2, f'{at}[{i}]')]
+    return [] if a == b and type(a) is type(b) else [f'{at}: {a!r} and {b!r}']
+
+
+def state(folder):
+    d = load_checkpoint(latest(folder))
+    del d['trainer']['info']
+    return d
+
+
+@posix
+@pytest.mark.parametrize('name', STRUCK)
+def test_struck_and_taken_up_it_ends_the_same(runs, name):
+    assert runs.code[name] == runs.code[f'whole_{STRUCK[name]}'] == 0, f'seed {runs.seed}: {runs.said}'
+    whole, again = state(runs.d/f'whole_{STRUCK[name]}'), state(runs.d/name)
+    assert whole['trainer']['step'] == 24 == len(whole['trainer']['log'])
+    assert whole['trainer']['opt']['state'] and whole['model']                              # there is something to compare
+    bad = same(whole, again)
+    assert not bad, f'seed {runs.seed}, first {runs.first["said"][name]}: {bad[:10]}'
+
+
+@posix
+@pytest.mark.parametrize('name', ['steps', 'tokens', 'flops'])
+def test_the_killed_were_killed_on_the_way(runs, name):
+    assert runs.first['code'][name] == -signal.SIGKILL and 'step 24\n' not in runs.first['said'][name]
+    assert runs.again[0] == -signal.SIGKILL and 'step 24\n' not in runs.again[1] and 'step 1\n' not in runs.again[1]
+
+
+@posix
+@pytest.mark.parametrize('name', ['sigint', 'sigterm'])
+def test_a_notice_is_taken(runs, name):
+    said = runs.first['said'][name]
+    last = [s for s in said.splitlines() if s.startswith('step')][-1].split()[1]
+    assert runs.first['code'][name] == 0 and 'Traceback' not in said
+    assert f'stopped by {name.upper()} after step {last}' in said and 'resume() in a new process' in said
+    assert int(last) < 24 and runs.first['kept'][name][-1].name == f'step_{int(last):06}'
+
+
+# ---- looking does not change the run
+
+def weights(**kw):
+    set_seed(3)
+    train, valid = batches(corpus(['Once upon a time there was a cat. ', 'It sat on the mat. ']*40 + ['Then it went home. ']), ByteTokenizer(), B=2, T=16)
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, dropout=.2))
+    Trainer(model, Opt(model, muon(at=hidden), adamw(lr=3e-3)), train, valid, **dict(callbacks=[], eval_every=0) | kw).fit(8)
+    return model.state_dict()
+
+
+class Sampling:
+    def after_step(self, trainer): sample_from(trainer, 'Once', 4); ''.join(generate_text(trainer.model, trainer.tok, 'It', 4))
+
+
+@pytest.mark.parametrize('kw', [dict(callbacks=[Sampling()]), dict(eval_every=1), dict(eval_every=3, callbacks=[Sampling()]), dict(save_every=1)], ids=['samples', 'evaluation', 'both', 'checkpoints'])
+def test_looking_does_not_change_the_run(kw, tmp_path):
+    if 'save_every' in kw: kw = kw | dict(dir=tmp_path/'run')
+    assert not same(weights(), weights(**kw))
+
+
+def test_one_large_batch_is_two_small_ones():
+    "accumulate=2 is the mean over all targets, also when the batches have unequal numbers of them"
+    def grads(split):
+        set_seed(0)
+        model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16)).double()
+        for p in model.parameters(): torch.nn.init.normal_(p, std=.1)
+        ids = torch.randint(257, (4, 16)); targets = ids.roll(-1, 1); targets[2:, 3:] = -100
+        data = [dict(ids=i, targets=t) for i, t in zip(ids.split(split), targets.split(split))]
+        run = Trainer(model, torch.optim.SGD(model.parameters(), lr=.1), iter(data), callbacks=[], accumulate=4//split)
+        return run._backward(), [p.grad for p in model.parameters()]
+    (one, a), (two, b) = grads(4), grads(2)
+    assert abs(one - two) < 1e-5 and all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b))
+
+
+# ---- a crash at any moment leaves a good checkpoint
+
+def die_at(n, path, value):
+    "Save a checkpoint in a forked process that ends, like a power cut, at its n-th touch of the file system; True if it got to the end"
+    pid = os.fork()
+    if pid == 0:
+        seen = [0]
+        def hook(event, args):
+            if event in ('os.rename', 'os.mkdir', 'os.rmdir', 'os.remove', 'shutil.rmtree') or event == 'open' and str(path.parent) in str(args[0]):
+                seen[0] += 1
+                if seen[0] > n: os._exit(9)
+        sys.addaudithook(hook)
+        try: save_checkpoint(path, model=dict(w=torch.full((3,), float(value))), note=dict(value=value)); os._exit(0)
+        except BaseException: os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@posix
+@pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')
+def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    "Saved over itself: what is found afterwards is the old one or the new one, never neither"
+    path, codes = tmp_path/'run'/'step_000001', []
+    save_checkpoint(path, model=dict(w=torch.full((3,), -1.)), note=dict(value=-1))
+    while 0 not in codes:
+        n, before = len(codes), load_checkpoint(latest(tmp_path/'run'))['note']['value']
+        codes.append(die_at(n, path, n))
+        found = load_checkpoint(latest(tmp_path/'run'))
+        assert found['note']['value'] in (before, n) and (found['model']['w'] == found['note']['value']).all()
+        assert codes[-1] in (0, 9) and n < 100
+    assert len(codes) > 10 and found['note']['value'] == n
+    assert [p.name for p in (tmp_path/'run').iterdir()] == [path.name], 'what the crashes left behind is swept up'
