@@ -8,7 +8,7 @@ __all__ = ['GPT2_PATTERN', 'merge_pair', 'learn_merges', 'count_pieces', 'BPE']
 # %% ../nbs/02_bpe.ipynb #5dddd273
 import heapq, json, os, sys, warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -102,6 +102,12 @@ def _loads(docs, size=2**20):
     if load: yield load
 
 # %% ../nbs/02_bpe.ipynb #50881289
+def _checked(pattern):
+    try: groups = regex.compile(pattern).groups
+    except (regex.error, TypeError) as e: raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
+    if groups: raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
+    return pattern
+
 def _cut_long(counts, most=100):
     for p in [p for p in counts if len(p) > most]:
         n = counts.pop(p)
@@ -136,12 +142,6 @@ def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
     while (wave := list(islice(loads, 64))):
         for c in _wave(f, wave, workers or os.cpu_count() or 1): total.update(c)
     return total
-
-def _checked(pattern):
-    try: groups = regex.compile(pattern).groups
-    except (regex.error, TypeError) as e: raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
-    if groups: raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
-    return pattern
 
 # %% ../nbs/02_bpe.ipynb #b35d2448
 class BPE(Tokenizer):
@@ -209,7 +209,7 @@ def decode_bytes(self:BPE, ids:Iterable[int]) -> bytes:
     n = len(self._raw)
     return b''.join([self._raw[i] for i in self.as_ids(ids) if i < n])
 
-# %% ../nbs/02_bpe.ipynb #81403e5e
+# %% ../nbs/02_bpe.ipynb #6e48b1fe
 @patch
 def encode_batch(self:BPE,
                  texts:Iterable[str], # many texts
@@ -237,7 +237,6 @@ def _pre_tokenizer(pattern):
         dict(type='Split', pattern=dict(Regex=pattern), behavior='Isolated', invert=False),
         dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)])
 
-# %% ../nbs/02_bpe.ipynb #4fccedf8
 @patch
 def to_tokenizer_json(self:BPE, path:str|Path) -> Path:
     "Write Hugging Face's `tokenizer.json`, which gives the same ids; there the names of specials within text become special"
