@@ -155,8 +155,8 @@ def latest(folder:str|Path) -> Path:
     "The last complete checkpoint: `folder` itself, or in it, or in the most recent run in it; raises FileNotFoundError"
     folder = Path(folder); _recover(folder)
     if (folder/'manifest.json').is_file(): return folder
-    runs = sorted(folder.glob('*/step_*/manifest.json'), key=lambda p: p.stat().st_mtime)
-    found = checkpoints_in(folder) or [p.parent for p in runs]
+    runs = {p.stat().st_mtime: p.parent.parent for p in folder.glob('*/step_*/manifest.json')}
+    found = checkpoints_in(folder) or (runs and checkpoints_in(runs[max(runs)]))
     if not found: raise FileNotFoundError(f'there is no checkpoint in {folder}; train one first, or name the folder of a run')
     return found[-1]
 
