@@ -7,7 +7,7 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'draw', 'dice', 'pad_left',
            'generate_text', 'sample_from']
 
 # %% ../nbs/14_generation.ipynb #596f4d5e
-import math
+import math, operator
 from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ class Reader:
                  model:nn.Module, # called as model(ids, …)
                  rows:list[list[int]], # prompts as token ids
                  ):
-        self.model, self.rows, self.device = model, [list(r) for r in rows], next(model.parameters()).device
+        self.model, self.rows, self.device = model, [_row(r) for r in rows], next(model.parameters()).device
         self.limit = getattr(getattr(model, 'cfg', None), 'context_length', None)
         _check_prompts(self.rows, self.limit)
         self._restart()
@@ -95,6 +95,10 @@ class Reader:
         return longest if self.limit is None or longest <= self.limit else self.limit//2
 
 # %% ../nbs/14_generation.ipynb #26ff00ff
+def _row(ids):
+    try: return [operator.index(i) for i in ids]
+    except TypeError: raise TypeError('a prompt is one row of token ids, such as [5, 17]; several prompts go to generate_rows, and text to generate_text') from None
+
 def _check_prompts(rows, limit):
     if not rows or not all(rows): raise ValueError('an empty prompt: there is nothing to continue; give at least one token, such as the tokenizer\'s bos')
     if limit and (n := max(map(len, rows))) > limit: raise ValueError(f'the prompt has {n} tokens and the context holds {limit}: shorten it, or keep its end, prompt[-{limit}:]')
