@@ -14,8 +14,8 @@ import torch
 from gptlab.all import *
 
 TRIALS = dict(
-    ours=[dict(lr=.02, alr=3e-3), dict(lr=.02, alr=1e-2), dict(lr=.01, alr=3e-3), dict(lr=.01, alr=1e-2), dict(lr=.014, alr=6e-3), dict(lr=.02, alr=1e-2, elr=3e-2)],
-    gpt2=[dict(alr=1e-3), dict(alr=2e-3), dict(alr=5e-4), dict(alr=1e-3, warmup=.1), dict(alr=2e-3, warmup=.1), dict(alr=1.4e-3, warmup=.1, wd=.1)])
+    ours=[dict(lr=.02, alr=1e-2), dict(lr=.014, alr=1e-2), dict(lr=.02, alr=5e-3), dict(lr=.014, alr=5e-3), dict(lr=.02, alr=1e-2, elr=3e-2), dict(lr=.028, alr=1e-2)],
+    gpt2=[dict(alr=2e-3, warmup=.1), dict(alr=1e-3, warmup=.1), dict(alr=3e-3, warmup=.1), dict(alr=1.4e-3, warmup=.04), dict(alr=2e-3, warmup=.1, wd=.1), dict(alr=3e-3, warmup=.2)])
 
 
 def embedding(name, p, module): return isinstance(module, nn.Embedding)
@@ -24,12 +24,12 @@ def embedding(name, p, module): return isinstance(module, nn.Embedding)
 def make(kind, text, tok, seed, lr=.02, alr=3e-3, elr=None, wd=0., warmup=.02):
     "A trainer of one variant; the batches of equal seeds are equal"
     set_seed(seed)
-    train, valid = batches(text, tok, B=16, T=128, seed=seed)
+    train, valid = batches(text, tok, B=8, T=128, seed=seed)
     if kind == 'ours':
         model = GPT(GPTConfig(vocab_size=tok.vocab_size, n_layers=4, n_heads=4, d_model=128))
         opt = Opt(model, muon(lr=lr, at=hidden), *([adamw(lr=elr, at=embedding)] if elr else []), adamw(lr=alr))
     else:
-        model = GPT(gpt2_config(vocab_size=tok.vocab_size, context_length=256, n_layers=4, n_heads=4, d_model=128, d_ff=602))
+        model = GPT(gpt2_config(vocab_size=tok.vocab_size, context_length=256, n_layers=4, n_heads=4, d_model=128, d_ff=729))
         opt = Opt(model, adamw(lr=alr, betas=(.9, .95), wd=wd, at=lambda n, p, m: p.ndim > 1), adamw(lr=alr, betas=(.9, .95)))
     return Trainer(model, opt, train, valid, schedule=wsd(warmup=warmup), eval_every=0, callbacks=[])
 
@@ -67,6 +67,6 @@ if __name__ == '__main__':
     p.add_argument('--tune', action='store_true'); p.add_argument('--tokens', type=float); p.add_argument('--seconds', type=float)
     p.add_argument('--seeds', type=int, default=3)
     args = p.parse_args()
-    text = corpus('shakespeare'); tok = BPE.train(text, 1024)
+    text = corpus('shakespeare'); tok = BPE.train(text, 2048)
     if args.tune: tune(text, tok, args.tokens or 6e5)
     else: compare(text, tok, dict(seconds=args.seconds) if args.seconds else dict(tokens=args.tokens or 1.6e6), range(args.seeds))

@@ -26,15 +26,15 @@ SECONDS = 200.  # how long the front page trains
 
 def front_page_run(text:Corpus, # what to learn
                    seed:int=42, # of weights and batches
-                   vocab:int=1024, # tokens of the BPE
+                   vocab:int=2048, # tokens of the BPE
                    **kw, # passed to the Trainer
                    ) -> Trainer:
     "The run of the front page, ready to fit: a GPT of about a million parameters, Muon for its matrices, AdamW for the rest"
     set_seed(seed)
     tok = BPE.train(text, vocab)
-    train, valid = batches(text, tok, B=16, T=128, seed=seed)
+    train, valid = batches(text, tok, B=8, T=128, seed=seed)
     model = GPT(GPTConfig(vocab_size=tok.vocab_size, n_layers=4, n_heads=4, d_model=128))
-    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=3e-3))
+    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=1e-2))
     return Trainer(model, opt, train, valid, **kw)
 
 # %% ../nbs/40_cli.ipynb #2db1681c
@@ -61,7 +61,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
           seconds:float=None, # how long to train in all: 200 for a new run, what was asked for then for one that goes on
           dir:str='', # where to save; a new folder in runs/ unless given
           seed:int=42, # of weights and batches
-          vocab:int=1024, # tokens of the BPE
+          vocab:int=2048, # tokens of the BPE
           resume:bool=False, # go on with the run in `dir`, or with the latest
           ):
     "Train a small GPT on a text, save it, and show what it writes"
