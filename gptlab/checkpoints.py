@@ -19,10 +19,11 @@ from .tokenizer import Tokenizer
 
 # %% ../nbs/11_checkpoints.ipynb #b87696f4
 def rng_state() -> dict:
-    "The state of every random generator in use: Python, NumPy, torch, and CUDA devices if any"
+    "The state of every random generator in use: Python, NumPy, torch, and those of CUDA or Apple devices if any"
     kind, keys, pos, has_gauss, gauss = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=list(random.getstate()), numpy=[kind, keys.tolist(), pos, has_gauss, gauss], torch=torch.get_rng_state(), cuda=cuda)
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return dict(python=list(random.getstate()), numpy=[kind, keys.tolist(), pos, has_gauss, gauss], torch=torch.get_rng_state(), cuda=cuda, mps=mps)
 
 def set_rng_state(state:dict):
     "Put every generator back where `rng_state` found it"
@@ -30,6 +31,7 @@ def set_rng_state(state:dict):
     random.setstate((version, tuple(keys), gauss)); np.random.set_state(tuple(state['numpy']))
     torch.set_rng_state(state['torch'].cpu())
     if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count(): torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
+    if torch.backends.mps.is_available() and state['mps'] is not None: torch.mps.set_rng_state(state['mps'].cpu())
 
 # %% ../nbs/11_checkpoints.ipynb #1c8506d7
 def flatten(tree:object, # dicts, lists, tuples, numbers, strings, None, tensors
