@@ -15,7 +15,7 @@ from gptlab.checkpoints import flatten, latest, load_checkpoint, load_model, loa
 from gptlab.core import atomic_write, set_seed
 from gptlab.data import corpus, fetch_wheel, read_text, stories
 from gptlab.generation import generate, generate_text, temperature, top_k, top_p
-from gptlab.model import GPT, GPTConfig, gpt2_config, swap
+from gptlab.model import GPT, GPTConfig, gpt2_config, lm_loss, swap
 from gptlab.optimizers import Opt, adamw, hidden, muon
 from gptlab.packing import batches
 from gptlab.schedules import wsd
@@ -44,7 +44,7 @@ def trainer(tmp_path, **kw):
     train, valid = batches(['Once upon a time. ', 'The end, of course. ']*30 + ['And so on. '], TOK, B=2, T=16)
     model = tiny(dropout=.1)
     opt = Opt(model, muon(at=hidden), adamw(lr=3e-3))
-    return Trainer(model, opt, train, valid.head(1), **dict(callbacks=[], dir=tmp_path/'run', eval_every=0) | kw)
+    return Trainer(model, opt, train, valid.head(1), **dict(callbacks=[], dir=tmp_path/'run', eval_every=0, device='cpu') | kw)
 
 def files(folder): return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob('*'))
 
@@ -172,7 +172,7 @@ def test_parts_that_cannot_be_found_again():
 def test_parameters_that_no_group_claims():
     model = tiny()
     with refuses(ValueError, 'no group claims', 'embed.weight', 'head.weight', 'adamw()'): Opt(model, muon(at=hidden))
-    with refuses(ValueError, 'no optimizer group holds', 'embed.weight', 'requires_grad_(False)'): Trainer(model, torch.optim.SGD(model.blocks.parameters(), lr=.1), [])
+    with refuses(ValueError, 'no optimizer group holds', 'embed.weight', 'requires_grad_(False)'): Trainer(model, torch.optim.SGD(model.blocks.parameters(), lr=.1), [], device='cpu')
     with refuses(ValueError, 'more than one'): torch.optim.AdamW([dict(params=list(model.parameters())), dict(params=[model.embed.weight])])
     with refuses(ValueError, 'muon has no setting', 'betas', 'momentum'): muon(betas=(.9, .95))
     with refuses(ValueError, 'only a matrix', 'another group'):
@@ -286,11 +286,13 @@ def test_odd_trees_survive(tmp_path):
 
 # ---- a loss that is not a number
 
-class Poison:
-    "From this step on, one weight is not a number"
-    def __init__(self, at, value=math.nan): self.at, self.value = at, value
-    def before_step(self, trainer):
-        if trainer.step == self.at: self.kept = trainer.model.embed.weight.data[:,0].clone(); trainer.model.embed.weight.data[:,0] = self.value
+class Once:
+    "The usual loss, but not a number at its n-th call"
+    def __init__(self, n): self.n, self.calls = n, 0
+    def __call__(self, model, batch):
+        self.calls += 1
+        total, n = lm_loss(model, batch)
+        return total*(math.nan if self.calls == self.n else 1), n
 
 
 def lm(model, batch, at=None):
@@ -302,17 +304,19 @@ def lm(model, batch, at=None):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_a_loss_that_is_not_a_number_stops(tmp_path, accumulate):
-    run = trainer(tmp_path, loss=lm, accumulate=accumulate)
-    with refuses(FloatingPointError, 'loss is nan at step', 'bad_batch_', 'weights are those before this step', 'lower learning rate', "on_nan='skip'") as e: run.fit(40)
+    "With the weights of the step before, the batch kept, and nothing of the broken step left in the gradients"
+    run, clean = (trainer(tmp_path/d, loss=Once(n), accumulate=accumulate) for d, n in (('bad', 4*accumulate), ('clean', 0)))
+    with refuses(FloatingPointError, 'loss is nan at step 3', 'bad_batch_000003', 'weights are those before this step', 'lower learning rate', "on_nan='skip'") as e: set_seed(5); run.fit(40)
     kept = load_checkpoint(re.search(r'kept in (\S+)\. The', str(e.value))[1], 'batch')['batch']
-    assert (kept['ids'] == ord('T')).any() and torch.equal(kept['ids'], run.batch['ids'])
-    assert [f for f in files(tmp_path) if '/.' in f] == []
-    clean = trainer(tmp_path/'clean', loss=lm, accumulate=accumulate)
-    clean.fit(run.step) if run.step else None
-    assert all(torch.equal(a, b) for a, b in zip(run.model.state_dict().values(), clean.model.state_dict().values()))
-    run.on_nan = 'skip'
-    run.fit()                                                                               # no gradient of the broken step is left
-    assert run.step == 40 and all(v.isfinite().all() for v in run.model.state_dict().values())
+    assert torch.equal(kept['ids'], run.batch['ids']) and [f for f in files(tmp_path) if f.startswith('.') or '/.' in f] == []
+    clean.budget = 'steps', 40
+    set_seed(5)
+    for _ in range(3): clean.one_step()
+    same = lambda: all(torch.equal(a, b) for a, b in zip(run.model.state_dict().values(), clean.model.state_dict().values()))
+    assert run.step == clean.step == 3 and same()
+    clean.train.load_state_dict(run.train.state_dict())
+    for r in (run, clean): set_seed(1); r.one_step()
+    assert same() and run.fit().step == 40
 
 
 def test_a_loss_that_is_not_a_number_is_skipped(tmp_path):
@@ -506,7 +510,7 @@ d = Path(tempfile.mkdtemp())
 model = bad()()
 c = save_checkpoint(d/'c', model=model.state_dict()); blob = (c/'model.safetensors').read_bytes(); (c/'model.safetensors').write_bytes(blob[:-1])
 nan = lambda m, b: (m(**b)[0].sum()*float('nan'), torch.tensor(1))
-one = lambda **kw: Trainer(model, Opt(model, adamw()), iter([dict(ids=torch.zeros(1, 4).long(), targets=torch.zeros(1, 4).long())]), callbacks=[], dir=d/'run', **kw)
+one = lambda **kw: Trainer(model, Opt(model, adamw()), iter([dict(ids=torch.zeros(1, 4).long(), targets=torch.zeros(1, 4).long())]), callbacks=[], dir=d/'run', device='cpu', **kw)
 CASES = dict(
     empty=(ValueError, lambda: corpus(d/'empty.txt')), utf8=(ValueError, lambda: corpus(d/'latin.txt')), missing=(FileNotFoundError, lambda: corpus('shakespere')),
     short=(ValueError, lambda: batches(['a b ', 'c d '], ByteTokenizer())), char=(ValueError, lambda: CharTokenizer('abc').encode('x')), ids=(ValueError, lambda: ByteTokenizer().decode([999])),

@@ -61,7 +61,7 @@ def interrupt(d, *args, how=signal.SIGINT):
     for line in p.stdout:
         lines.append(line)
         if 'of training' in line: break
-    time.sleep(1.5)
+    time.sleep(1)
     p.send_signal(how)
     out, err = p.communicate(timeout=60)
     return p.returncode, ''.join(lines) + out, err
@@ -69,7 +69,7 @@ def interrupt(d, *args, how=signal.SIGINT):
 
 @posix
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_saves_and_says_how_to_go_on(home, tmp_path, how):
+def test_stopped_it_saves_and_says_how_to_go_on(home, tmp_path, how, monkeypatch, capsys):
     "And what it says works, also from another folder than the book's"
     code, out, err = interrupt(home[0], 'train', '--text', 'my book.txt', '--seconds', 100, '--vocab', 300, '--dir', tmp_path/'a run', how=how)
     assert code == 130 and 'Traceback' not in err, out + err
@@ -78,8 +78,9 @@ def test_stopped_it_saves_and_says_how_to_go_on(home, tmp_path, how):
     assert before['step'] == len(before['log']) > 0 and before['budget'] == ('seconds', 100.)
     args = shlex.split(out.split('go on with: gptlab ')[1])
     assert args == ['train', '--resume', '--dir', str(tmp_path/'a run')]
-    done = command(*args, cwd=tmp_path, GPTLAB_MAX_STEPS='2')
-    assert done.returncode == 0 and 'nats per token' in done.stdout and '1:40 of training' in done.stdout, done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path); monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
+    code, said = main(args), capsys.readouterr().out
+    assert code == 0 and 'nats per token' in said and '1:40 of training' in said, said
     after = load_checkpoint(latest(tmp_path/'a run'), 'trainer')['trainer']
     assert after['step'] == before['step'] + 2 and [r['loss'] for r in after['log'][:before['step']]] == [r['loss'] for r in before['log']]
     assert after['info'] == before['info']                                                  # still the same run

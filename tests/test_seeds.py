@@ -225,7 +225,7 @@ def test_the_score_does_not_depend_on_how_rows_are_batched():
 
 def run(opt, **kw):
     train, valid = batches(stories(20), TOK, B=2, T=16)
-    return Trainer(opt.model, opt, train, valid.head(1), **dict(callbacks=[], eval_every=0) | kw)
+    return Trainer(opt.model, opt, train, valid.head(1), **dict(callbacks=[], eval_every=0, device='cpu') | kw)
 
 def optimizer(*groups):
     set_seed(0)
