@@ -162,14 +162,53 @@ def test_a_notice_is_taken(runs, name):
     assert int(last) < 24 and runs.first['kept'][name][-1].name == f'step_{int(last):06}'
 
 
-# ---- looking does not change the run
-
-def weights(**kw):
+def small(**kw):
+    "A small run, ready to fit"
     set_seed(3)
     train, valid = batches(corpus(['Once upon a time there was a cat. ', 'It sat on the mat. ']*40 + ['Then it went home. ']), ByteTokenizer(), B=2, T=16)
     model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, dropout=.2))
-    Trainer(model, Opt(model, muon(at=hidden), adamw(lr=3e-3)), train, valid, **dict(callbacks=[], eval_every=0, device='cpu') | kw).fit(8)
-    return model.state_dict()
+    return Trainer(model, Opt(model, muon(at=hidden), adamw(lr=3e-3)), train, valid, **dict(callbacks=[], eval_every=0, device='cpu') | kw)
+
+
+# ---- the impatient
+
+class Strike:
+    "Sends SIGINT so many times in the middle of a step, before the weights move"
+    def __init__(self, times, at=3): self.times, self.at, self.ended = times, at, 0
+    def after_backward(self, trainer):
+        if trainer.step == self.at:
+            for _ in range(self.times): signal.raise_signal(signal.SIGINT)
+    def after_fit(self, trainer): self.ended += 1
+
+
+def test_a_second_interrupt_ends_at_once_and_leaves_a_usable_trainer(tmp_path, capsys):
+    before, strike = signal.getsignal(signal.SIGINT), Strike(2)
+    run = small(callbacks=[strike], dir=tmp_path/'run')
+    with pytest.raises(KeyboardInterrupt): run.fit(8)
+    assert signal.getsignal(signal.SIGINT) is before and strike.ended == 1 and run.step == 3    # callbacks could tidy up
+    strike.times = 0
+    assert run.fit().step == 8
+    other = small(callbacks=[Strike(2)])                                               # the batch of the broken step is gone, nothing else
+    set_seed(5)
+    with pytest.raises(KeyboardInterrupt): other.fit(8)
+    clean = small(); clean.budget = 'steps', 8
+    set_seed(5)
+    for _ in range(3): clean.one_step()
+    next(clean.train)
+    for r in (other, clean): r.callbacks = []; set_seed(6); r.one_step()
+    assert not same(other.model.state_dict(), clean.model.state_dict())
+
+
+def test_one_interrupt_is_a_notice_also_when_a_callback_asked_to_stop(capsys):
+    class Stop:
+        def after_loss(self, trainer): trainer.stop = True
+    run = small(callbacks=[Stop(), Strike(1, at=0)]).fit(8)
+    assert run.step == 1 and run.interrupted == 'SIGINT' and 'fit() goes on from here' in capsys.readouterr().out
+
+
+# ---- looking does not change the run
+
+def weights(**kw): return small(**kw).fit(8).model.state_dict()
 
 
 class Sampling:
