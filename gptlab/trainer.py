@@ -61,6 +61,7 @@ def _config(self:Trainer):
 @patch
 def _check(self:Trainer):
     "Refuse what would fail silently later"
+    if self.valid is not None and not hasattr(self.valid, '__len__'): raise TypeError('valid is a fixed list of batches, not a stream that never ends: use the second result of batches(…)')
     if self.on_nan not in ('stop', 'skip'): raise ValueError(f"on_nan is 'stop' or 'skip', not {self.on_nan!r}")
     if type(self.accumulate) is not int or self.accumulate < 1: raise ValueError(f'accumulate is a number of batches, at least 1, not {self.accumulate!r}')
     own, held = {id(p) for p in self.model.parameters()}, {id(p) for g in self.opt.param_groups for p in g['params']}
@@ -88,9 +89,21 @@ def call(self:Trainer, event:str):
         if f := getattr(cb, event, None): f(self)
 
 # %% ../nbs/12_trainer.ipynb #c6aaf5dd
+def _again(batches):
+    while True:
+        last = None
+        for last in batches: yield last
+        if last is None: return                                       # there are none
+
 @patch
 def _batch(self:Trainer):
-    return {k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in next(self.train).items()}
+    "The next batch, on our device; a list or a loader is read again and again"
+    if hasattr(self.train, '__next__'): self._reader = self.train
+    elif getattr(self, '_read', None) is not self.train: self._read, self._reader = self.train, _again(self.train)
+    if (batch := next(self._reader, None)) is None:
+        raise ValueError(f'the training data ended at step {self.step}: give an endless stream, as batches(…) does, or a list, which is read again and again')
+    if not isinstance(batch, dict): raise TypeError(f'a batch is a dict of tensors, such as ids and targets, not a {type(batch).__name__}')
+    return {k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 @patch
 def _backward(self:Trainer):

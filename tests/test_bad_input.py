@@ -186,6 +186,19 @@ def test_an_optimizer_of_another_model(tmp_path):
     assert not (tmp_path/'run').exists()
 
 
+def test_what_is_no_training_data(tmp_path):
+    def on(train, **kw):
+        run = trainer(tmp_path, dir=None, **kw); run.train = train
+        return run
+    few = [next(trainer(tmp_path).train) for _ in range(3)]
+    assert on(few).fit(7).step == 7                                                         # a list is read again and again
+    with refuses(ValueError, 'ended at step 3', 'endless stream', 'batches('): on(iter(few)).fit(7)
+    with refuses(ValueError, 'ended at step 0'): on([]).fit(7)
+    with refuses(TypeError, 'dict of tensors', 'ids and targets', 'tuple'): on([tuple(few[0].values())]).fit(7)
+    run = trainer(tmp_path)
+    with refuses(TypeError, 'valid', 'fixed list', 'second result of batches'): Trainer(run.model, run.opt, run.train, run.train, callbacks=[], device='cpu')
+
+
 def test_budgets_and_settings(tmp_path):
     run = trainer(tmp_path)
     for call, words in ((lambda: run.fit(), ['how long?', 'fit(steps)']), (lambda: run.fit(5, seconds=3), ['one of', 'steps, seconds']), (lambda: run.fit(-1), ['steps', 'above 0', '-1']),
