@@ -34,7 +34,7 @@ def front_page_run(text:Corpus, # what to learn
     tok = BPE.train(text, vocab)
     train, valid = batches(text, tok, B=8, T=128, seed=seed)
     model = GPT(GPTConfig(vocab_size=tok.vocab_size, n_layers=4, n_heads=4, d_model=128))
-    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=1e-2))
+    opt = Opt(model, muon(lr=.014, at=hidden), adamw(lr=1e-2))
     return Trainer(model, opt, train, valid, **kw)
 
 # %% ../nbs/40_cli.ipynb #2db1681c
