@@ -30,21 +30,20 @@ def told(trainer:Trainer) -> str:
     return f'{p:4.0%}, step {trainer.step:,}, {clock(left)} left, {speed:,.0f} tokens/s, loss {log[-1]["loss"]:.3f}{seen}'
 
 # %% ../nbs/13_watching.ipynb #c8dd3271
-def _points(xs, ys, w, h, lo, hi):
-    x0, x1 = min(xs), max(xs)
-    return ' '.join(f'{(x-x0)/((x1-x0) or 1)*w:.1f},{h-(y-lo)/((hi-lo) or 1)*h:.1f}' for x, y in zip(xs, ys))
+def _points(xs, ys, w, h, x0, x1, lo, hi):
+    return ' '.join(f'{(x-x0)/((x1-x0) or 1)*w:.1f},{h-(y-lo)/((hi-lo) or 1)*h:.1f}' for x, y in zip(xs, ys) if math.isfinite(y))
 
 def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
               w:int=420, # width in pixels
               h:int=130, # height in pixels
               ) -> str:
-    "Curves as SVG text, thinned to at most 300 points each; the vertical range is shared and printed"
+    "Curves as SVG text, thinned to at most 300 points each; both ranges are shared, the vertical one is printed"
     lines = {k: (xs[::max(1, len(xs)//300)], ys[::max(1, len(ys)//300)]) for k, (xs, ys) in lines.items() if len(xs) > 1}
     every = [y for _, ys in lines.values() for y in ys if math.isfinite(y)]
     if not every: return ''
-    lo, hi = min(every), max(every)
+    (lo, hi), at = (min(every), max(every)), [x for xs, _ in lines.values() for x in xs]
     ink = ['#8896a5', '#c8401f', '#2a6f97', '#588157']
-    drawn = ''.join(f'<polyline fill="none" stroke="{c}" stroke-width="1.5" points="{_points(xs, ys, w, h, lo, hi)}"/>' for c, (xs, ys) in zip(ink, lines.values()))
+    drawn = ''.join(f'<polyline fill="none" stroke="{c}" stroke-width="1.5" points="{_points(xs, ys, w, h, min(at), max(at), lo, hi)}"/>' for c, (xs, ys) in zip(ink, lines.values()))
     names = ''.join(f'<text x="{w-4}" y="{14+15*i}" text-anchor="end" font-size="12" fill="{c}">{html.escape(k)}</text>' for i, (c, k) in enumerate(zip(ink, lines)))
     ends = f'<text x="2" y="11" font-size="10" fill="#556">{hi:.2f}</text><text x="2" y="{h-3}" font-size="10" fill="#556">{lo:.2f}</text>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"><title>{html.escape(", ".join(lines))}</title>{drawn}{names}{ends}</svg>'
