@@ -21,6 +21,7 @@ class Tokenizer:
     "What every tokenizer shares; a subclass gives `vocab_size`, `special`, `encode`, `decode_bytes`, and `settings` if it is made from any"
     vocab_size: int
     special: dict[str,int] = {}                             # name -> id
+    lossy = False                                           # does a text come back changed? `normal` says how
     def __repr__(self): return f'{type(self).__name__}, {self.vocab_size:,} ids'
     def encode(self,
                text:str, # any text
@@ -104,6 +105,17 @@ def token_bytes(self:Tokenizer) -> torch.Tensor:
     "How many bytes each id stands for, specials zero: a LongTensor (V,), computed once"
     if '_sizes' not in vars(self): self._sizes = torch.tensor([len(self.decode_bytes([i])) for i in range(self.vocab_size)])  # (V,)
     return self._sizes
+
+# %% ../nbs/01_tokenizer.ipynb #f0c4dfd1
+@patch
+def normal(self:Tokenizer, text:str) -> str:
+    "The text that comes back from `decode(encode(text))`: the same, unless the tokenizer is lossy"
+    return text
+
+@patch
+def byte_counts(self:Tokenizer, text:str) -> list[int]:
+    "For each id of `encode(text)`, how many bytes of the text it stands for; together they are all of them"
+    return self.token_bytes[self.encode(text)].tolist()
 
 # %% ../nbs/01_tokenizer.ipynb #e2444eaf
 @patch
@@ -218,9 +230,13 @@ def _demand(ok, tok, what):
 def _check_text(tok, text):
     ids, sizes = tok.encode(text), tok.token_bytes
     _demand(all(type(i) is int and 0 <= i < tok.vocab_size for i in ids), tok, f'an id of {text!r} is outside the vocabulary, or no int')
-    _demand(tok.decode(ids) == text, tok, f'{text!r} comes back as {tok.decode(ids)!r}')
-    _demand(''.join(tok.decode_stream(ids)) == text, tok, f'streaming does not give back {text!r}')
-    _demand(sizes[ids].sum() == len(text.encode()), tok, f'token_bytes says {int(sizes[ids].sum())} for {text!r}, which has {len(text.encode())}')
+    want, n = tok.normal(text) if hasattr(tok, 'normal') else text, len(text.encode())
+    lossy, counts = getattr(tok, 'lossy', False), tok.byte_counts(text) if hasattr(tok, 'byte_counts') else sizes[ids].tolist()
+    _demand(lossy or want == text, tok, f'normal changes {text!r} to {want!r}; a tokenizer that does so sets lossy = True')
+    _demand(tok.decode(ids) == want, tok, f'{text!r} comes back as {tok.decode(ids)!r}' + f', not as {want!r}'*lossy)
+    _demand(''.join(tok.decode_stream(ids)) == want, tok, f'streaming does not give back {want!r}')
+    _demand(lossy or sizes[ids].sum() == n, tok, f'token_bytes says {int(sizes[ids].sum())} for {text!r}, which has {n}')
+    _demand(len(counts) == len(ids) and sum(counts) == n, tok, f'byte_counts says {sum(counts)} for the {len(ids)} ids of {text!r}, which has {n} bytes')
     if getattr(tok, 'bos', None) is not None: _demand(tok.encode(text, bos=True) == [tok.bos] + ids, tok, f'bos=True must put {tok.bos} before the ids of {text!r}')
     return len(ids)
 
