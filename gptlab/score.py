@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
 from .data import Corpus, corpus, stories_bpb
+from .packing import target_bytes
 from .tokenizer import Tokenizer
 
 # %% ../nbs/05_score.ipynb #650706b6
@@ -141,13 +142,6 @@ class Score:
                 f'| {self.loss:.4f} | {self.perplexity:.2f} | **{self.bpb:.4f}** | {self.tokens:,} | {self.n_bytes:,} |')
 
 # %% ../nbs/05_score.ipynb #c870ff85
-def _batch_bytes(batch, sizes):
-    "Bytes that the targets of a batch stand for"
-    used = batch['targets'] != -100                                         # (B,T)
-    own = batch.get('nbytes')
-    if own is not None: return int(torch.as_tensor(own)[used].sum() if getattr(own, 'shape', None) == used.shape else torch.as_tensor(own).sum())
-    return 0 if sizes is None else int(sizes[batch['targets'][used].cpu()].sum())
-
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 class _Quiet:
@@ -166,11 +160,11 @@ def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
     "The mean surprise over all targets, in eval mode, without changing the model or any random state. Raises TypeError for a stream, ValueError for no targets"
     if not hasattr(batches, '__len__'): raise TypeError('a score needs a fixed list of batches, not a stream that never ends: use the second result of batches(…)')
     tok = tok if tok is not None else getattr(batches, 'tok', None)
-    sizes, device, nats, tokens, n_bytes = getattr(tok, 'token_bytes', None), _device(model), 0., 0, 0
+    device, nats, tokens, n_bytes = _device(model), 0., 0, 0
     with _Quiet(model):
         for b in batches:
             used = b['targets'] != -100                                     # (B,T)
             nll, _ = model(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in b.items() if k != 'nbytes'})
-            nats += nll[used.to(nll.device)].double().sum().item(); tokens += used.sum().item(); n_bytes += _batch_bytes(b, sizes)
+            nats += nll[used.to(nll.device)].double().sum().item(); tokens += used.sum().item(); n_bytes += target_bytes(b, tok)
     if not tokens: raise ValueError('there are no targets to score: the list is empty, or every target is −100')
     return Score(nats/tokens, bits_per_byte(nats, n_bytes) if n_bytes else math.nan, tokens, n_bytes)

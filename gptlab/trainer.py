@@ -49,7 +49,7 @@ class Trainer:
         self.dir, self.tok = Path(dir) if dir else None, getattr(train, 'tok', None)
         self.callbacks = [make() for make in self.default_callbacks] if callbacks is None else list(callbacks)
         self.step, self.tokens, self.flops, self.seconds, self.budget, self.log = 0, 0, 0, 0., None, []
-        self.stop, self.skip, self.info = False, False, run_info(self._config())
+        self.stop, self.skip, self._waited, self.info = False, False, 0., run_info(self._config())
         self._check(); self.compiled = compile and self._compile()
 
 # %% ../nbs/12_trainer.ipynb #971d4ff6
@@ -110,7 +110,7 @@ def _backward(self:Trainer):
     "Gradients of the mean loss over `accumulate` batches; returns that mean in nats"
     sums, weights = [], []
     for _ in range(self.accumulate):
-        self.batch = self._batch()
+        asked = time.perf_counter(); self.batch = self._batch(); self._waited += time.perf_counter() - asked
         with self._autocast(): total, weight = self.loss(self.model, self.batch)
         weights.append(float(weight)); sums.append(float(total.detach()))
         self.last_loss = sums[-1]/max(weights[-1], 1.); self._finite(sums[-1]); self.call('after_loss')
@@ -159,7 +159,7 @@ def _update(self:Trainer):
 @patch
 def one_step(self:Trainer):
     "Schedule, gradients, update, one line in the log"
-    start, self.skip = time.perf_counter(), False
+    start, self.skip, self._waited = time.perf_counter(), False, 0.
     self.call('before_step'); self.opt.zero_grad(set_to_none=True)    # an interrupted step may have left some
     was, spent = self.tokens, self.spent if self.budget else 0
     loss = self._backward(); self.call('after_backward')
@@ -167,7 +167,7 @@ def one_step(self:Trainer):
     norm = self._update()
     self.step += 1; took = time.perf_counter() - start; self.seconds += took
     self.log.append(dict(step=self.step, tokens=self.tokens, seconds=self.seconds, loss=loss, grad_norm=norm, lr=self.opt.param_groups[0]['lr'],
-                         tokens_per_second=(self.tokens-was)/took) | (dict(skipped=True) if self.skip else {}))
+                         tokens_per_second=(self.tokens-was)/took, wait=self._waited/took) | (dict(skipped=True) if self.skip else {}))
     self.call('after_step')
 
 # %% ../nbs/12_trainer.ipynb #612dbf68
