@@ -105,7 +105,7 @@ def _last(self:Runs):
     "Rows of the table: variant, seeds, and the last numbers that every run has"
     numbers = [{k for row in r['log'] for k, v in row.items() if isinstance(v, Number)} for r in self.records]
     keys = dict.fromkeys(k for row in self.records[0]['log'] for k in row) if self.records else []
-    keys = [k for k in keys if k not in ('step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second') and all(k in n for n in numbers)][:6]
+    keys = [k for k in keys if k not in ('step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait') and all(k in n for n in numbers)][:6]
     yield ['variant', 'seeds', *keys]
     for v in self.variants: yield [v, str(sum(r['variant'] == v for r in self.records)), *(_mean(list(self.final(k)[v].values())) for k in keys)]
 

@@ -114,7 +114,7 @@ def runs(tmp_path_factory):
     return r
 
 
-CLOCK = {'seconds', 'tokens_per_second'}
+CLOCK = {'seconds', 'tokens_per_second', 'wait'}
 
 def same(a, b, at=''):
     "Where two trees differ, tensors to the last bit"
