@@ -114,7 +114,7 @@ def normal(self:Tokenizer, text:str) -> str:
 
 @patch
 def byte_counts(self:Tokenizer, text:str) -> list[int]:
-    "For each id of `encode(text)`, how many bytes of the text it stands for; together they are all of them"
+    "For each id of `encode(text)`, how many bytes of the text it stands for; together all of them, if there is an id at all"
     return self.token_bytes[self.encode(text)].tolist()
 
 # %% ../nbs/01_tokenizer.ipynb #e2444eaf
@@ -236,7 +236,7 @@ def _check_text(tok, text):
     _demand(tok.decode(ids) == want, tok, f'{text!r} comes back as {tok.decode(ids)!r}' + f', not as {want!r}'*lossy)
     _demand(''.join(tok.decode_stream(ids)) == want, tok, f'streaming does not give back {want!r}')
     _demand(lossy or sizes[ids].sum() == n, tok, f'token_bytes says {int(sizes[ids].sum())} for {text!r}, which has {n}')
-    _demand(len(counts) == len(ids) and sum(counts) == n, tok, f'byte_counts says {sum(counts)} for the {len(ids)} ids of {text!r}, which has {n} bytes')
+    _demand(len(counts) == len(ids) and sum(counts) == n*bool(ids), tok, f'byte_counts says {sum(counts)} for the {len(ids)} ids of {text!r}, which has {n} bytes')
     if getattr(tok, 'bos', None) is not None: _demand(tok.encode(text, bos=True) == [tok.bos] + ids, tok, f'bos=True must put {tok.bos} before the ids of {text!r}')
     return len(ids)
 
