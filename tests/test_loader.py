@@ -149,22 +149,19 @@ def test_a_grown_stream_resumes_exactly():
 
 
 def test_a_run_whose_rows_grow_resumes_to_the_last_bit(tmp_path):
+    from gptlab.checkpoints import checkpoints_in
     from gptlab.core import set_seed
     from gptlab.model import GPT, GPTConfig
     from gptlab.trainer import Trainer
-    class Grow:
-        def before_step(self, run):
-            if run.step == 3: run.train.resize(B=2, T=24)
-            if run.step == 6: run.train.resize(B=1, T=48)
     def make():
         set_seed(1)
         train, valid = batches(texts(), TOK, B=4, T=12)
         model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=1, n_heads=2, d_model=16))
-        return Trainer(model, torch.optim.AdamW(model.parameters(), 1e-3), Prefetch(train), valid.head(2), callbacks=[Grow()], eval_every=0, dir=tmp_path/'run', save_every=4)
+        return Trainer(model, torch.optim.AdamW(model.parameters(), 1e-3), Prefetch(train), valid.head(2), callbacks=[loader.Grow({3: (2, 24), 6: (1, 48)})], eval_every=0, dir=tmp_path/'run', save_every=4)
     whole = make(); whole.fit(9)
     assert [r['tokens'] for r in whole.log] == list(itertools.accumulate([48]*9))
     assert all(0 <= r['wait'] <= 1 for r in whole.log)
-    other = make(); other.dir = None; other.resume(tmp_path/'run'/'step_000004') if (tmp_path/'run'/'step_000004').exists() else other.resume(sorted((tmp_path/'run').iterdir())[0])
+    other = make(); other.dir = None; other.resume(checkpoints_in(tmp_path/'run')[0])
     start = other.step; other.fit()
     assert start < 9 and other.step == 9
     for a, b in zip(whole.model.parameters(), other.model.parameters()): assert torch.equal(a, b)
