@@ -275,7 +275,7 @@ def fast_batches(text:'str|Corpus|list|Tokens', # what `corpus` takes, or tokens
 class Grow:
     "A callback: from step n on, rows of T tokens and B in a batch, as `plan={n: (B, T)}` says"
     def __init__(self, plan:dict[int,tuple[int,int]]): self.plan = plan
-    def before_step(self, run:'Trainer'):
+    def before_step(self, run:object):
         "Give the training stream the shape that this step asks for"
         B, T = next(((B, T) for n, (B, T) in sorted(self.plan.items(), reverse=True) if n <= run.step), (run.train.B, run.train.T))
         if (B, T) != (run.train.B, run.train.T): run.train.resize(B, T)

@@ -98,7 +98,7 @@ def _positive(**sizes):
 
 class Batches:
     "An endless stream of batches over tokens; equal seeds give equal streams, and the state is a handful of numbers"
-    def __init__(self, tokens:'Tokens|Blocks', # what to read: anything with `tok` and block(k) -> Tokens, None past the end
+    def __init__(self, tokens:Tokens, # what to read: Tokens, Blocks, or anything with `tok` and block(k) -> Tokens, None past the end
                  B:int=16, # rows in a batch
                  T:int=128, # tokens in a row
                  seed:int=0, # of the order of documents, cuts and rows
