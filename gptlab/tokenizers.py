@@ -19,9 +19,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
-from .bpe import BPE, GPT2_PATTERN, byte_symbols, _hf_json, _import, _merges_of
+from .bpe import BPE, GPT2_PATTERN, VocabView, _hf_json, _import, _merges_of, _symbols
 from .core import atomic_write
-from .tokenizer import BOS, ByteTokenizer, Tokenizer, load_tokenizer, show_tokens, utf8
+from .tokenizer import BOS, ByteTokenizer, Tokenizer, fuzz_texts, load_tokenizer, utf8
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
 MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')     # what others call the beginning of a document
@@ -199,13 +199,13 @@ def merges(self:RankTokenizer) -> list[tuple[int,int]]:
 @patch
 def to_tokenizer_json(self:RankTokenizer, path:str|Path) -> Path:
     "Write Hugging Face's `tokenizer.json`, which gives the same ids; there the names of specials within text become special"
-    table = byte_symbols()
+    table = _symbols()
     names = {b: ''.join(table[x] for x in b) for b in self.ranks}
-    merges = [[names[a], names[b]] for a, b in _merges_of(self.ranks)]
-    return atomic_write(path, _hf_json({names[b]: i for b, i in self.ranks.items()}, merges, self.special, self.pattern))
+    vocab = {names[b]: i for b, i in self.ranks.items()} | self.special   # what is not in it would be numbered anew
+    return atomic_write(path, _hf_json(vocab, [[names[a], names[b]] for a, b in _merges_of(self.ranks)], self.special, self.pattern))
 
 # %% ../nbs/20_tokenizers.ipynb #0b151a53
-_bytes_of = {c: b for b, c in enumerate(byte_symbols())}
+_bytes_of = {c: b for b, c in enumerate(_symbols())}
 
 def _unwritten(symbols):
     "The bytes behind GPT-2's visible characters"
@@ -282,6 +282,16 @@ def _exact(d):
         and not any(a['lstrip'] or a['rstrip'] for a in d['added_tokens']) and all(s['type'] in ('ByteLevel', 'Split', 'Digits') and s.get('behavior') != 'Removed' for s in steps)
 
 # %% ../nbs/20_tokenizers.ipynb #ff38546b
+def _fast_rows(fast, texts): return fast.encode_batch(texts, add_special_tokens=False, split_special_tokens=True)
+
+def _fast_copy(tok):
+    "The same in fastokens, which must give the same ids"
+    try: fast = _import('fastokens').Tokenizer.from_json_str(tok.to_str())
+    except ValueError as e: raise ValueError(f"fastokens cannot read this tokenizer ({e}); use engine='tokenizers'") from None
+    texts = fuzz_texts(50)
+    if any(list(a.ids) != b.ids for a, b in zip(_fast_rows(fast, texts), tok.encode_batch(texts, add_special_tokens=False))): raise ValueError("fastokens gives other ids for this tokenizer; use engine='tokenizers'")
+    return fast
+
 class HFTokenizer(TableTokenizer):
     "A tokenizer of Hugging Face's library, byte-level or in SentencePiece's spelling, with its own ids"
     def __init__(self,
@@ -290,7 +300,7 @@ class HFTokenizer(TableTokenizer):
                  ):
         if engine not in ('tokenizers', 'fastokens'): raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
         self.tok, self.engine = _own_copy(source), engine
-        self._fast = _import('fastokens').Tokenizer.from_json_str(self.tok.to_str()) if engine == 'fastokens' else None
+        self._fast = _fast_copy(self.tok) if engine == 'fastokens' else None
         d, added = json.loads(self.tok.to_str()), self.tok.get_added_tokens_decoder()
         read, vocab, unk = _reader(d), self.tok.get_vocab(), _unknown_piece(d['model'])
         self.special, self.lossy = {a.content: i for i, a in added.items() if a.special and a.content != unk}, not _exact(d)
@@ -311,7 +321,7 @@ def encode_batch(self:HFTokenizer,
                  ) -> list[list[int]]:
     "The ids of each text"
     first, texts = self.start(bos), [utf8(t).decode() for t in texts]
-    rows = self.tok.encode_batch(texts, add_special_tokens=False) if self._fast is None else self._fast.encode_batch(texts, add_special_tokens=False, split_special_tokens=True)
+    rows = self.tok.encode_batch(texts, add_special_tokens=False) if self._fast is None else _fast_rows(self._fast, texts)
     return [first + list(r.ids) for r in rows]
 
 @patch
