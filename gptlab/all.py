@@ -28,6 +28,9 @@ from .trainer import *
 from .watching import *
 from .generation import *
 from .ablation import *
+from .loader import *
+from .tokenizers import *
+from .corpora import *
 
 # %% ../nbs/39_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
