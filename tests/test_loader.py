@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gptlab import loader
+from gptlab.corpora import capped, mixture
 from gptlab.data import again, corpus, hf_dataset, jsonl, parquet, skip, stories, text_files
 from gptlab.loader import Ahead, Prefetch, Ring, Slices, fast_batches, open_tokens, share, write_tokens
 from gptlab.packing import Batches, Blocks, FixedBatches, batches, best_fit, concat, fixed_batches, recut, tokenise, windows
@@ -44,7 +45,8 @@ def sources(folder):
     import datasets
     ds = datasets.load_from_disk(folder/'saved')
     return dict(list=texts(), again=again(made_again), marks=text_files(folder/'marks.txt'), many=text_files(folder/'many'), lines=jsonl(folder/'lines.jsonl'),
-                shards=parquet(folder/'shards'), held=hf_dataset(ds), streamed=hf_dataset(ds.to_iterable_dataset()), tokens=open_tokens(folder/'tokens'))
+                shards=parquet(folder/'shards'), held=hf_dataset(ds), streamed=hf_dataset(ds.to_iterable_dataset()),
+                mixed=mixture(dict(a=capped(jsonl(folder/'lines.jsonl'), 50), b=parquet(folder/'shards')), dict(a=.7, b=.3), seed=4), tokens=open_tokens(folder/'tokens'))
 
 def blocks_of(source, **kw): return Slices(source, SIZE, **kw) if hasattr(source, 'ids') else Blocks(source, TOK, SIZE, **kw)
 
@@ -71,7 +73,7 @@ def folder(tmp_path_factory):
 
 def test_every_source_gives_the_same_documents(folder):
     for name, s in sources(folder).items():
-        if name == 'tokens': continue
+        if name in ('tokens', 'mixed'): continue
         assert [d.rstrip('\n') for d in s] == texts(), name
         for n in (0, 1, 49, 50, 149, 150, 200): assert [d.rstrip('\n') for d in skip(s, n)] == texts()[n:], (name, n)
 
@@ -172,13 +174,13 @@ def test_a_run_whose_rows_grow_resumes_to_the_last_bit(tmp_path):
 @pytest.mark.parametrize('world', [1, 2, 3, 8])
 def test_ranks_share_every_document_and_none_twice(folder, world):
     for name, source in sources(folder).items():
-        seen = []
+        seen, want = [], [d.rstrip('\n') for d in source] if name == 'mixed' else texts()
         for rank in range(world):
             blocks = blocks_of(source, rank=rank, world=world)
             for k in itertools.count():
                 if (t := blocks.block(k)) is None: break
                 seen += [TOK.decode(t.ids[a:b].tolist()).rstrip('\n') for a, b in zip(t.starts, t.starts[1:])]
-        assert sorted(seen) == sorted(texts()), (name, world)
+        assert sorted(seen) == sorted(want), (name, world)
 
 
 def test_a_rank_without_documents_is_told():
