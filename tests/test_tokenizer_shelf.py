@@ -6,10 +6,11 @@ import base64, builtins, hashlib, json, math, os, pickle, random, re, unicodedat
 from pathlib import Path
 
 import pytest
-import tiktoken
+import tiktoken, tiktoken.load
 from pydoc_data.topics import topics
 
 from gptlab.bpe import BPE, GPT2_PATTERN
+from gptlab.cli import main
 from gptlab.tokenizer import BOS, ByteTokenizer, CharTokenizer, Tokenizer, check_tokenizer, fuzz_texts, load_tokenizer, show_tokens
 from gptlab.tokenizers import (CHAT_SPECIAL, AsciiTokenizer, ByT5Tokenizer, HFTokenizer, RankTokenizer, SentencePieceTokenizer, StrippedAsciiTokenizer, _between, _rank_files,
                                add_special, bytes_per_token, compare, encode_special, open_tokenizer, renyi, text_kinds, tiktoken_named, truncate)
@@ -351,3 +352,34 @@ def test_the_table(small):
     with fails(ValueError, 'at least one tokenizer'): compare({}, 'abc')
     with fails(ValueError, 'not empty'): compare({'bpe': small}, '')
     assert repr(show_tokens(AsciiTokenizer(), 'a é')) == 'a| |\\x00'
+
+
+# ---- on the command line
+
+def test_the_command_makes_and_compares(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'book.txt').write_text('One day.<|endoftext|>'.join(DOCS[:30]), encoding='utf-8')
+    assert main(['tokenizer', 'train', '--text', 'book.txt', '--vocab', '500', '--pattern', 'cl100k', '--chat']) == 0
+    tok = load_tokenizer('tok.json')
+    assert tok.vocab_size == 500 and set(CHAT_SPECIAL) == set(tok.special) and tok.bos is not None
+    assert '500 ids' in capsys.readouterr().out
+    assert main(['tokenizer', 'show', 'tok.json', 'the <|bos|> é']) == 0 and '14 bytes' in capsys.readouterr().out
+    assert main(['tokenizer', 'compare', 'tok.json', 'byt5', 'bytes', '--text', 'book.txt']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [x.split()[0] for x in lines] == ['tokenizer', 'tok.json', 'byt5', 'bytes'] and 'text, bytes/id' in lines[0]
+    assert main(['tokenizer', 'train', '--text', 'book.txt', '--vocab', '300', '--pattern', r'\w+|\W', '--out', 'own.json']) == 0 and load_tokenizer('own.json').pattern == r'\w+|\W'
+
+
+def test_what_the_command_says_to_mistakes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path); (tmp_path/'a.txt').write_text('one two three')
+    for argv, code, says in ((['tokenizer', 'shwo'], 2, "did you mean 'tokenizer show'"), (['tokenizer', 'show', 'byte5', 'x'], 1, "did you mean 'byt5'"), (['tokenizer', 'show', 'no.json', 'x'], 1, 'no.json'),
+                             (['tokenizer', 'train', '--text', 'a.txt', '--vocab', '100'], 1, 'need 257'), (['tokenizer', 'train', '--text', 'a.txt', '--pattern', 'gtp2'], 1, 'gpt2'),
+                             (['tokenizer', 'train', '--text', 'a.txt', '--pattern', '(('], 1, 'no regular expression'), (['tokenizer', 'compare', 'bytes', '--text', 'no.txt'], 1, 'no.txt')):
+        assert main(argv) == code
+        err = capsys.readouterr().err
+        assert says in err and err.startswith('gptlab: ') and err.count('\n') == 1
+    assert not list(tmp_path.glob('*.json'))                                         # nothing half-written
+    for argv in (['tokenizer'], ['tokenizer', '--help']):
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        assert 'tokenizer compare' in out and '  sample' not in out
