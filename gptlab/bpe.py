@@ -81,6 +81,7 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
                  order:Sequence[int]=range(256), # the 256 bytes in the order that decides between ties; later ids follow
                  ) -> list[tuple[int,int]]:
     "The `n` merges, or fewer when all pieces are whole; merge k makes id 256+k. Highest count first, ties to the smallest pair of ids"
+    if sorted(order) != list(range(256)): raise ValueError('order must hold each of the 256 bytes once')
     table = bytes.maketrans(bytes(order), bytes(range(256)))
     words, weights, merges = [utf8(p).translate(table).decode('latin-1') for p in counts], list(counts.values()), []
     pairs, where = _count_pairs(words, weights)
@@ -209,9 +210,10 @@ class BPE(Tokenizer):
 def learn(docs:Iterable[str], # documents
           n:int, # how many merges
           pattern:str, # cuts text into pieces
+          workers:int|None=None, # processes that count; None takes one a core
           ) -> list[tuple[int,int]]:
     "The merges of a text: an engine for `BPE.train`, in plain Python"
-    return learn_merges(count_pieces(docs, pattern), n)
+    return learn_merges(count_pieces(docs, pattern, workers), n)
 
 @patch(cls_method=True)
 def train(cls:BPE,
@@ -273,25 +275,32 @@ def encode_batch(self:BPE,
     with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(lambda t: self.encode(t, bos), texts))
 
 # %% ../nbs/02_bpe.ipynb #d4f86e5b
-class VocabView:
-    "Groups of tokens, in colour"
-    def __init__(self, groups:dict[str,object]): self.groups = groups
-    def __repr__(self): return '\n'.join(f'{name}: {view!r}' for name, view in self.groups.items())
-    def _repr_html_(self): return ''.join(f'<p style="margin:.6em 0 0"><b>{html.escape(name)}</b></p>{view._repr_html_()}' for name, view in self.groups.items())
+_chip = 'display:inline-block;margin:2px;padding:0 5px;border-radius:4px;background:#d3e0f7;color:#1c2733;font-family:monospace'
 
-def _whole(raw):
-    try: return bool(raw.decode())
-    except UnicodeDecodeError: return False
+def _label(raw, most=40):
+    try: s = raw.decode()
+    except UnicodeDecodeError: return raw.hex(' ')
+    s = ''.join({' ': '·', '\n': '⏎', '\t': '⇥'}.get(c) or (c if c.isprintable() else repr(c)[1:-1]) for c in s)
+    return s if len(s) <= most else f'{s[:most]}… ({len(raw)} bytes)'
+
+class VocabView:
+    "Groups of tokens; `groups` holds what each shows, by id"
+    def __init__(self, groups:dict[str,dict[int,str]]): self.groups = groups
+    def __repr__(self): return '\n'.join(f'{name}: {" ".join(g.values())}' for name, g in self.groups.items())
+    def _repr_html_(self):
+        chips = {name: ''.join(f'<span title="id {i}" style="{_chip}">{html.escape(s)}</span>' for i, s in g.items()) for name, g in self.groups.items()}
+        return ''.join(f'<p style="margin:.5em 0 0"><b>{name}</b></p><div>{c}</div>' for name, c in chips.items())
 
 def show_vocab(tok:Tokenizer, # any tokenizer
                n:int=30, # tokens a group
                ) -> VocabView:
-    "The tokens of more than one byte, for human eyes: first, last, longest, blanks, broken characters, specials"
+    "The tokens of more than one byte, for human eyes: first, last, longest, blanks, parts of characters; then specials"
     raw  = {i: tok.decode_bytes([i]) for i in range(tok.vocab_size)}
     made = [i for i in raw if len(raw[i]) > 1]
-    groups = {'first': made[:n], 'last': made[-n:], 'longest': sorted(made, key=lambda i: -len(raw[i]))[:n//3], 'only blanks': [i for i in made if raw[i].isspace()][:n],
-              'parts of characters': [i for i in made if not _whole(raw[i])][:n], 'special': list(tok.special.values())[:n]}
-    return VocabView({name: show_tokens(tok, ids) for name, ids in groups.items() if ids})
+    groups = {'first': made[:n], 'last': made[-n:], 'longest': sorted(made, key=lambda i: -len(raw[i]))[:n//3],
+              'only blanks': [i for i in made if raw[i].isspace()][:n], 'parts of characters': [i for i in made if '\ufffd' in raw[i].decode(errors='replace')][:n]}
+    shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()} | {'special': {i: s for s, i in tok.special.items()}}
+    return VocabView({name: g for name, g in shown.items() if g})
 
 # %% ../nbs/02_bpe.ipynb #81403e5e
 def _symbols():
