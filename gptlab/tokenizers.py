@@ -6,11 +6,10 @@
 __all__ = ['MARKS', 'CHAT_SPECIAL', 'TableTokenizer', 'ByT5Tokenizer', 'LossReport', 'CharwiseTokenizer', 'AsciiTokenizer',
            'StrippedAsciiTokenizer', 'RankTokenizer', 'tiktoken_named', 'add_special', 'truncate', 'HFTokenizer',
            'SentencePieceTokenizer', 'encode_special', 'text_kinds', 'bytes_per_token', 'renyi', 'Comparison',
-           'compare', 'open_tokenizer']
+           'compare', 'TokenViews', 'show_all', 'open_tokenizer']
 
 # %% ../nbs/20_tokenizers.ipynb #99a7dcfa
-import base64, hashlib, io, json, math, unicodedata
-import heapq
+import base64, hashlib, heapq, html, io, json, math, unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -19,9 +18,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
-from .bpe import BPE, GPT2_PATTERN, VocabView, _hf_json, _import, _merges_of, _symbols
+from .bpe import BPE, GPT2_PATTERN, _hf_json, _import, _merges_of, _symbols
 from .core import atomic_write
-from .tokenizer import BOS, ByteTokenizer, Tokenizer, fuzz_texts, load_tokenizer, utf8
+from .tokenizer import BOS, ByteTokenizer, Tokenizer, fuzz_texts, load_tokenizer, show_tokens, utf8
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
 MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')     # what others call the beginning of a document
@@ -468,6 +467,19 @@ def compare(toks:dict[str,Tokenizer], # a name for each
     texts = dict(text=texts) if isinstance(texts, str) else text_kinds() if texts is None else texts
     if not toks or not any(texts.values()): raise ValueError('pass at least one tokenizer, and a text that is not empty')
     return Comparison(_compare_row(n, t, texts) for n, t in toks.items())
+
+# %% ../nbs/20_tokenizers.ipynb #636116a3
+class TokenViews(dict):
+    "Rows of tokens in colour, by name"
+    def __repr__(self): return '\n'.join(f'{n}: {v!r}' for n, v in self.items())
+    def _repr_html_(self): return ''.join(f'<p style="margin:.6em 0 0"><b>{html.escape(n)}</b></p>{v._repr_html_()}' for n, v in self.items())
+
+def show_all(toks:dict[str,Tokenizer], # a name for each
+             text:str, # what to cut
+             ) -> TokenViews:
+    "Show how each of several tokenizers cuts a text"
+    views = {n: show_tokens(t, text) for n, t in toks.items()}
+    return TokenViews({f'{n}, {len(v.pieces)} ids': v for n, v in views.items()})
 
 # %% ../nbs/20_tokenizers.ipynb #b5a2b78f
 _made = dict(bytes=ByteTokenizer, byt5=ByT5Tokenizer, ascii=AsciiTokenizer, stripped=StrippedAsciiTokenizer)
