@@ -7,7 +7,7 @@ __all__ = ['clip_bytes', 'capped', 'Mixture', 'mixture', 'Rows', 'four_recipe', 
            'fetch_file', 'count_shards', 'download', 'provenance', 'Overlap', 'overlap', 'dump']
 
 # %% ../nbs/21_corpora.ipynb #d666907c
-import hashlib, http.client, io, itertools, json, multiprocessing, os, re, shutil, threading, time, urllib.error, urllib.request
+import hashlib, http.client, io, itertools, json, multiprocessing, os, re, shutil, sys, threading, time, urllib.error, urllib.request
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -125,7 +125,6 @@ def _from(self:Mixture, start):
     its, drawn = self._open(start)
     left = set(range(len(its)))
     for i in itertools.chain.from_iterable(b.tolist() for b in self._draws(drawn)):
-        if i not in left: continue
         if (doc := next(its[i], None)) is not None: yield self.names[i], doc
         elif not (left := left - {i}): return
 
@@ -222,17 +221,10 @@ def _end_with_parent():
     def wait(): multiprocessing.parent_process().join(); os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 
-def _context():
-    "Processes that inherit no threads: forked from a small server where there is one, else started afresh"
-    kind = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
-    context = multiprocessing.get_context(kind)
-    if kind == 'forkserver': context.set_forkserver_preload(['gptlab.corpora', 'pyarrow.parquet'])
-    return context
-
 def _written(jobs, workers):
     "The line of each shard, in order; jobs are (path, documents, column)"
     if not workers: yield from (_write_shard(*j) for j in jobs); return
-    with ProcessPoolExecutor(workers, _context(), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), _end_with_parent) as pool:
         waiting = deque()
         for job in jobs:
             waiting.append(pool.submit(_write_shard, *job))
@@ -317,7 +309,7 @@ def _persist(do, url, tries, backoff):
         try: return do()
         except _Again as e: failure = e
         if k < tries-1: time.sleep(min(60, max(failure.wait, backoff*2**k)))
-    raise OSError(f'{url} failed {tries} times, the last time with: {failure}; call again to go on from there') from None
+    raise OSError(f'{url} failed {tries} time{"s"*(tries != 1)}, at last with: {failure}; call again to go on from there') from None
 
 # %% ../nbs/21_corpora.ipynb #6e5b9e7a
 def _pieces(answer):
@@ -497,11 +489,12 @@ def _doc_hash(doc): return int.from_bytes(hashlib.sha256(utf8(doc)).digest()[:8]
 class _Ticks:
     "Numbers that are looked for, and which of them were seen"
     def __init__(self, wanted):
-        self.wanted, self.near = np.unique(wanted), np.zeros(2**20, bool)
-        self.seen = np.zeros(len(self.wanted), bool)
-        self.near[self.wanted >> np.uint64(44)] = True                                # most others fail this quick test
+        self.wanted = np.unique(wanted)
+        self.seen, bits = np.zeros(len(self.wanted), bool), len(self.wanted).bit_length() + 3
+        self.near, self.low = np.zeros(2**bits, bool), np.uint64(64 - bits)           # a quick test, which 9 of 10 others fail
+        self.near[self.wanted >> self.low] = True
     def see(self, g):
-        g = g[self.near[g >> np.uint64(44)]]
+        g = g[self.near[g >> self.low]]
         at = np.searchsorted(self.wanted, g).clip(max=len(self.wanted)-1)
         self.seen[at[self.wanted[at] == g]] = True
     def has(self, g): return self.seen[np.searchsorted(self.wanted, g)]

@@ -80,6 +80,13 @@ def test_a_place_is_found_without_reading():
         assert here == after and len(read) < 9 and min(read) > 290_000
 
 
+def test_a_budget_is_used_to_the_last_byte_and_not_beyond():
+    for n_bytes, n in ((29, 2), (30, 3), (31, 3), (9, 0), (1000, 40)):
+        mix = mixture(dict(a=['x'*10]*20, b=['é'*5]*20), dict(a=1, b=1), n_bytes=n_bytes)
+        assert len(list(mix)) == n and all(list(mix.skip(k)) == list(mix)[k:] for k in range(n+2))
+        with refuses(TypeError, 'only known after reading'): len(mix)
+
+
 def test_draws_depend_on_the_seed_alone_and_shares_are_as_wanted():
     a = [k for k, _ in mixture(dict(x=numbered(5000), y=['']*5000), dict(x=3, y=1), seed=5).labelled()][:4000]
     b = [k for k, _ in mixture(dict(x=['other']*6000, y=numbered(6000)), dict(x=.75, y=.25), seed=5).labelled()][:4000]
@@ -398,7 +405,7 @@ def test_a_file_that_changes_between_two_calls_is_never_patched_together(moody, 
 
 def test_a_second_call_goes_on_by_range(moody, tmp_path):
     moody.shop['/film'], moody.faults['/film'] = FILM, ['cut']
-    with refuses(OSError, 'failed 1 times', '350,000 of 700,000 bytes came'): fetch_file(moody.url + '/film', tmp_path/'film', tries=1, **quick)
+    with refuses(OSError, 'failed 1 time,', '350,000 of 700,000 bytes came'): fetch_file(moody.url + '/film', tmp_path/'film', tries=1, **quick)
     moody.log.clear()
     assert fetch_file(moody.url + '/film', tmp_path/'film', **quick).read_bytes() == FILM
     assert moody.log == [('GET', '/film', 'bytes=350000-')]
