@@ -457,7 +457,7 @@ class Comparison(list):
 
 def _compare_row(name, tok, texts):
     used = _usage(tok, texts.values())
-    return dict(tokenizer=name, ids=tok.vocab_size, unused=int((used == 0).sum())) | {f'{k}, bytes/id': bytes_per_token(tok, t) for k, t in texts.items()} | {
+    return dict(tokenizer=name, ids=tok.vocab_size, unused=int((used == 0).sum())) | {k: bytes_per_token(tok, t) for k, t in texts.items()} | {
         'Rényi': renyi(tok, texts.values())[1], 'lost': sum(tok.normal(t) != t for t in texts.values())}
 
 def compare(toks:dict[str,Tokenizer], # a name for each
