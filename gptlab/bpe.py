@@ -318,7 +318,8 @@ def _atomic(pattern):
 def _hf_json(vocab, merges, special, pattern):
     level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)
     split = dict(type='Split', pattern=dict(Regex=_atomic(pattern)), behavior='Isolated', invert=False)
-    model = dict(type='BPE', vocab=vocab, merges=merges, dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False, byte_fallback=False)
+    model = dict(type='BPE', vocab=vocab, merges=merges, dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
+                 fuse_unk=False, byte_fallback=False)
     added = [dict(id=i, content=s, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for s, i in special.items()]
     return json.dumps(dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None,
         pre_tokenizer=dict(type='Sequence', pretokenizers=[split, level]), post_processor=None, decoder=level, model=model), ensure_ascii=False, indent=1)
@@ -358,27 +359,34 @@ def from_tiktoken(cls:BPE,
                   ) -> BPE:
     "The tokenizer of some ranks; raises ValueError where bytes are not ids 0 to 255 (as in OpenAI's files, which the shelf's chapter on tokenizers reads)"
     if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
-    if any(ranks.get(bytes([i])) != i for i in range(256)): raise ValueError('the bytes are not ids 0 to 255 in these ranks; the chapter on tokenizers has a class for any order')
+    if any(ranks.get(bytes([i])) != i for i in range(256)):
+        raise ValueError('the bytes are not ids 0 to 255 in these ranks; the chapter on tokenizers has a class for any order')
     if sorted(ranks.values()) != list(range(len(ranks))): raise ValueError(f'some of the ids 0 to {len(ranks)-1} are missing in these ranks, or twice there')
     return cls([(ranks[a], ranks[b]) for a, b in _merges_of(ranks)], pattern, special)
 
 # %% ../nbs/02_bpe.ipynb #4fccedf8
-def _pattern_of(pre):
-    steps = pre.get('pretokenizers', [pre])
-    found = [s['pattern']['Regex'] for s in steps if s['type'] == 'Split'] or [GPT2_PATTERN for s in steps if s.get('use_regex')]
-    if len(found) != 1 or any(s.get('add_prefix_space') for s in steps) or {s['type'] for s in steps} - {'Split', 'ByteLevel'}: raise ValueError('it does not cut by one pattern')
-    return found[0]
+def _pattern_of(steps):
+    "The one pattern by which a tokenizer.json cuts"
+    cuts  = [GPT2_PATTERN if s['type'] == 'ByteLevel' else s.get('pattern', {}).get('Regex') for s in steps if s['type'] != 'ByteLevel' or s['use_regex']]
+    plain = all((s.get('behavior'), s.get('invert')) in {(None, None), ('Isolated', False), ('Removed', True)} and not s.get('add_prefix_space') for s in steps)
+    if len(cuts) != 1 or not cuts[0] or not plain or steps[-1]['type'] != 'ByteLevel': raise ValueError('it does not cut by one pattern, and then into bytes')
+    return cuts[0]
+
+def _read_hf(d):
+    "Ranks, merges, pattern and specials of a tokenizer.json"
+    byte, model, special = {c: b for b, c in enumerate(_symbols())}, d['model'], {a['content']: a['id'] for a in d['added_tokens']}
+    if d['normalizer'] or model.get('dropout'): raise ValueError('it changes the text, or draws merges at random')
+    raw = {s: bytes(byte[c] for c in s) for s in model['vocab'] if s not in special}
+    merges = [tuple(raw[s] for s in (m.split(' ') if isinstance(m, str) else m)) for m in model['merges']]
+    return {b: model['vocab'][s] for s, b in raw.items()}, merges, _pattern_of(d['pre_tokenizer'].get('pretokenizers', [d['pre_tokenizer']])), special
 
 @patch(cls_method=True)
 def from_tokenizer_json(cls:BPE, path:str|Path) -> BPE:
     "Read Hugging Face's `tokenizer.json`; raises ValueError for one that is no BPE over bytes with ids as ours"
-    of = {c: b for b, c in enumerate(_symbols())}
     try:
-        d = json.loads(Path(path).read_bytes()); names = {a['content']: a['id'] for a in d['added_tokens']}
-        raw = {s: bytes(of[c] for c in s) for s in d['model']['vocab'] if s not in names}
-        tok = cls.from_tiktoken({b: d['model']['vocab'][s] for s, b in raw.items()}, _pattern_of(d['pre_tokenizer']), sorted(names, key=names.get))
-        pairs = [tuple(raw[s] for s in (m.split(' ') if isinstance(m, str) else m)) for m in d['model']['merges']]
-        if d['normalizer'] or tok.special != names or pairs != [(tok._raw[a], tok._raw[b]) for a, b in tok.merges]: raise ValueError('its specials or merges are in another order, or it changes the text')
+        ranks, merges, pattern, special = _read_hf(json.loads(Path(path).read_bytes()))
+        tok = cls.from_tiktoken(ranks, pattern, sorted(special, key=special.get))
+        if tok.special != special or _merges_of(ranks) != merges: raise ValueError('its specials or its merges are in another order')
     except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path} cannot be read as a BPE over bytes: {e}') from None
     return tok
 

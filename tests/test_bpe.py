@@ -358,7 +358,12 @@ def test_a_tokenizer_json_that_is_none_of_ours(trained, tmp_path):
         with fails(ValueError, part): BPE.from_tokenizer_json(spoilt(change))
     says('in another order', lambda d: d['model']['merges'].reverse())
     says('changes the text', lambda d: d.update(normalizer=dict(type='NFC')))
-    says('does not cut by one pattern', lambda d: d.update(pre_tokenizer=dict(type='Whitespace')))
+    says('draws merges at random', lambda d: d['model'].update(dropout=.1))
+    for pre in (dict(type='Whitespace'), dict(type='ByteLevel', add_prefix_space=True, use_regex=True), dict(type='ByteLevel', add_prefix_space=False, use_regex=False)):
+        says('does not cut by one pattern', partial(dict.update, pre_tokenizer=pre))
+    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][0].update(behavior='MergedWithNext'))
+    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][1].update(use_regex=True))
+    says('specials', lambda d: d['added_tokens'][0].update(id=5000))
     says('cannot be read as a BPE over bytes', lambda d: d.pop('model'))
     says('the bytes are not ids 0 to 255', lambda d: d['model']['vocab'].update({'a': 98, 'b': 97}))
     assert BPE.from_tokenizer_json(spoilt(lambda d: d.update(pre_tokenizer=dict(type='ByteLevel', add_prefix_space=False, use_regex=True)))).pattern == GPT2_PATTERN
