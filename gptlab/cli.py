@@ -49,7 +49,7 @@ def _report(run, text):
     last, base = run.log[-1], baselines(text)
     print(f'\nvalidation loss {last["valid"]:.3f} nats per token, {last["bpb"]:.3f} bits per byte, after {clock(run.seconds)} and {run.tokens:,} tokens of training')
     print('on the same text: ' + ', '.join(f'{k} {v:.2f}' for k, v in base.items()))
-    for i, prompt in enumerate(('', text.valid[0][:40].split('\n')[0])): print(f'\n--- sample {i+1}\n{sample_from(run, prompt, 150)}')
+    for i, prompt in enumerate(('', next(iter(text.valid))[:40].split('\n')[0])): print(f'\n--- sample {i+1}\n{sample_from(run, prompt, 150)}')
 
 # %% ../nbs/40_cli.ipynb #e74ac522
 def _lasting(text, data): return str(Path(text).expanduser().resolve()) if data.licence == 'your own' else data.name    # still right from another folder
