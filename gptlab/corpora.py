@@ -455,7 +455,7 @@ def _sides(c):
 
 def _state(path, sha256): return 'missing' if not path.exists() else 'whole' if _sha(path) == sha256 else 'damaged'
 
-def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.json, or whatever `corpus` takes
+def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.json, or whatever corpus(…) takes
                errors:str='raise', # 'skip' lists damaged and missing shards instead of raising
                ) -> Rows:
     "Documents, bytes and checksums by side, or by shard where there is a meta.json; every byte is read and compared. Raises ValueError that names the shards"
@@ -528,7 +528,7 @@ class Overlap:
         return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies) for i in order])
 
 # %% ../nbs/21_corpora.ipynb #565bc1ea
-def overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever `corpus` takes
+def overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever corpus(…) takes
             n:int=13, # words in an n-gram (13 as in the GPT-3 paper, appendix C)
             near:float=.5, # from this share on a document counts as nearly the same
             ) -> Overlap:
