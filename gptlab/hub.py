@@ -187,7 +187,7 @@ _named_acts = {v: k for k, v in _acts.items()} | dict(gelu_new=gelu_tanh, gelu_f
 def _pick(what, name, known):
     if name in known: return known[name]
     near = get_close_matches(str(name), known, 1)
-    raise ValueError(f'{what} {name!r} of config.json is not known here' + (f'; the nearest is {near[0]!r}' if near else '') + f'; known: {", ".join(known)}')
+    raise ValueError(f'{what} {name!r} is not known here' + (f'; the nearest is {near[0]!r}' if near else '') + f'; known: {", ".join(known)}')
 
 def _yarn_scale(r):
     m = lambda k: .1*k*math.log(r['factor']) + 1 if r['factor'] > 1 else 1.
@@ -201,19 +201,19 @@ def _read_rope(d):
     if kind == 'default': return partial(RoPE, theta=theta)
     r = dict(low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=d.get('max_position_embeddings')) | r
     if kind == 'yarn': r |= dict(attention_factor=_yarn_scale(r), beta_slow=r.get('beta_slow') or 1., beta_fast=r.get('beta_fast') or 32.)
-    return partial(HubRoPE, theta=theta, kind=kind, factor=float(r['factor']), **{k: r[v] for k, v in _pick('rope_type', kind, _rope_fields).items()})
+    return partial(HubRoPE, theta=theta, kind=kind, factor=float(r['factor']), **{k: r[v] for k, v in _pick('config.json: rope_type', kind, _rope_fields).items()})
 
 # %% ../nbs/28_hub.ipynb #60c6c1f7
 def _read_gpt2(d):
     if d.get('scale_attn_by_inverse_layer_idx') or d.get('scale_attn_weights') is False or d.get('add_cross_attention'): raise ValueError('this variant of GPT-2 scales its scores in another way, or looks at another text: not known here')
-    act = _pick('activation_function', d.get('activation_function', 'gelu_new'), _named_acts)
+    act = _pick('config.json: activation_function', d.get('activation_function', 'gelu_new'), _named_acts)
     return GPTConfig(d['vocab_size'], d.get('n_positions', 1024), d['n_layer'], d['n_head'], None, d['n_embd'], d.get('n_inner'), tie=d.get('tie_word_embeddings', True),
                      dropout=d.get('resid_pdrop', 0.), norm=partial(LayerNorm, eps=d.get('layer_norm_epsilon', 1e-5)), mlp=partial(MLP, act=act, bias=True),
                      attn=partial(Attention, pos=None, qk_norm=False, bias=True), pos_embed=LearnedPositions, init=gpt2_init)
 
 def _read_gated(d, attn=Attention, windows=None, no_rope=(), tie=False, **kw):
     "LLaMA and its relatives"
-    L, H, C, rope, act = d['num_hidden_layers'], d['num_attention_heads'], d['hidden_size'], _read_rope(d), _pick('hidden_act', d.get('hidden_act', 'silu'), _named_acts)
+    L, H, C, rope, act = d['num_hidden_layers'], d['num_attention_heads'], d['hidden_size'], _read_rope(d), _pick('config.json: hidden_act', d.get('hidden_act', 'silu'), _named_acts)
     D, windows = d.get('head_dim') or C//H, windows or [None]*L
     made = [partial(attn, pos=None if i in no_rope else rope, **({} if attn is HubAttention else dict(qk_norm=False)), **({} if D*H == C else dict(d_head=D)),
                     **(dict(window=w) if w else {}), **kw) for i, w in enumerate(windows)]
@@ -245,7 +245,7 @@ _readers = dict(gpt2=_read_gpt2, llama=_read_llama, mistral=_read_mistral, qwen2
 
 def read_config(d:dict) -> GPTConfig:
     "Our config for the content of a config.json; raises ValueError for an architecture or a variant that is not known, naming the nearest"
-    reader = _pick('model_type', d.get('model_type'), _readers)
+    reader = _pick('config.json: model_type', d.get('model_type'), _readers)
     try: return reader(d)
     except KeyError as e: raise ValueError(f'config.json lacks {e}, which a {d["model_type"]} needs') from None
 
@@ -475,12 +475,19 @@ def save(model:GPT, # what to write
     family, own = family or family_of(cfg), model.state_dict()
     if cfg.tie: own.pop('head.weight')
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
-    if alien := set(own) - {o for ours in names.values() for o in ours}: raise ValueError(f'the model is not as its config says (swapped parts?): {", ".join(sorted(alien))}; change model.cfg too')
+    _check_parts(cfg, own)
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, names, own, cfg, shard); _write_tokenizer(folder, tok, cfg.context_length)
     atomic_write(folder/'config.json', json.dumps(write_config(cfg, family, tok) if family else _own_config(cfg, tok), indent=1))
     if not family: print('no family of transformers has all of these parts, so it is written as GPTLabForCausalLM: transformers opens it after `import gptlab.hub`.\n' + _reasons(why))
     return folder
+
+def _check_parts(cfg, own):
+    "Raise ValueError if the model is no longer what its config describes"
+    with torch.device('meta'): like = GPT(cfg).state_dict()
+    wrong  = [f'{n} is missing' for n in like if n not in own and not (n == 'head.weight' and cfg.tie)] + [f'{n} is in no part of it' for n in own if n not in like]
+    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
+    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
 
 def _reasons(why): return '\n'.join(f'  {f}: {"; ".join(reasons)}' for f, reasons in why.items())
 
