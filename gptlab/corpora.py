@@ -272,7 +272,7 @@ def reshard(source:Iterable[str], # documents, the same each time
             ) -> Path:
     "Write a source as Parquet shards, the last for validation. Call again to go on after a crash: the bytes are those of an uninterrupted run. Raises ValueError, TypeError, FileExistsError, OSError"
     if min(1 if docs_per_shard is None else docs_per_shard, bytes_per_shard) < 1 or workers < 0: raise ValueError(f'docs_per_shard={docs_per_shard}, bytes_per_shard={bytes_per_shard}, workers={workers}: sizes are 1 or more, workers 0 or more')
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if (first := next(iter(skip(source, 0)), None)) is None: raise ValueError(f'the source {getattr(source, "name", "")!r} holds no documents: nothing was written')
     made = dict(docs=docs_per_shard, bytes=bytes_per_shard, column=column, first=hashlib.sha256(utf8(first)).hexdigest())
     work, shards = _begin(folder, made)
@@ -429,7 +429,7 @@ def download(base_url:str, # the folder on the web that holds shard_00000.parque
              ) -> Path:
     "Fetch a corpus of shards, the validation shard first; call again to go on. Raises ValueError, FileExistsError, FileNotFoundError, OSError"
     if not re.match(r'https?://[^/\s]', str(base_url)): raise ValueError(f'base_url={base_url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/{base_url}/resolve/main')
-    base, folder, how = base_url.rstrip('/'), Path(folder), dict(tries=tries, backoff=backoff, timeout=timeout)
+    base, folder, how = base_url.rstrip('/'), Path(folder).expanduser(), dict(tries=tries, backoff=backoff, timeout=timeout)
     work, done = _begin(folder, made := dict(url=base, n=n))
     if done is None: return folder
     meta = _published(base, **how)
@@ -460,7 +460,7 @@ def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.j
                ) -> Rows:
     "Documents, bytes and checksums by side, or by shard where there is a meta.json; every byte is read and compared. Raises ValueError that names the shards"
     if errors not in ('raise', 'skip'): raise ValueError(f"errors={errors!r}: give 'raise' or 'skip'")
-    folder = Path(what) if isinstance(what, (str, Path)) else None
+    folder = Path(what).expanduser() if isinstance(what, (str, Path)) else None
     if not (folder and (folder/'meta.json').exists()):
         c = corpus(what)
         return Rows(_sides(c), f'{c.name}: {c.licence}; {c.source}')

@@ -160,6 +160,20 @@ def test_a_hub_source_is_streamed_and_runs_no_code(monkeypatch):
     assert calls == [(('some/name', 'config'), dict(split='train', streaming=True))]
 
 
+def test_the_four_sources_streamed_by_datasets_from_local_files(tmp_path):
+    "As from the hub, but for the place: streamed, mixed, skipped to, written, read"
+    from datasets import load_dataset
+    from gptlab.data import hf_dataset
+    def load(repo, config, column):
+        path = tmp_path/'hub'/repo/(config or 'default')/'0000.parquet'
+        corpora.atomic_write(path, corpora._parquet_bytes([f'{config} {i} ' + 'x'*(i % 90) for i in range(40)], column))
+        return hf_dataset(load_dataset('parquet', data_files=str(path), split='train', streaming=True, cache_dir=str(tmp_path/'cache')), column)
+    four = four_sources(None, recipe=four_recipe('fra_Latn jpn_Jpan'), load=load, seed=2)
+    docs = list(four)
+    assert len(docs) == 200 and list(four_sources(None, recipe=four_recipe('fra_Latn jpn_Jpan'), load=load, seed=2).skip(120)) == docs[120:]
+    assert list(parquet(reshard(four, tmp_path/'four', docs_per_shard=90))) == docs
+
+
 # ---- onto the disk
 
 def tale(n=3000): return Source(partial(skip, numbered(n)), 'tale')
