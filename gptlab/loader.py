@@ -121,7 +121,8 @@ class Ahead:
     def _start(self, k):
         self.close()
         self._due = iter(torch.utils.data.DataLoader(_Numbered(self.blocks), sampler=itertools.count(k), batch_size=None, collate_fn=_as_is,
-                                                     num_workers=self.workers, prefetch_factor=self.depth))
+                                                     num_workers=self.workers, prefetch_factor=self.depth,
+                                                     generator=torch.Generator()))          # of its own: the run's random state stays untouched
 
     def close(self):
         "End the worker processes; asking for a block starts them again"

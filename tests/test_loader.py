@@ -112,6 +112,15 @@ def test_a_thread_ahead_changes_nothing_and_its_state_is_that_of_the_last_batch_
     assert mark(next(again)) == mark(next(plain.reseed(9)))
 
 
+@pytest.mark.parametrize('workers, depth', [(0, 0), (0, 3), (2, 3)])
+def test_reading_draws_nothing_from_the_random_state_of_the_run(workers, depth):
+    torch.manual_seed(3); np.random.seed(3); random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    s, _ = fast_batches(texts(), TOK, B=3, T=40, size=SIZE, workers=workers, depth=depth)
+    for _ in range(150): next(s)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+
+
 # ---- growing
 
 @pytest.mark.parametrize('pack', PACKERS)
