@@ -25,7 +25,7 @@ def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
     scores = q @ k.mT / math.sqrt(q.shape[-1])                        # (B,H,T,S)
     if softcap: scores = softcap * torch.tanh(scores/softcap)
     if mask is not None: scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1) @ v                                     # (B,H,T,D)
+    return scores.softmax(-1).to(v.dtype) @ v                         # (B,H,T,D)
 
 # %% ../nbs/07_attention.ipynb #4d6d859f
 class Seq:
