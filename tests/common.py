@@ -24,6 +24,11 @@ def number(path):
     return int(m[1]) if m and path.parent == NBS else None
 
 
+def folder(path):
+    "The sub-folder of a recipe, how-to or experiment; None for the chapters and pages that lie in nbs itself"
+    return path.relative_to(NBS).parts[0] if path.parent != NBS else None
+
+
 def cells(path, kind=None):
     "The cells of a notebook with their source as one string, each with its place `n` for messages"
     out = json.loads(path.read_text(encoding='utf-8'))['cells']

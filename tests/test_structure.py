@@ -7,12 +7,14 @@ from collections import defaultdict
 
 import pytest
 
-from common import COLAB, LIB, cells, directives, module_of, name, notebooks, number, text_of, tree
+from common import COLAB, LIB, cells, directives, folder, module_of, name, notebooks, number, text_of, tree
 
 ALL = notebooks()
 BOOK = [p for p in ALL if (number(p) if number(p) is not None else 99) <= 15]
 CHAPTERS = [p for p in ALL if number(p) is not None]
 MODULES = sorted(p for p in LIB.glob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
+EXPERIMENTS = [p for p in ALL if folder(p) == 'experiments']
+FOLDERS = {'recipes', 'howto', 'experiments'}          # they use the package; they export nothing, and no part of the flow is theirs
 UNTAUGHT = {'references.ipynb'}                        # pages without a part of the flow
 GATHER = 'all'                                         # the module that re-exports everything
 FLAGS = {'slow', 'cuda', 'mps', 'net', 'notest'}       # the cells that are skipped under test
@@ -163,7 +165,7 @@ def test_opening(nb):
     link = f'[Open in Colab]({COLAB}{name(nb)})'
     second = next((c for c in all_cells[1:] if c['cell_type'] == 'markdown'), dict(source=''))
     if link not in second['source']: bad.append(f'the first prose below the title ends with {link}; `python .ci/colab.py` writes it')
-    if nb.name not in UNTAUGHT:
+    if nb.name not in UNTAUGHT and not folder(nb):
         maps = [c for c in all_cells if c['cell_type'] == 'code' and 'flow_map(' in c['source'] and 'def flow_map' not in c['source']]
         if not maps: bad.append("no map: flow_map('…') in a cell of its own near the top")
         elif not any('image/svg+xml' in o.get('data', {}) for o in maps[0]['outputs']): bad.append('the map was not saved as a picture; run the notebook')
@@ -241,4 +243,29 @@ def test_a_chapter_is_a_sitting(nb):
     n, bad = len(cells(nb)), []
     if n > 60: bad.append(f'{name(nb)}: {n} cells; a chapter has about 45, and 60 at most: move the rest to the shelf or to tests/')
     if not any(re.search(r'^## Try it', c['source'], re.M) for c in cells(nb, 'markdown')): bad.append(f'{name(nb)}: ends with "## Try it"')
+    complain(bad)
+
+
+# ---- recipes, how-tos and experiments
+
+@pytest.mark.parametrize('nb', [p for p in ALL if folder(p)], ids=name)
+def test_what_uses_the_package_exports_nothing(nb):
+    bad = []
+    if folder(nb) not in FOLDERS: bad.append(f'{name(nb)}: notebooks lie in nbs/ or in one of {", ".join(sorted(FOLDERS))}, else no sidebar lists them')
+    for c in cells(nb, 'code'):
+        if {'default_exp', 'export', 'exports', 'exporti'} & dict(directives(c['source'])).keys():
+            bad.append(f'{name(nb)} cell {c["n"]}: only the chapters export; a part that two notebooks need moves to a chapter')
+        bad += [f'{name(nb)} cell {c["n"]}: imports gptlab.{m}; outside the chapters, from gptlab.all import *' for m, _ in imports(c['source']) if m != GATHER]
+    complain(bad)
+
+
+@pytest.mark.parametrize('nb', EXPERIMENTS, ids=name)
+def test_an_experiment_says_what_was_predicted_and_seen(nb):
+    "The sections in their order, and results on disk for every run that tests skip"
+    bad, want = [], 'Asked Predicted Run Seen Concluded'.split()
+    heads = [h for c in cells(nb, 'markdown') for h in re.findall(r'^## (\w+)$', c['source'], re.M) if h in want]
+    if heads != want: bad.append(f'{name(nb)}: its sections are {", ".join(want)}, in this order; it has {", ".join(heads)}')
+    for c in cells(nb, 'code'):
+        for f in re.findall(r"""['"](results/[^'"]+)['"]""", c['source']):
+            if not (nb.parent/f).exists(): bad.append(f'{name(nb)} cell {c["n"]}: {f} is not there; run its slow cells, and commit what they save')
     complain(bad)
