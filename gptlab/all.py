@@ -31,6 +31,9 @@ from .ablation import *
 from .loader import *
 from .tokenizers import *
 from .corpora import *
+from .positions import *
+from .attentions import *
+from .moe import *
 
 # %% ../nbs/39_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .attention import Seq
+from .attention import Cache, Seq
 from .blocks import build, MLP
 from .model import Block, GPT, pair
 from .optimizers import Group
@@ -233,9 +233,8 @@ def new_cache(self:MoD) -> Callable:
     return lambda: _Depth(_unbounded(make()))
 
 def _unbounded(cache):
-    "Fillers would push true tokens out of a window; the mask keeps to the window all the same"
-    if hasattr(cache, 'window'): cache.window = None
-    return cache
+    "Fillers would push true tokens out of a window or a ring, so the inner cache grows; the mask keeps to the window all the same"
+    return Cache() if isinstance(cache, Cache) else cache
 
 # %% ../nbs/23_moe.ipynb #33f3f81d
 def _work(block, T):
