@@ -23,7 +23,7 @@ from .bpe import BPE, GPT2_PATTERN
 from .checkpoints import load_model
 from .core import atomic_write, best_device
 from .generation import generate_text, temperature, top_k
-from .model import _layer, Block, GPT, gpt2_init, GPTConfig
+from .model import _layer, GPT, gpt2_init, GPTConfig
 from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer
 
@@ -132,49 +132,53 @@ def _rope(a):
 def _attn_answers(cfg, i):
     cls, a = _args(_layer(cfg.attn, i))
     if cls not in (Attention, HubAttention): return dict(attention=cls.__name__)
-    gain, eps = a.get('qk_gain', False), _args(_layer(cfg.norm, i))[1].get('eps')
-    biases = (a['bias'], a.get('out_bias', a['bias']))
-    return {'attention': 'plain' if not a.get('softcap') else 'softcap', 'query-key norm': 'plain' if a.get('qk_norm') else 'none' if not gain else 'gain' if a['eps'] == eps else 'own eps',
+    eps, biases = _args(_layer(cfg.norm, i))[1].get('eps'), (a['bias'], a.get('out_bias', a['bias']))
+    norm = 'plain' if a.get('qk_norm') else 'none' if not a.get('qk_gain') else 'gain' if a['eps'] == eps else 'gain, another epsilon'
+    return {'attention': 'plain' if not a.get('softcap') else 'softcap', 'query-key norm': norm,
             'attention biases': {(False, False): 'none', (True, False): 'qkv', (True, True): 'all'}.get(biases, 'out'),
-            'head width': 'C/H' if a['d_head'] in (None, cfg.d_model/cfg.n_heads) else 'own'}
+            'head width': 'C/H' if a['d_head'] in (None, cfg.d_model/cfg.n_heads) else 'own' if cfg.d_model % cfg.n_heads == 0 else 'own, C/H is no whole number'}
 
 def _mlp_answers(cfg, i):
     (norm, n), (mlp, m) = _args(_layer(cfg.norm, i)), _args(_layer(cfg.mlp, i))
     return {'norm': norm.__name__, 'epsilon': str(n.get('eps')), 'mlp': mlp.__name__, 'activation': _acts.get(m.get('act'), 'unknown'),
             'mlp biases': 'all' if m.get('bias') else 'none', 'block': _args(_layer(cfg.block, i))[0].__name__}
 
+def _position(cfg, args):
+    places = _args(cfg.pos_embed)[0].__name__ if cfg.pos_embed else None
+    schemes = [_rope(a) if 'pos' in a else 'its own' for a in args]
+    if places: return f'{places} and more' if any(schemes) else 'learned' if places == 'LearnedPositions' else places
+    if other := [s for s in schemes if isinstance(s, str)]: return other[0]
+    return {'none': 'none', 'all': 'rotary', 'some': 'rotary in some layers', 'several': 'mixed'}[_among(schemes)]
+
 # %% ../nbs/28_hub.ipynb #85253b89
 def traits(cfg:GPTConfig) -> dict[str,str]:
-    "What tells families of models apart: a word for each question, read from the parts of a config"
+    "What tells families of models apart: an answer to each question, read from the parts of a config"
     rows = [_attn_answers(cfg, i) | _mlp_answers(cfg, i) for i in range(cfg.n_layers)]
     args = [_args(_layer(cfg.attn, i))[1] for i in range(cfg.n_layers)]
-    ropes = _among([_rope(a) if 'pos' in a else 'its own' for a in args])
-    rope = next((r for a in args if (r := _rope(a) if 'pos' in a else 'its own')), None)
-    places = _args(cfg.pos_embed)[0].__name__ if cfg.pos_embed else None
-    position = f'{places} and more' if places and rope else 'learned' if places == 'LearnedPositions' else places or 'none'
-    if rope and not places: position = {'all': 'rotary', 'some': 'rotary in some layers'}.get(ropes, 'several') if isinstance(rope, dict) else rope
-    return {k: _one([r.get(k) for r in rows]) for k in rows[0]} | {'position': position, 'windows': _among([a.get('window') for a in args]),
-        'key-value heads': 'own' if cfg.n_kv_heads in (None, cfg.n_heads) else 'shared', 'logits': 'softcap' if cfg.softcap else 'plain'}
+    return {k: _one([r.get(k) for r in rows]) for k in rows[0]} | {
+        'position': _position(cfg, args), 'windows': _among([a.get('window') for a in args]), 'key-value heads': 'own' if cfg.n_kv_heads in (None, cfg.n_heads) else 'shared',
+        'logits': 'softcap' if cfg.softcap else 'plain'}
 
 # %% ../nbs/28_hub.ipynb #5b06a040
-_plain = {'attention': 'plain', 'block': 'Block', 'logits': 'plain', 'query-key norm': 'none', 'mlp biases': 'none', 'windows': 'none'}
-_gated = _plain | {'norm': 'RMSNorm', 'mlp': 'GLU', 'activation': 'silu gelu gelu_pytorch_tanh relu2', 'position': 'rotary'}
-FAMILIES = dict(                                                      # question -> answers that the family allows; a question that is not here is free
-    gpt2    = _plain | {'norm': 'LayerNorm', 'mlp': 'MLP', 'activation': 'silu gelu gelu_pytorch_tanh relu2', 'position': 'learned', 'attention biases': 'none qkv all',
-                        'mlp biases': 'none all', 'key-value heads': 'own', 'head width': 'C/H'},
-    llama   = _gated | {'attention biases': 'none all', 'mlp biases': 'none all'},
-    mistral = _gated | {'attention biases': 'none', 'windows': 'none all'},
-    qwen2   = _gated | {'attention biases': 'none qkv', 'windows': 'none all some', 'head width': 'C/H'},
-    qwen3   = _gated | {'attention biases': 'none all', 'windows': 'none all some', 'query-key norm': 'gain'},
-    smollm3 = _gated | {'attention biases': 'none all', 'mlp biases': 'none all', 'position': 'rotary, rotary in some layers', 'head width': 'C/H'})
+_act    = ' | '.join(_acts.values())
+_plain  = {'attention': 'plain', 'block': 'Block', 'logits': 'plain', 'query-key norm': 'none', 'mlp biases': 'none', 'windows': 'none', 'activation': _act}
+_gated  = _plain | {'norm': 'RMSNorm', 'mlp': 'GLU', 'position': 'rotary', 'attention biases': 'none | all'}
+_window = {'windows': 'none | all | some'}
+FAMILIES = dict(                                                      # question -> answers that a family allows; what is not asked is free, if all layers agree
+    gpt2    = _plain | {'norm': 'LayerNorm', 'mlp': 'MLP', 'position': 'learned', 'attention biases': 'none | qkv | all', 'mlp biases': 'none | all', 'key-value heads': 'own', 'head width': 'C/H'},
+    llama   = _gated | {'mlp biases': 'none | all', 'head width': 'C/H | own'},
+    mistral = _gated | {'attention biases': 'none', 'windows': 'none | all'},
+    qwen2   = _gated | _window | {'attention biases': 'none | qkv', 'head width': 'C/H'},
+    qwen3   = _gated | _window | {'query-key norm': 'gain'},
+    smollm3 = _gated | {'mlp biases': 'none | all', 'position': 'rotary | rotary in some layers', 'head width': 'C/H'})
+
+def _refused(have, asked):
+    return ([f'{k} is {v}, not {asked[k].replace(" | ", " or ")}' for k, v in have.items() if k in asked and v not in asked[k].split(' | ')]
+            + [f'{k} differs between layers' for k, v in have.items() if k not in asked and v in ('mixed', 'several')])
 
 def obstacles(cfg:GPTConfig) -> dict[str,list[str]]:
     "Family → what keeps the model out of it; an empty list means that `transformers` can express it as that"
-    have = traits(cfg)
-    mixed = [f'{k} differs between layers' for k, v in have.items() if v in ('mixed', 'several')]
-    allowed = lambda k, answers: have.get(k) in (answers.split(', ') if ',' in answers or k == 'position' else answers.split())
-    return {f: mixed + [f'{k} is {have.get(k)}, not {" or ".join(answers.split(", " if k == "position" else None))}' for k, answers in asked.items()
-                        if have.get(k) not in ('mixed', 'several') and not allowed(k, answers)] for f, asked in FAMILIES.items()}
+    return {family: _refused(traits(cfg), asked) for family, asked in FAMILIES.items()}
 
 def family_of(cfg:GPTConfig) -> str|None:
     "The first family that can express the model, decided from its parts; None if there is none"
@@ -349,8 +353,7 @@ def _compare(own, names, have, folder):
     want = {_short(t): _shape_there(own, o, t) for t, o in names.items()}
     wrong  = [f'missing: {n} {s}' for n, s in want.items() if n not in have]
     wrong += [f'other shape: {n} is {have[n][2]}, should be {s}' for n, s in want.items() if n in have and have[n][2] != s]
-    wrong += [f'extra: {n} {have[n][2]}' for n in have if n not in want and not n.endswith(_buffers) and n not in ('lm_head.weight', 'head.weight')]
-    if 'lm_head.weight' not in want and have.get('lm_head.weight') and want.get('embed_tokens.weight', want.get('wte.weight')) not in (None, have['lm_head.weight'][2]): wrong.append('other shape: lm_head.weight')
+    wrong += [f'extra: {n} {have[n][2]}' for n in have if n not in want and not n.endswith(_buffers) and n not in ('lm_head.weight', 'head.weight')]   # tied: a copy of the embedding
     if wrong: raise ValueError(f'the tensors in {folder} are not those that its config.json describes:\n' + '\n'.join(wrong))
 
 @torch.no_grad()
@@ -358,7 +361,7 @@ def _copy(own, names, have):
     for theirs, ours in names.items():
         file, name, _ = have[_short(theirs)]
         with safe_open(file, 'pt') as f: t = f.get_tensor(name)
-        for o, part in zip(ours, (t.T if _turned(theirs) else t).chunk(len(ours))): own[o].copy_(part)
+        for o, part in zip(ours, (t.T if _turned(theirs) else t).chunk(len(ours)), strict=True): own[o].copy_(part)
 
 # %% ../nbs/28_hub.ipynb #adc8ccb3
 def empty_model(cfg:GPTConfig, # what to build
@@ -373,7 +376,7 @@ def empty_model(cfg:GPTConfig, # what to build
 # %% ../nbs/28_hub.ipynb #82ed110a
 def _from_folder(folder, parts, dtype):
     d = _config_json(folder)
-    if d.get('model_type') == 'gptlab': cfg = GPTConfig.from_dict(d['gptlab'], parts); names = None
+    if 'gptlab' in d: cfg = GPTConfig.from_dict(d['gptlab'], parts); names = None
     else: cfg = read_config(d); names = tensor_names(cfg, d['model_type'])
     have, model = _headers(folder), empty_model(cfg, dtype)
     own = model.state_dict()
@@ -414,21 +417,14 @@ def _pulled(name, revision):
         raise FileNotFoundError(f'{name!r} is no folder here, and cannot be had from the hub: {type(e).__name__}: {str(e).strip().splitlines()[0]}') from e
 
 # %% ../nbs/28_hub.ipynb #566e7171
-def _filled(own, o, cfg, like):
-    "Our tensor, or zeros for a bias and ones for a gain that we do without"
-    if o in own: return own[o]
-    n = like[o]
-    return torch.zeros(n) if o.endswith('.bias') else torch.ones(n)
+def _filled(own, name, C):
+    "Our tensor, or zeros for a bias and ones for a gain that the model does without"
+    part, _, kind = name.rpartition('.')
+    return own[name] if name in own else torch.zeros(len(own[f'{part}.weight'])) if kind == 'bias' else torch.ones(C)
 
-def _sizes(cfg, names):
-    "Length of each vector that a family has and the model may lack"
-    C, D = cfg.d_model, (_args(_layer(cfg.attn, 0))[1].get('d_head') or cfg.d_model//cfg.n_heads)
-    width = {'attn.q': cfg.n_heads*D, 'attn.k': (cfg.n_kv_heads or cfg.n_heads)*D, 'attn.v': (cfg.n_kv_heads or cfg.n_heads)*D, 'mlp.up': cfg.d_ff or 4*C, 'mlp.gate': cfg.d_ff or 4*C}
-    return {o: width.get('.'.join(o.split('.')[2:4]), C) for ours in names.values() for o in ours}
-
-def _stack(own, ours, theirs, cfg, sizes):
-    parts = [_filled(own, o, cfg, sizes).detach().cpu() for o in ours]
-    t = parts[0] if len(parts) == 1 else torch.cat(parts)
+def _stack(own, ours, theirs, C):
+    "Their tensor, made of ours"
+    t = torch.cat([_filled(own, o, C).detach().cpu() for o in ours]) if len(ours) > 1 else _filled(own, ours[0], C).detach().cpu()
     return (t.T if _turned(theirs) else t).contiguous()
 
 def _shards(names, own, limit):
@@ -441,17 +437,25 @@ def _shards(names, own, limit):
     return groups
 
 # %% ../nbs/28_hub.ipynb #7712d308
-def _write_weights(folder, names, own, cfg, limit):
-    groups, sizes, total = _shards(names, own, limit), _sizes(cfg, names), 0
+def _write_weights(folder, names, own, C, limit):
+    groups, total = _shards(names, own, limit), 0
     for old in [*folder.glob('model*.safetensors'), *folder.glob('model.safetensors.index.json')]: old.unlink()
     file = lambda i: 'model.safetensors' if len(groups) == 1 else f'model-{i+1:05}-of-{len(groups):05}.safetensors'
     for i, group in enumerate(groups):
-        tensors = {t: _stack(own, names[t], t, cfg, sizes) for t in group}
+        tensors = {t: _stack(own, names[t], t, C) for t in group}
         total += sum(t.nbytes for t in tensors.values())
         save_file(tensors, folder/file(i), metadata=dict(format='pt'))
     where = {t: file(i) for i, group in enumerate(groups) for t in group}
     if len(groups) > 1: atomic_write(folder/'model.safetensors.index.json', json.dumps(dict(metadata=dict(total_size=total), weight_map=where), indent=1))
 
+def _check_parts(cfg, own):
+    "Raise ValueError if the model is no longer what its config describes"
+    with torch.device('meta'): like = GPT(cfg).state_dict()
+    wrong  = [f'{n} is missing' for n in like if n not in own and not (n == 'head.weight' and cfg.tie)] + [f'{n} is in no part of it' for n in own if n not in like]
+    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
+    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
+
+# %% ../nbs/28_hub.ipynb #cde77672
 def _write_tokenizer(folder, tok, context):
     if tok is None: return
     twin = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok    # bytes are a BPE without merges
@@ -463,7 +467,7 @@ def _write_tokenizer(folder, tok, context):
     atomic_write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=context, clean_up_tokenization_spaces=False,
         **(dict(bos_token=mark, eos_token=mark, pad_token=mark) if mark else {})), indent=1))
 
-# %% ../nbs/28_hub.ipynb #cde77672
+# %% ../nbs/28_hub.ipynb #12ac51bf
 def save(model:GPT, # what to write
          tok:Tokenizer|None, # goes along with it
          folder:str|Path, # is made; weights of another model in it are replaced
@@ -478,17 +482,10 @@ def save(model:GPT, # what to write
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
     _check_parts(cfg, own)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder, names, own, cfg, shard); _write_tokenizer(folder, tok, cfg.context_length)
+    _write_weights(folder, names, own, cfg.d_model, shard); _write_tokenizer(folder, tok, cfg.context_length)
     atomic_write(folder/'config.json', json.dumps(write_config(cfg, family, tok) if family else _own_config(cfg, tok), indent=1))
     if not family: print('no family of transformers has all of these parts, so it is written as GPTLabForCausalLM: transformers opens it after `import gptlab.hub`.\n' + _reasons(why))
     return folder
-
-def _check_parts(cfg, own):
-    "Raise ValueError if the model is no longer what its config describes"
-    with torch.device('meta'): like = GPT(cfg).state_dict()
-    wrong  = [f'{n} is missing' for n in like if n not in own and not (n == 'head.weight' and cfg.tie)] + [f'{n} is in no part of it' for n in own if n not in like]
-    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
-    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
 
 def _reasons(why): return '\n'.join(f'  {f}: {"; ".join(reasons)}' for f, reasons in why.items())
 
@@ -670,9 +667,8 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
     d, names = write_config(c, 'llama', tok), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
     w = gguf.GGUFWriter(path.with_name(path.name + '.part'), 'llama')
     _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype]); _gguf_tokens(w, tok, c.vocab_size); _gguf_rope(w, c)
-    table, sizes = tensor_names(c, 'llama'), _sizes(c, tensor_names(c, 'llama'))
-    for theirs, ours in table.items():
-        t, (stem, kind) = _stack(own, ours, theirs, c, sizes), theirs.rsplit('.', 1)
+    for theirs, ours in tensor_names(c, 'llama').items():
+        t, (stem, kind) = _stack(own, ours, theirs, c.d_model), theirs.rsplit('.', 1)
         if stem.endswith(('q_proj', 'k_proj')): t = _deal_rows(t, c.n_heads if stem.endswith('q_proj') else c.n_kv_heads or c.n_heads)
         w.add_tensor(f'{names.get_name(stem)}.{kind}', (t.half() if dtype == 'f16' and t.ndim > 1 else t.float()).contiguous().numpy())
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
