@@ -28,7 +28,14 @@ def sdpa(attn:nn.Module, # the layer: its mask, window, softcap and positions co
          kdocs:torch.Tensor|None, # (B,S) which documents they belong to
          ) -> torch.Tensor: # (B,H,T,D of values)
     "Backend: torch's fused kernel"
-    return attn._attend(q, k, v, attn._mask(seq, kpos, kdocs))
+    Dv, mask = v.shape[-1], attn._mask(seq, kpos, kdocs)
+    return attn._attend(*_one_width(q, k, v), mask)[...,:Dv]
+
+def _one_width(q, k, v):
+    "Zeros behind the narrower: the kernel is fast only if queries and values are equally wide"
+    D, Dv = q.shape[-1], v.shape[-1]
+    if D > Dv: return q, k, F.pad(v, (0, D-Dv))
+    return (q, k, v) if D == Dv else (F.pad(q*math.sqrt(Dv/D), (0, Dv-D)), F.pad(k, (0, Dv-D)), v)
 
 sdpa.prepare = lambda attn, seq: attn._mask(seq, seq.pos, seq.docs)   # before the first block, for all layers
 
@@ -320,10 +327,12 @@ def forward(self:MLA, x:torch.Tensor, seq:Seq) -> torch.Tensor:                 
     q = self.q(x).view(B, T, self.H, -1).transpose(1,2)                                            # (B,H,T,D+R)
     c, r = self.latent(x)[:,None].split([self.L, self.R], -1)                                      # (B,1,T,L), (B,1,T,R)
     if self.R: q, r = self._turn(seq, q, r)
-    kept, kpos, kdocs = self._keep(seq, torch.cat([self.norm(c), r], -1))                          # (B,1,S,L+R)
+    kept, kpos, kdocs = self._keep(seq, torch.cat([_normed(self.norm, c), r], -1))                          # (B,1,S,L+R)
     read = self._in_latent if self.absorb and seq.cache is not None and T == 1 else self._in_heads
     y = read(q, kept, seq, kpos, kdocs)                                                            # (B,H,T,D)
     return self.o(y.transpose(1,2).reshape(B, T, -1))                                              # (B,T,C)
+
+def _normed(norm, x): return norm(x.to(norm.weight.dtype)).to(x.dtype)                            # under autocast x is narrower than the gain
 
 @patch
 def mix_flops(self:MLA, T:int) -> int:
@@ -352,13 +361,14 @@ def _in_heads(self:MLA, q, kept, seq, kpos, kdocs):
 
 @patch
 def _in_latent(self:MLA, q, kept, seq, kpos, kdocs):
-    "Fold the query and unfold the answer"
-    Wk, Wv = (f.weight.view(self.H, -1, self.L) for f in (self.k, self.v))                         # (H,D,L)
+    "Fold the query and unfold the answer: heads stand in line, as tokens do, before the one wide head they share"
+    Wk, Wv = (f.weight.view(self.H, -1, self.L).to(q.dtype) for f in (self.k, self.v))             # (H,D,L)
     plain, turned = q.split([self.Dv, self.R], -1)
-    wide = torch.cat([plain @ Wk.to(q.dtype), turned], -1)                                         # (B,H,T,L+R)
+    wide = torch.cat([plain @ Wk, turned], -1).transpose(1,2)                                      # (B,1,H,L+R)
     wide = wide * math.sqrt(wide.shape[-1]/q.shape[-1])                                            # the scale belongs to D+R
-    keys = kept.expand(-1, self.H, -1, -1)                                                         # (B,H,S,L+R), not copied
-    return self.backend(self, wide, keys, keys[...,:self.L], seq, kpos, kdocs) @ Wv.mT.to(q.dtype)
+    m = self._mask(seq, kpos, kdocs)
+    m = m.transpose(1,2) if torch.is_tensor(m) else None                                           # (B,1,1 or H,S)
+    return self._attend(wide, kept, kept, m)[...,:self.L].transpose(1,2) @ Wv.mT                   # (B,H,1,D)
 
 # %% ../nbs/22_attentions.ipynb #ce5f45e7
 def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
@@ -431,7 +441,7 @@ def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:      
     old = seq.cache.kept if seq.cache is not None else {}
     y, state = delta_rule(q, k, v, self.beta(x).sigmoid().transpose(1,2), old.get('state'), _fresh(seq.docs, old.get('docs')), self.chunk)
     if seq.cache is not None: seq.cache.kept, seq.cache.seen = _table(state, seq.docs), seq.cache.seen + x.shape[1]
-    return self.o(self.norm(y).transpose(1,2).flatten(-2))                                         # (B,T,C)
+    return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2))                                # (B,T,C)
 
 def _table(state, docs): return dict(state=state) if docs is None else dict(state=state, docs=docs[:,-1:].clone())
 def _fresh(docs, last):

@@ -128,9 +128,11 @@ def extend(model:GPT, # changed in place, its config too
            factor:float, # how many times longer the context becomes
            scheme:Callable=YaRN, # ScaledRoPE, NTK, YaRN or Llama3RoPE
            ) -> int:
-    "Stretch the rotary positions of a trained model; returns in how many layers, raises ValueError where there are none"
+    "Stretch the rotary positions of a trained model; returns in how many layers; raises ValueError where there are none, or of a kind it does not know"
     turned = [m for m in model.modules() if isinstance(getattr(m, 'pos', None), RoPE)]
     if not turned: raise ValueError('this model has no rotary positions to stretch; learnt ones end where their table ends')
+    for m in turned:
+        if not (type(m.pos) is RoPE or isinstance(m.pos, ScaledRoPE)): raise ValueError(f'{type(m.pos).__name__} may have speeds of its own: extend knows RoPE and ScaledRoPE')
     cfg, attns = model.cfg, [next((m for m in b.modules() if m in turned), None) for b in model.blocks]
     how = {id(m): _stretched(m.pos, factor, scheme, cfg.context_length) for m in turned}
     parts = [partial(a, pos=how[id(m)]) if m else a for a, m in zip(_listed(cfg.attn)*cfg.n_layers, attns)]

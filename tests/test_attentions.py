@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastcore.meta import delegates
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab.attention import Attention, Cache, LearnedPositions, RoPE, Seq, _rows, _run
 from gptlab.attentions import (DeltaAttention, Gate, MLA, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, check_grid, delta_rule,
@@ -142,6 +143,16 @@ def test_backends_agree(pos):
             assert (gs[0]-gs[1]).norm() < tol*gs[0].norm()
 
 
+@pytest.mark.parametrize('name,left_out', dict(oracle=0, expanded=0, latent=0, delta=16*16*4).items())
+def test_operations_are_those_that_torch_counts(name, left_out):
+    "Beside the matrices, per token; torch does not count the triangular solve of the delta rule"
+    fast = {} if name == 'delta' else dict(backend=matmul)
+    layer = (FULL | DELTA)[name](64, 4, **fast) if name != 'delta' else DeltaAttention(64, 4, chunk=16)
+    with FlopCounterMode(display=False) as f, torch.no_grad(): layer(torch.randn(1, 64, 64), Seq(torch.zeros(1, 64, dtype=torch.long)))
+    matrices = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+    assert f.get_total_flops()/64 - 2*matrices == layer.mix_flops(64) - left_out
+
+
 # ---- other people's numbers
 
 @pytest.mark.parametrize('kind,scheme', [('linear', ScaledRoPE), ('yarn', YaRN), ('llama3', Llama3RoPE)])
@@ -248,6 +259,9 @@ def test_a_ring_of_any_size_gives_the_same_as_a_window():
 
 # ---- bad input
 
+class Odd(RoPE):
+    "A rotation with speeds that nobody knows"
+
 class Steps:
     "A bias that is no slope"
     def __init__(self, D, n_heads): pass
@@ -263,7 +277,7 @@ def test_what_makes_no_sense_says_so():
                     'SSSL': lambda: window_pattern('', 3, 8), 'must be even': lambda: Sinusoids(7), 'width must be even': lambda: OpenAttention(28, 4, pos=NTK),
                     'needs slopes': lambda: OpenAttention(32, 4, pos=Steps, backend=flex)(torch.zeros(1, 4, 32), Seq(torch.zeros(1, 4, dtype=torch.long))),
                     'trained context': lambda: YaRN(8, factor=2.).speeds(), 'no rotary positions': lambda: extend(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=ALiBi))), 2),
-                    }.items():
+                    'speeds of its own': lambda: extend(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=Odd))), 2)}.items():
         with pytest.raises(ValueError, match=text): f()
     with torch.enable_grad(), pytest.raises(ValueError, match='cannot train on a CPU'):
         OpenAttention(32, 4, backend=flex)(torch.randn(1, 4, 32), Seq(torch.zeros(1, 4, dtype=torch.long)))
