@@ -71,7 +71,7 @@ class OpenAttention(Attention):
                  d_head:int|None=None, # width of a head before expansion; None is C/n_heads
                  qk_expand:float=1., # queries and keys are this many times wider
                  v_expand:float=1., # values are this many times wider
-                 adds:list=(), # constructors of parts, `add(C, n_heads, n_kv_heads, d_value)`
+                 adds:list=(), # constructors of parts, `add(C, n_heads, n_kv_heads, d_value)`; offered also d_head, vocab_size, layer, n_layers
                  backend:Callable=sdpa, # who computes the average: sdpa, matmul or flex
                  cache:Callable=Cache, # what is kept: Cache, StaticCache or RingCache
                  vocab_size:int|None=None, # offered to adds
@@ -84,7 +84,7 @@ class OpenAttention(Attention):
         self.Dv, self.R, bias = round(base*v_expand), self.D, self.q.bias is not None             # R: channels that a rotation turns
         if self.Dv != self.D: self.v, self.o = nn.Linear(C, self.K*self.Dv, bias=bias), nn.Linear(self.H*self.Dv, C, bias=bias)
         self.backend, self.cache, self.context_length = backend, cache, context_length
-        self.adds = nn.ModuleList(build(a, C, self.H, self.K, self.Dv, vocab_size=vocab_size, layer=layer, n_layers=n_layers) for a in adds)
+        self.adds = nn.ModuleList(build(a, C, self.H, self.K, self.Dv, vocab_size=vocab_size, layer=layer, n_layers=n_layers, d_head=self.D) for a in adds)
 
 # %% ../nbs/22_attentions.ipynb #bc8b3e05
 @patch
@@ -167,11 +167,11 @@ class QKGain(Add):
                  C:int, # width
                  n_heads:int, # heads of queries
                  n_kv_heads:int, # not used
-                 d_value:int, # width of a head, unless queries are wider
-                 d_head:int|None=None, # width of queries and keys where it is not that of values
+                 d_value:int, # not used
+                 d_head:int, # width of queries and keys
                  ):
         super().__init__()
-        self.q, self.k = (nn.Parameter(torch.ones(d_head or d_value)) for _ in 'qk')
+        self.q, self.k = (nn.Parameter(torch.ones(d_head)) for _ in 'qk')
 
     def before(self, q, k, v, x, seq): return q*self.q, k*self.k, v
 
@@ -327,7 +327,7 @@ def forward(self:MLA, x:torch.Tensor, seq:Seq) -> torch.Tensor:                 
     q = self.q(x).view(B, T, self.H, -1).transpose(1,2)                                            # (B,H,T,D+R)
     c, r = self.latent(x)[:,None].split([self.L, self.R], -1)                                      # (B,1,T,L), (B,1,T,R)
     if self.R: q, r = self._turn(seq, q, r)
-    kept, kpos, kdocs = self._keep(seq, torch.cat([_normed(self.norm, c), r], -1))                          # (B,1,S,L+R)
+    kept, kpos, kdocs = self._keep(seq, torch.cat([_normed(self.norm, c), r], -1))                 # (B,1,S,L+R)
     read = self._in_latent if self.absorb and seq.cache is not None and T == 1 else self._in_heads
     y = read(q, kept, seq, kpos, kdocs)                                                            # (B,H,T,D)
     return self.o(y.transpose(1,2).reshape(B, T, -1))                                              # (B,T,C)
