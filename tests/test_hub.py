@@ -18,16 +18,17 @@ from gptlab.blocks import gelu, GLU, LayerNorm, MLP, perturb, RMSNorm
 from gptlab.bpe import BPE
 from gptlab.checkpoints import save_checkpoint
 from gptlab.generation import generate, top_k
-from gptlab.hub import family_of, HubAttention, HubRoPE, load, obstacles, save
+from gptlab.hub import family_of, HubAttention, HubLlama3, HubYaRN, load, obstacles, save
 from gptlab.model import GPT, gpt2_config, GPTConfig, llama_config
+from gptlab.positions import ALiBi, NTK, ScaledRoPE, YaRN
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer
 
 transformers = pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
 
 SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=160, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 GQA   = dict(num_key_value_heads=2)
-LLAMA3 = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32)
-YARN   = dict(rope_type='yarn', factor=4., original_max_position_embeddings=40)
+LLAMA3 = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=3., original_max_position_embeddings=32)
+YARN   = dict(rope_type='yarn', factor=4., original_max_position_embeddings=40, beta_fast=16.)
 MIXED  = ['full_attention', 'sliding_attention', 'full_attention']
 SMALL2 = dict(vocab_size=97, n_positions=160, n_embd=32, n_layer=3, n_head=4, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
@@ -59,8 +60,11 @@ OURS = {
     'llama':                             ('llama', gated()),
     'llama, tied, no gain, GEGLU':       ('llama', gated(tie=True, norm=partial(RMSNorm, gain=False), mlp=partial(GLU, act=gelu))),
     'llama, biases':                     ('llama', gated(attn=partial(llama_attn, bias=True), mlp=partial(GLU, bias=True))),
-    'llama, llama3 rope':                ('llama', gated(attn=partial(llama_attn, pos=partial(HubRoPE, theta=5e5, kind='llama3', factor=8., original=32)))),
-    'llama, yarn':                       ('llama', gated(attn=partial(llama_attn, pos=partial(HubRoPE, kind='yarn', factor=4., original=40, fast=32., scale=1.2)))),
+    'llama, llama3 rope':                ('llama', gated(attn=partial(llama_attn, pos=partial(HubLlama3, context_length=32)))),
+    'llama, yarn':                       ('llama', gated(attn=partial(llama_attn, pos=partial(HubYaRN, context_length=40, strength=1.2)))),
+    'llama, extended by YaRN':           ('llama', gated(attn=partial(llama_attn, pos=partial(YaRN, factor=4., context_length=40)))),
+    'llama, extended by NTK':            ('llama', gated(attn=partial(llama_attn, pos=partial(NTK, factor=4., context_length=40)))),
+    'llama, linear':                     ('llama', gated(attn=partial(llama_attn, pos=partial(ScaledRoPE, factor=4., context_length=40)))),
     'smollm3, some layers unturned':     ('smollm3', gated(attn=[llama_attn, partial(llama_attn, pos=None)])),
     'mistral, window':                   ('mistral', gated(attn=partial(llama_attn, window=24))),
     'mistral, width 30 with 4 heads of 12':('mistral', gated(d_model=30, attn=partial(llama_attn, d_head=12))),
@@ -326,6 +330,7 @@ def test_families_are_decided_by_parts():
     assert family_of(gated(norm=[RMSNorm, partial(RMSNorm, eps=1e-6)])) is None and family_of(gated(attn=partial(a, pos=None))) is None
     assert family_of(gated(pos_embed=LearnedPositions)) is None and family_of(small2(attn=partial(a, bias=True))) is None
     assert family_of(gated(attn=[partial(a, window=8), partial(a, window=16)])) is None and family_of(gated(attn=[a, partial(a, pos=partial(RoPE, theta=5.))])) is None
+    assert family_of(gated(attn=partial(a, pos=ALiBi))) is None and family_of(gated(attn=partial(a, pos=partial(ScaledRoPE, interleaved=True)))) is None
     assert family_of(gated(attn=partial(a, d_head=12))) == 'llama' and 'mlp is MLP, not GLU' in obstacles(gated(mlp=MLP))['llama']
 
 
@@ -456,7 +461,7 @@ def test_gguf_says_what_it_cannot(tmp_path):
     gguf = pytest.importorskip('gguf', reason='gguf is not installed: pip install gguf')
     hub.save_gguf(make_ours(OURS['llama, llama3 rope'][1]), None, tmp_path/'m.gguf')
     slow = next(t for t in gguf.GGUFReader(tmp_path/'m.gguf').tensors if t.name == 'rope_freqs.weight').data
-    assert slow[0] == 1 and slow[-1] == 8 and len(slow) == 4
+    assert abs(slow[0] - 1) < 1e-6 and abs(slow[-1] - 8) < 1e-5 and len(slow) == 4
     with pytest.raises(ValueError, match='only the shape of a LLaMA'): hub.save_gguf(GPT(GPTConfig()), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='activation is not silu'): hub.save_gguf(GPT(OURS['llama, tied, no gain, GEGLU'][1]), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='YaRN'): hub.save_gguf(make_ours(OURS['llama, yarn'][1]), None, tmp_path/'n.gguf')
