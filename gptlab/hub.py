@@ -9,6 +9,7 @@ __all__ = ['FAMILIES', 'HubLlama3', 'HubYaRN', 'NormedLinear', 'HubAttention', '
 # %% ../nbs/28_hub.ipynb #6890b84b
 import importlib.abc, importlib.util, inspect, json, math, sys, tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,13 @@ def _args(part):
     p = part if isinstance(part, partial) else partial(part)
     return p.func, {n: v.default for n, v in inspect.signature(p.func).parameters.items() if v.default is not v.empty} | p.keywords
 
+def _named(part, known=''):
+    "A part's name, with every argument that is not at its default and that no question is about"
+    cls, a = _args(part)
+    p = inspect.signature(cls).parameters
+    more = [n for n, v in a.items() if n not in known.split() and (n not in p or v != p[n].default)]
+    return cls.__name__ + (' with ' + ', '.join(more) if more else '')
+
 def _one(values):
     "The value, if all are equal, or 'mixed'"
     return values[0] if all(v == values[0] for v in values) else 'mixed'
@@ -132,16 +140,17 @@ def _rope(cfg, a):
 def _attn_answers(cfg, i):
     cls, a = _args(_layer(cfg.attn, i))
     if cls not in (Attention, HubAttention): return dict(attention=cls.__name__)
+    name = _named(_layer(cfg.attn, i), 'd_head window pos qk_norm qk_gain eps bias out_bias dropout').removeprefix('Hub')
     eps, biases = _args(_layer(cfg.norm, i))[1].get('eps'), (a['bias'], a.get('out_bias', a['bias']))
     norm = 'plain' if a.get('qk_norm') else 'none' if not a.get('qk_gain') else 'gain' if a['eps'] == eps else 'gain, another epsilon'
-    return {'attention': 'plain' if not a.get('softcap') else 'softcap', 'query-key norm': norm,
+    return {'attention': name, 'query-key norm': norm,
             'attention biases': {(False, False): 'none', (True, False): 'qkv', (True, True): 'all'}.get(biases, 'out'),
             'head width': 'C/H' if a['d_head'] in (None, cfg.d_model/cfg.n_heads) else 'own' if cfg.d_model % cfg.n_heads == 0 else 'own, C/H is no whole number'}
 
 def _mlp_answers(cfg, i):
-    (norm, n), (mlp, m) = _args(_layer(cfg.norm, i)), _args(_layer(cfg.mlp, i))
-    return {'norm': norm.__name__, 'epsilon': str(n.get('eps')), 'mlp': mlp.__name__, 'activation': _acts.get(m.get('act'), 'unknown'),
-            'mlp biases': 'all' if m.get('bias') else 'none', 'block': _args(_layer(cfg.block, i))[0].__name__}
+    (_, n), (_, m) = _args(_layer(cfg.norm, i)), _args(_layer(cfg.mlp, i))
+    return {'norm': _named(_layer(cfg.norm, i), 'eps gain bias'), 'epsilon': str(n.get('eps')), 'mlp': _named(_layer(cfg.mlp, i), 'act bias dropout'), 'activation': _acts.get(m.get('act'), 'unknown'),
+            'mlp biases': 'all' if m.get('bias') else 'none', 'block': _named(_layer(cfg.block, i), 'dropout')}
 
 def _position(cfg, args):
     places = _args(cfg.pos_embed)[0].__name__ if cfg.pos_embed else None
@@ -151,17 +160,19 @@ def _position(cfg, args):
     return {'none': 'none', 'all': 'rotary', 'some': 'rotary in some layers', 'several': 'mixed'}[_among(schemes)]
 
 # %% ../nbs/28_hub.ipynb #85253b89
+_fields = 'vocab_size context_length n_layers n_heads n_kv_heads d_model d_ff dropout tie softcap norm mlp attn block pos_embed init'.split()
+
 def traits(cfg:GPTConfig) -> dict[str,str]:
     "What tells families of models apart: an answer to each question, read from the parts of a config"
     rows = [_attn_answers(cfg, i) | _mlp_answers(cfg, i) for i in range(cfg.n_layers)]
     args = [_args(_layer(cfg.attn, i))[1] for i in range(cfg.n_layers)]
     return {k: _one([r.get(k) for r in rows]) for k in rows[0]} | {
         'position': _position(cfg, args), 'windows': _among([a.get('window') for a in args]), 'key-value heads': 'own' if cfg.n_kv_heads in (None, cfg.n_heads) else 'shared',
-        'logits': 'softcap' if cfg.softcap else 'plain'}
+        'logits': 'softcap' if cfg.softcap else 'plain', 'other fields': ', '.join(f.name for f in fields(cfg) if f.name not in _fields and getattr(cfg, f.name) != f.default) or 'none'}
 
 # %% ../nbs/28_hub.ipynb #5b06a040
 _act    = ' | '.join(_acts.values())
-_plain  = {'attention': 'plain', 'block': 'Block', 'logits': 'plain', 'query-key norm': 'none', 'mlp biases': 'none', 'windows': 'none', 'activation': _act}
+_plain  = {'attention': 'Attention', 'block': 'Block', 'logits': 'plain', 'other fields': 'none', 'query-key norm': 'none', 'mlp biases': 'none', 'windows': 'none', 'activation': _act}
 _gated  = _plain | {'norm': 'RMSNorm', 'mlp': 'GLU', 'position': 'rotary', 'attention biases': 'none | all'}
 _window = {'windows': 'none | all | some'}
 FAMILIES = dict(                                                      # question -> answers that a family allows; what is not asked is free, if all layers agree

@@ -3,7 +3,7 @@
 Run as a program (`python test_hub.py FOLDER [dtype]`) it is the process whose memory is measured: it loads FOLDER and prints what that took.
 """
 import base64, hashlib, json, os, subprocess, sys, threading
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -466,6 +466,18 @@ def test_gguf_says_what_it_cannot(tmp_path):
     with pytest.raises(ValueError, match='activation is not silu'): hub.save_gguf(GPT(OURS['llama, tied, no gain, GEGLU'][1]), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='YaRN'): hub.save_gguf(make_ours(OURS['llama, yarn'][1]), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='pattern'): hub.save_gguf(make_ours(gated()), CharTokenizer.train('abc'), tmp_path/'n.gguf')
+
+def test_what_no_question_is_about_is_not_forgotten():
+    "A field or an argument that this chapter has never heard of keeps a model out of every family, until somebody teaches it"
+    @dataclass
+    class Newer(GPTConfig): d_embed: int|None = None
+    class Gated(RMSNorm):
+        def __init__(self, C, gain=True, eps=1e-5, gate=False): super().__init__(C, gain, eps)
+    Gated.__name__ = 'RMSNorm'
+    settings = {f.name: getattr(gated(), f.name) for f in fields(GPTConfig)}
+    assert family_of(Newer(**settings)) == 'llama' and obstacles(Newer(**settings, d_embed=16))['llama'] == ['other fields is d_embed, not none']
+    assert family_of(gated(norm=Gated)) == 'llama' and obstacles(gated(norm=partial(Gated, gate=True)))['llama'] == ['norm is RMSNorm with gate, not RMSNorm']
+    assert obstacles(gated(attn=partial(llama_attn, softcap=20.)))['llama'] == ['attention is Attention with softcap, not Attention']
 
 
 if __name__ == '__main__':
