@@ -73,7 +73,12 @@ def choose(self:MoE, x:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     return *route(s, self.k, self.bias, self.normalise), s / s.sum(-1, keepdim=True)
 
 @patch
-def forward(self:MoE, x:torch.Tensor):                                                             # (B,T,C)
+def forward(self:MoE, x:torch.Tensor): # (B,T,C) -> (B,T,C), or (that, auxiliary loss)
+    if torch.compiler.is_compiling(): return torch.compiler.disable(MoE._ask)(self, x)             # other numbers of tokens at every step: compiling would never end
+    return self._ask(x)
+
+@patch
+def _ask(self:MoE, x):
     if self.router is None: return sum([m(x) for m in self.shared], self.experts[0](x))
     flat = x.flatten(0, -2)                                                                        # (N,C)
     (w, chosen, scores), y = self.choose(flat), torch.zeros_like(flat)
@@ -166,8 +171,9 @@ def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
     "True for the best share of each row, at least one: looks at the whole row, so at the future (Raposo et al. 2024)"
-    k = max(1, round(share*r.shape[1]))
-    return torch.zeros_like(r, dtype=torch.bool).scatter(1, r.topk(k, 1).indices, True)
+    return torch.zeros_like(r, dtype=torch.bool).scatter(1, r.topk(_share_of(r.shape[1], share), 1).indices, True)
+
+def _share_of(T, share): return max(1, round(share*T))
 
 # %% ../nbs/23_moe.ipynb #d7d056c7
 class MoD(nn.Module):
@@ -191,14 +197,14 @@ class MoD(nn.Module):
         r, g = self.router(x)[...,0], self.guess(x.detach())[...,0]                                # (B,T)
         best = top_share(r, self.share)                                                            # (B,T)
         causal = not self.training if self.causal is None else self.causal
-        y, aux = self._through(x, seq, g > 0 if causal else best, r.sigmoid())
+        y, aux = self._through(x, seq, g > 0 if causal else best, r.sigmoid(), None if causal else _share_of(x.shape[1], self.share))
         return y, aux + F.binary_cross_entropy_with_logits(g, best.to(g.dtype))
 
 # %% ../nbs/23_moe.ipynb #006a5c22
 @patch
-def _through(self:MoD, x, seq, keep, w):
+def _through(self:MoD, x, seq, keep, w, K=None):
     "The stream after the block worked on the tokens in `keep` (B,T); what the block adds is weighted by w (B,T)"
-    at, real = _places(keep)                                                                       # (B,K)
+    at, real = _places(keep, K)                                                                     # (B,K)
     if seq.cache is not None: seq.cache.seen += x.shape[1]
     if not at.shape[1]: return x, 0.
     xs, sub = _take(x, at), _subset(seq, at, real)                                                 # (B,K,C)
@@ -208,9 +214,9 @@ def _through(self:MoD, x, seq, keep, w):
 
 def _take(t, at): return t.gather(1, at.view(*at.shape, *[1]*(t.ndim-2)).expand(*at.shape, *t.shape[2:]))
 
-def _places(keep):
-    "Where the kept tokens of each row are, in order, filled up to the longest row; and which of these are kept"
-    at = (~keep).int().argsort(dim=1, stable=True)[:,:keep.sum(1).max()]                               # (B,K)
+def _places(keep, K=None):
+    "Where the kept tokens of each row are, in order, filled up to K, or to the longest row; and which of these are kept"
+    at = (~keep).int().argsort(dim=1, stable=True)[:,:keep.sum(1).max() if K is None else K]                               # (B,K)
     return at, keep.gather(1, at)
 
 def _subset(seq, at, real):
@@ -244,5 +250,5 @@ def _work(block, T):
 @patch
 def mix_flops(self:MoD, T:int) -> int:
     "Operations per token beside the matrices: less than none, for most tokens go by"
-    k = max(1, round(self.share*T))
+    k = _share_of(T, self.share)
     return _work(self.block, k)*k//T - _work(self.block, T)
