@@ -34,6 +34,7 @@ from .corpora import *
 from .positions import *
 from .attentions import *
 from .moe import *
+from .hub import *
 
 # %% ../nbs/39_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
