@@ -355,7 +355,7 @@ def _read_ranks(path):
 def from_tiktoken(cls:BPE,
                   ranks:str|Path|dict[bytes,int], # a file of ranks, or what bytes -> id it would hold
                   pattern:str=GPT2_PATTERN, # the pattern that belongs to it
-                  special:Iterable[str]=(BOS,), # names to put behind the ranks
+                  special:Iterable[str]=(BOS,), # names to put after the ranks
                   ) -> BPE:
     "The tokenizer of some ranks; raises ValueError where bytes are not ids 0 to 255 (as in OpenAI's files, which the shelf's chapter on tokenizers reads)"
     if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
