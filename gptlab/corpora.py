@@ -99,7 +99,7 @@ def _seek(self:Mixture, n):
 
 @patch
 def _open(self:Mixture, n):
-    "An iterator for each source behind the mixture's first n documents, and the number of draws behind them"
+    "An iterator for each source after the mixture's first n documents, and the number of draws up to there"
     while True:
         counts, drawn = self._seek(n)
         its = [iter(skip(s, max(int(c)-1, 0))) for s, c in zip(self.sources, counts)]

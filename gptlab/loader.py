@@ -192,7 +192,7 @@ def _draw(stream, put, out, stop, state):
 
 @patch
 def close(self:Prefetch):
-    "Stop the thread and put the stream back behind the last batch that was handed out"
+    "Stop the thread and put the stream back to just after the last batch that was handed out"
     if self._thread is None: return
     self._stop.set(); self._thread.join(); self._thread = None
     self.stream.load_state_dict(self.state)

@@ -141,8 +141,8 @@ def _unknown_name(name, known, what='tokenizer'):
     return ValueError(f'there is no {what} {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
 
 # %% ../nbs/20_tokenizers.ipynb #32257c4b
-def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncated_8192 behind it, only the 8192 first ids
-                   special:Iterable[str]=(), # names of marks to add behind the last id
+def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncated_8192 after it, only the 8192 first ids
+                   special:Iterable[str]=(), # names of marks to add after the last id
                    ) -> RankTokenizer:
     "A published tokenizer; raises ValueError for an unknown name, OSError where its ranks cannot be fetched"
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS as known
@@ -158,7 +158,7 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncate
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
 def add_special(tok:RankTokenizer, # made from ranks
-                names:Iterable[str], # marks to add, behind the last id
+                names:Iterable[str], # marks to add, after the last id
                 ) -> RankTokenizer:
     "The same tokenizer with more marks; the ids that it had stay"
     return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(names)})
@@ -183,7 +183,7 @@ def _line_of_ranks(path, n, line):
 def from_tiktoken(cls:RankTokenizer,
                   ranks:str|Path|dict[bytes,int], # a file of ranks, such as cl100k_base.tiktoken, or what it would hold
                   pattern:str=GPT2_PATTERN, # the pattern that belongs to it
-                  special:Iterable[str]|dict[str,int]=(BOS,), # marks with their ids, or names to put behind the ranks
+                  special:Iterable[str]|dict[str,int]=(BOS,), # marks with their ids, or names to put after the ranks
                   ) -> RankTokenizer:
     "The tokenizer of some ranks; raises ValueError that names a damaged line"
     if not isinstance(ranks, dict): ranks = dict(_line_of_ranks(ranks, n, line) for n, line in enumerate(Path(ranks).read_bytes().splitlines(), 1))
