@@ -20,12 +20,13 @@ def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
                     v:torch.Tensor, # (B,H,S,D) what each token gives
                     mask:torch.Tensor|None=None, # True (or 0 in a float mask) where T may look at S; None looks everywhere
                     softcap:float|None=None, # scores are squeezed into ±softcap by tanh (Gemma 2)
+                    dropout:float=0., # share of the weights zeroed
                     ) -> torch.Tensor:
     "Scaled dot-product attention, spelt out (Vaswani et al. 2017, eq. 1); the oracle for every faster one"
     scores = q @ k.mT / math.sqrt(q.shape[-1])                        # (B,H,T,S)
     if softcap: scores = softcap * torch.tanh(scores/softcap)
     if mask is not None: scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).to(v.dtype) @ v                         # (B,H,T,D)
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v     # (B,H,T,D)
 
 # %% ../nbs/07_attention.ipynb #4d6d859f
 class Seq:
@@ -170,10 +171,10 @@ def _remember(self:Attention, seq, k, v):
 
 @patch
 def _attend(self:Attention, q, k, v, mask):
+    causal, p = isinstance(mask, str), self.dropout if self.training else 0.
     if self.softcap:
         k, v = (t.repeat_interleave(self.H//self.K, 1) for t in (k, v))                            # (B,H,S,D)
-        return plain_attention(q, k, v, mask, self.softcap)
-    causal, p = isinstance(mask, str), self.dropout if self.training else 0.
+        return plain_attention(q, k, v, mask, self.softcap, p)
     return F.scaled_dot_product_attention(q, k, v, None if causal else mask, p, causal, enable_gqa=self.H != self.K)
 
 @patch

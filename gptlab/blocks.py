@@ -132,13 +132,13 @@ def check_part(make:Callable, # norm(C) or mlp(C, d_ff)
                *args, # what the constructor takes after C, such as d_ff
                ) -> Report:
     "Try a norm or an MLP: keeps the shape, treats tokens apart, trains every parameter, is deterministic in eval"
-    m, x = perturb(make(C, *args)).eval(), torch.randn(2, 5, C)       # (B,T,C)
-    first = lambda o: o[0] if isinstance(o, tuple) else o             # an MLP may return (y, auxiliary loss)
-    y = first(m(x))
+    m, x = perturb(make(C, *args)).eval(), torch.randn(4, 16, C)      # (B,T,C)
+    pair = lambda o: o if isinstance(o, tuple) else (o, 0.)           # an MLP may return (y, auxiliary loss)
+    y, aux = pair(m(x))
     if y.shape != x.shape: return Report({f'keeps the shape: gave {tuple(y.shape)} for {tuple(x.shape)}': False})
-    y.square().sum().backward()
-    alone = torch.cat([first(m(x[:,i:i+1])) for i in range(5)], 1)    # (B,T,C)
+    (y.square().sum() + aux).backward()
+    alone = torch.cat([pair(m(x[:,i:i+1]))[0] for i in range(16)], 1) # (B,T,C)
     dead = no_gradient(m)
     return Report({'keeps the shape': True, 'treats each token by itself': torch.allclose(alone, y, atol=1e-5),
                    'every parameter gets a gradient' + f': not {", ".join(dead)}'*bool(dead): not dead,
-                   'gives the same twice': torch.equal(first(m(x)), y)})
+                   'gives the same twice': torch.equal(pair(m(x))[0], y)})

@@ -205,11 +205,11 @@ def flops_per_token(self:GPT, T:int|None=None) -> int:
 # %% ../nbs/08_model.ipynb #e59d75ef
 @patch
 def _rows(self:GPT):
-    count = lambda m: sum(p.numel() for p in m.parameters())
+    count = lambda *ms: sum(p.numel() for p in {p for m in ms for p in m.parameters()})         # a shared one once
     yield 'embedding', type(self.embed).__name__, count(self.embed)
     for name in ('attn', 'mlp'):
         parts = [getattr(b, name) for b in self.blocks if hasattr(b, name)]
-        yield name, ', '.join(dict.fromkeys(type(p).__name__ for p in parts)), sum(map(count, parts))
+        yield name, ', '.join(dict.fromkeys(type(p).__name__ for p in parts)), count(*parts)
     yield 'head', 'tied to the embedding' if self.cfg.tie else type(self.head).__name__, 0 if self.cfg.tie else count(self.head)
 
 @patch

@@ -295,3 +295,13 @@ def test_extend_twice_and_per_layer():
     assert torch.equal(twin(ids), model(ids))
     same = lively(cfg); assert extend(same, 1, ScaledRoPE) == 3
     torch.testing.assert_close(same(ids[:,:40]), lively(cfg)(ids[:,:40]))
+
+
+def test_softcap_drops_shares_too():
+    "The path with squeezed scores once forgot dropout"
+    from gptlab.attention import Attention, Seq
+    from gptlab.blocks import perturb
+    torch.manual_seed(0)
+    a, x = perturb(Attention(16, 2, 2, dropout=.5, softcap=20.)), torch.randn(2, 8, 16)
+    seq = Seq(torch.zeros(2, 8, dtype=torch.long)); a.prepare(seq, x)
+    for m, same in ((a.train(), False), (a.eval(), True)): assert torch.equal(m(x, seq), m(x, seq)) == same
