@@ -128,6 +128,7 @@ def _checked(pattern):
     try: groups = regex.compile(pattern).groups
     except (regex.error, TypeError) as e: raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
     if groups: raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
+    if regex.fullmatch(pattern, ''): raise ValueError(f'the pattern {pattern!r} matches nothing at all, too; write + where it has *')
     return pattern
 
 def _cut_long(counts, most=100):
@@ -140,8 +141,8 @@ def _count(pattern, texts):
     "The pieces of some texts; other processes run this"
     found  = chain.from_iterable(map(regex.compile(pattern).finditer, texts))
     counts = Counter(map(regex.Match.group, found))
-    if sum(len(p)*n for p, n in counts.items()) != sum(map(len, texts)):
-        raise ValueError(f'the pattern {pattern!r} leaves out part of the text; let its last branch match everything else, as |[\\s\\S]')
+    if '' in counts or sum(len(p)*n for p, n in counts.items()) != sum(map(len, texts)):
+        raise ValueError(f'the pattern {pattern!r} leaves out part of the text, or cuts out empty pieces; let its last branch match everything else, as |[\\s\\S]')
     return _cut_long(counts)
 
 # %% ../nbs/02_bpe.ipynb #76ddb64b

@@ -167,7 +167,9 @@ def state_dict(self:Batches) -> dict:
     tokens = self._deal()[0]
     return dict({k: getattr(self, k) for k in _where}, cuts=[list(c) for c in self.cuts], pack=_name(self.pack), text=tokens.mark)
 
-def _name(pack): return getattr(getattr(pack, 'func', pack), '__name__', type(pack).__name__)
+def _name(pack):
+    name, args = getattr(getattr(pack, 'func', pack), '__name__', type(pack).__name__), getattr(pack, 'keywords', {})
+    return name + (f'({", ".join(f"{k}={v}" for k, v in sorted(args.items()))})' if args else '')
 
 @patch
 def load_state_dict(self:Batches, state:dict) -> 'Batches':

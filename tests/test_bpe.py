@@ -110,7 +110,7 @@ def test_no_piece_is_cut_in_two(pattern):
 
 def test_a_pattern_of_ones_own_gets_whole_documents(monkeypatch):
     monkeypatch.setattr(bpe, '_parts', lambda doc, size: [doc[:1], doc[1:]])   # any cut would show
-    assert count_pieces(['one two\nthree', 'four'], r'[^\n]*\n?') == {'one two\n': 1, 'three': 1, 'four': 1, '': 2}
+    assert count_pieces(['one two\nthree', 'four'], r'[^\n]+\n?|\n') == {'one two\n': 1, 'three': 1, 'four': 1}
     assert [d for load in bpe._loads(DOCS, 100_000, cut=False) for d in load] == DOCS
 
 
@@ -370,3 +370,9 @@ def test_a_tokenizer_json_that_is_none_of_ours(trained, tmp_path):
     assert BPE.from_tokenizer_json(spoilt(lambda d: d['model'].update(merges=[' '.join(m) for m in d['model']['merges']]))).merges == trained.merges   # the older form
     file.write_text('{"model": ')
     with fails(ValueError, 'cannot be read'): BPE.from_tokenizer_json(file)
+
+
+@pytest.mark.parametrize('pattern', [r'[^\n]*\n?', r'\w*|[\s\S]', r'(?=a)|[\s\S]'])
+def test_patterns_that_match_nothing(pattern):
+    "tiktoken panics on an empty text with such a pattern"
+    with fails(ValueError, 'the pattern'): BPE.train('one two\nthree a\n', 300, pattern)

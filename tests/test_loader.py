@@ -178,6 +178,13 @@ def test_a_run_whose_rows_grow_resumes_to_the_last_bit(tmp_path):
     for a, b in zip(whole.model.parameters(), other.model.parameters()): assert torch.equal(a, b)
 
 
+def test_a_packer_with_other_settings_is_another_packer():
+    toks = tokenise(texts(), TOK)
+    state = Batches(toks, 2, 16, pack=partial(windows, stride=4)).state_dict()
+    with pytest.raises(ValueError, match='stride=4'): Batches(toks, 2, 16, pack=partial(windows, stride=8)).load_state_dict(state)
+    Batches(toks, 2, 16, pack=partial(windows, stride=4)).load_state_dict(state)
+
+
 # ---- ranks
 
 @pytest.mark.parametrize('world', [1, 2, 3, 8])
