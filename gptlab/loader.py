@@ -6,14 +6,14 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'share', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import itertools, json, os, queue, threading, zlib
+import itertools, json, multiprocessing, os, queue, threading, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from .core import atomic_write
 from .data import corpus, Corpus
-from .packing import Batches, Blocks, FixedBatches, Tokens, concat, fixed_batches, tokenise
+from .packing import Batches, Blocks, FixedBatches, Tokens, check_rank, concat, fixed_batches, tokenise
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/19_loader.ipynb #e9995361
@@ -23,12 +23,14 @@ def write_tokens(source:Iterable[str], # documents
                  size:int=1024, # documents in hand at a time
                  ) -> Path:
     "Tokenise a source into a folder: `ids.bin`, `starts.npy`, `tokenizer.json`, and last `meta.json`. Raises FileExistsError, OSError (nothing is left), ValueError"
-    folder = Path(folder); part = folder.with_name(f'.{folder.name}.part')
+    folder = Path(folder).expanduser().absolute(); part = folder.with_name(f'.{folder.name}.part')
     if (folder/'meta.json').exists(): raise FileExistsError(f'{folder} already holds tokens; give another folder, or delete it first')
+    if folder.is_file() or folder.is_dir() and any(folder.iterdir()): raise FileExistsError(f'{folder} holds something else; give a new folder')
+    if not hasattr(tok, 'save'): raise TypeError(f'{type(tok).__name__} has no method save, so the tokens could not be read again')
     try:
         part.mkdir(parents=True, exist_ok=True)
-        meta = _write_ids(Blocks(source, tok, size), part)
-        tok.save(part/'tokenizer.json'); atomic_write(part/'meta.json', json.dumps(meta, indent=1))
+        meta = _write_ids(Blocks(source, tok, size), part) | dict(tokenizer=_crc(tok.save(part/'tokenizer.json')))
+        atomic_write(part/'meta.json', json.dumps(meta, indent=1))
         os.replace(part, folder)
     except OSError as e: raise OSError(f'could not write the tokens to {folder}: {e}; nothing was left there') from e
     finally: _remove(part)
@@ -37,14 +39,18 @@ def write_tokens(source:Iterable[str], # documents
 def _write_ids(blocks, part):
     "Append block after block; returns what `meta.json` says"
     k, n, crc, lens = 0, 0, 0, []
-    with open(part/'ids.bin', 'wb') as f:
+    with open(part/'ids.bin', 'wb') as f, open(part/'sizes.bin', 'wb') as g:
         while (t := blocks.block(k)) is not None:
             raw = t.ids.tobytes(); f.write(raw)
+            if t.sizes is not None: g.write(t.sizes.astype(np.int32).tobytes())
             k, n, crc, dtype = k+1, n+len(t), zlib.crc32(raw, crc), t.ids.dtype
             lens.append(np.diff(t.starts))
-        f.flush(); os.fsync(f.fileno())
+        for h in (f, g): h.flush(); os.fsync(h.fileno())
+    if not n: raise ValueError('the documents give no tokens: every one is empty')
     np.save(part/'starts.npy', np.cumsum(np.concatenate([[0], *lens])))
     return dict(tokens=n, documents=sum(map(len, lens)), dtype=str(dtype), crc32=f'{crc:08x}')
+
+def _crc(file): return f'{zlib.crc32(file.read_bytes()):08x}'
 
 def _remove(folder):
     if folder.exists():
@@ -58,13 +64,21 @@ def open_tokens(folder:str|Path, # what `write_tokens` made
                 ) -> Tokens:
     "Tokens mapped from a folder, not read. Raises FileNotFoundError, or ValueError that names a damaged file"
     folder = Path(folder)
-    try: meta = json.loads((folder/'meta.json').read_text())
-    except FileNotFoundError: raise FileNotFoundError(f'{folder} holds no tokens (no meta.json); make them with write_tokens(source, tok, {str(folder)!r})') from None
-    size = (folder/'ids.bin').stat().st_size
-    if size != meta['tokens']*np.dtype(meta['dtype']).itemsize: raise ValueError(f'{folder/"ids.bin"} has {size:,} bytes where {meta["tokens"]:,} tokens of {meta["dtype"]} were written: it was cut short; write the tokens again')
-    ids = np.memmap(folder/'ids.bin', dtype=meta['dtype'], mode='r')
-    if check and f'{zlib.crc32(ids):08x}' != meta['crc32']: raise ValueError(f'{folder/"ids.bin"} is damaged: its checksum is not the one in meta.json; write the tokens again')
-    return Tokens(ids, np.load(folder/'starts.npy'), load_tokenizer(folder/'tokenizer.json', parts))
+    if not (folder/'meta.json').exists(): raise FileNotFoundError(f'{folder} holds no tokens (no meta.json); make them with write_tokens(source, tok, {str(folder)!r})')
+    try:
+        meta = json.loads((folder/'meta.json').read_text()); n = meta['tokens']
+        ids, sizes = _mapped(folder/'ids.bin', np.dtype(meta['dtype']), n), (folder/'sizes.bin').stat().st_size
+        starts = np.load(folder/'starts.npy')
+        if starts[-1] != n or len(starts) != meta['documents'] + 1 or (np.diff(starts) < 0).any(): raise ValueError('starts.npy does not fit the tokens')
+        if _crc(folder/'tokenizer.json') != meta['tokenizer']: raise ValueError('tokenizer.json is not the one that the tokens were written with')
+        if check and f'{zlib.crc32(ids):08x}' != meta['crc32']: raise ValueError('ids.bin is damaged: its checksum is another')
+        sizes = _mapped(folder/'sizes.bin', np.dtype(np.int32), n) if sizes else None
+    except (ValueError, TypeError, KeyError, EOFError, OSError) as e: raise ValueError(f'the tokens in {folder} cannot be read: {type(e).__name__}: {e}; write them again') from None
+    return Tokens(ids, starts, load_tokenizer(folder/'tokenizer.json', parts), sizes)
+
+def _mapped(file, dtype, n):
+    if (size := file.stat().st_size) != n*dtype.itemsize: raise ValueError(f'{file.name} has {size:,} bytes where {n:,} of {dtype} were written: it was cut short')
+    return np.memmap(file, dtype=dtype, mode='r')
 
 class Slices:
     "Mapped tokens as the blocks that `Blocks` would make of the same documents"
@@ -72,7 +86,10 @@ class Slices:
                  size:int=1024, # documents in a block
                  rank:int=0, # this process takes the documents rank, rank+world, …
                  world:int=1, # of so many processes
-                 ): self.tokens, self.tok, self.size, self.rank, self.world = tokens, tokens.tok, size, rank, world
+                 ):
+        check_rank(size, rank, world)
+        self.tokens, self.tok, self.size, self.rank, self.world = tokens, tokens.tok, size, rank, world
+
     def __repr__(self) -> str: return f'blocks of {self.size:,} documents of {self.tokens}'
 
     def block(self, k:int) -> Tokens|None:
@@ -82,17 +99,23 @@ class Slices:
         mine = range(a + self.rank, b, self.world)
         if not mine and k == 0: raise ValueError(f'rank {self.rank} of {self.world} gets no document: there are only {len(s)-1}')
         if not mine: return None
-        if self.world == 1: return Tokens(np.asarray(self.tokens.ids[s[a]:s[b]]), s[a:b+1] - s[a], self.tok)
-        parts = [self.tokens.ids[s[d]:s[d+1]] for d in mine]
-        return Tokens(np.concatenate(parts), np.cumsum([0, *map(len, parts)]), self.tok)
+        def part(x): return None if x is None else np.asarray(x[s[a]:s[b]]) if self.world == 1 else np.concatenate([x[s[d]:s[d+1]] for d in mine])
+        return Tokens(part(self.tokens.ids), np.cumsum([0, *(s[d+1] - s[d] for d in mine)]), self.tok, part(self.tokens.sizes))
 
 # %% ../nbs/19_loader.ipynb #52b9563d
 class _Numbered(torch.utils.data.Dataset):
-    "What a worker runs: block k as plain arrays"
+    "What a worker runs: block k as tensors, which travel in shared memory, or the error it met"
     def __init__(self, blocks): self.blocks = blocks
-    def __getitem__(self, k): t = self.blocks.block(k); return t and (t.ids, t.starts, t.sizes)
+    def __getitem__(self, k):
+        try: t = self.blocks.block(k)
+        except Exception as e: return e
+        return t and tuple(None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in (t.ids, t.starts, t.sizes))
 
 def _as_is(x): return x
+
+def _end_with_parent(_):
+    def wait(): multiprocessing.parent_process().join(); os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 class Ahead:
     "Blocks prepared by worker processes, handed out in order"
@@ -113,15 +136,17 @@ class Ahead:
 
     def _get(self, k):
         if self._next != k: self._start(k)
-        try: found = next(self._due)
+        try:
+            if any(not w.is_alive() for w in self._due._workers): raise RuntimeError('a worker process died (out of memory?): use fewer workers, or smaller blocks')
+            if isinstance(found := next(self._due), Exception): raise found
         except BaseException: self.close(); raise
         self._next = k + 1
-        return found and Tokens(found[0], found[1], self.tok, found[2])
+        return found and Tokens(*(x if x is None else x.numpy() for x in found[:2]), self.tok, found[2] if found[2] is None else found[2].numpy())
 
     def _start(self, k):
         self.close()
         self._due = iter(torch.utils.data.DataLoader(_Numbered(self.blocks), sampler=itertools.count(k), batch_size=None, collate_fn=_as_is,
-                                                     num_workers=self.workers, prefetch_factor=self.depth,
+                                                     num_workers=self.workers, prefetch_factor=self.depth, worker_init_fn=_end_with_parent,
                                                      generator=torch.Generator()))          # of its own: the run's random state stays untouched
 
     def close(self):
@@ -149,7 +174,7 @@ class Prefetch:
     def __next__(self) -> dict:
         if self._thread is None: self._start()
         batch, self.state = self._queue.get()
-        if isinstance(batch, BaseException): self._thread = None; raise batch
+        if isinstance(batch, BaseException): self._thread, self._astray = None, True; raise batch
         return batch.arrive() if hasattr(batch, 'arrive') else batch
 
     def __del__(self):
@@ -174,6 +199,7 @@ class Prefetch:
 # %% ../nbs/19_loader.ipynb #07a36d95
 @patch
 def _start(self:Prefetch):
+    if getattr(self, '_astray', False): self.stream.load_state_dict(self.state); self._astray = False   # back behind the last batch handed out
     self._queue, self._stop = queue.Queue(self.depth), threading.Event()
     self._thread = threading.Thread(target=_draw, args=(self.stream, self.put, self._queue, self._stop, self.state), daemon=True)
     self._thread.start()
@@ -245,7 +271,7 @@ def share(fixed:FixedBatches, # the whole list
     "The batches of one rank; all ranks get equally many, filled up with batches whose targets are all ignored"
     if not 0 <= rank < world: raise ValueError(f'rank={rank} of world={world}: ranks are 0 to {world-1}')
     mine = fixed[rank::world]
-    blank = [fixed[0] | dict(targets=torch.full_like(fixed[0]['targets'], -100))]
+    blank = fixed[:1] and [fixed[0] | dict(targets=torch.full_like(fixed[0]['targets'], -100))]
     return FixedBatches(mine + blank*(-(-len(fixed)//world) - len(mine)), fixed.tok)
 
 # %% ../nbs/19_loader.ipynb #9d0a22f6

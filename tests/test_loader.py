@@ -273,6 +273,90 @@ def test_a_killed_worker_is_told_and_the_stream_is_where_it_was():
     for _ in range(60): assert mark(next(s)) == mark(next(plain))
 
 
+class Stumbling:
+    "Documents that fail once, at number 128"
+    def __init__(self): self.failed = False
+    def skip(self, n): return iter(self.read(n))
+    def __iter__(self): return self.skip(0)
+    def read(self, n):
+        for i, d in enumerate(stories(200)[n:], n):
+            if i == 128 and not self.failed: self.failed = True; raise OSError('the disk hiccuped')
+            yield d
+
+@pytest.mark.parametrize('depth', [0, 3])
+def test_after_an_error_the_stream_goes_on_where_it_was(depth):
+    "An exhausted reader once looked like the end of an epoch, and a batch half made was lost"
+    plain, other = Batches(Blocks(stories(200), TOK, 32), 7, 16), Batches(Blocks(Stumbling(), TOK, 32), 7, 16)
+    if depth: other = Prefetch(other, depth)
+    told = 0
+    for _ in range(1500):
+        try: got = next(other)
+        except OSError: told += 1; got = next(other)
+        assert mark(got) == mark(next(plain))
+    assert told == 1 and other.state_dict() == plain.state_dict()
+
+
+def test_blocks_without_rows_are_passed_over():
+    for pack in PACKERS.values():
+        s = Batches(Blocks(stories(4) + ['', ''] + stories(4), ByteTokenizer(), 2), 2, 16, pack=pack)
+        assert len({next(s)['ids'].shape for _ in range(500)}) == 1 and s.epoch
+    class Bare(ByteTokenizer): special = {}
+    s = Batches(Blocks(stories(4) + ['', ''] + stories(4), Bare(), 2), 2, 16)
+    for _ in range(500): next(s)
+    with pytest.raises(ValueError, match='too short for a row'): next(Batches(Blocks(['', ''], Bare(), 1), 2, 16))
+    with pytest.raises(ValueError, match='too short for a row'): next(Batches(Blocks(['', ''], TOK, 1), 2, 16, pack=windows))
+
+
+def test_bytes_survive_the_way_through_a_token_folder(tmp_path):
+    docs = ['AÉ日👍', 'BC']*20
+    whole, read = tokenise(docs, Capitals()), None
+    class Saves(Capitals):
+        def save(self, path): Path(path).write_text('{}'); return Path(path)
+    write_tokens(docs, Saves(), tmp_path/'t', size=3)
+    from unittest import mock
+    with mock.patch.object(loader, 'load_tokenizer', lambda *a: Saves()): read = open_tokens(tmp_path/'t')
+    assert fixed_batches(read, 2, 4).n_bytes == fixed_batches(whole, 2, 4).n_bytes
+    assert Slices(read, 3, rank=1, world=2).block(0).sizes.tolist() == Blocks(docs, Saves(), 3, 1, 2).block(0).sizes.tolist()
+
+
+def test_places_and_sizes_that_cannot_be(tmp_path):
+    toks = tokenise(texts(), TOK)
+    for kw in (dict(rank=2, world=2), dict(rank=-1), dict(size=0), dict(world=0)):
+        for make in (lambda: Slices(toks, **kw), lambda: Blocks(texts(), TOK, **kw)):
+            with pytest.raises(ValueError, match='rank=|whole number'): make()
+    s = Batches(toks, np.int64(2), np.int32(16), seed=np.int64(1)); json.dumps(s.resize(np.int64(3), np.int64(7)).state_dict())
+    good = s.state_dict()
+    for k, v in dict(cursor=-5, T=-3, B=0, epoch=-1, block=-1, cuts=[[0, 0]]).items():
+        with pytest.raises(ValueError, match='out of range'): s.load_state_dict(good | {k: v})
+    assert s.state_dict() == good
+    with pytest.raises(TypeError, match='in a list'): tokenise('hello', TOK)
+    assert len(share(FixedBatches([]), 0, 2)) == 0
+    (tmp_path/'else').mkdir(); (tmp_path/'else'/'x').write_text('mine')
+    with pytest.raises(FileExistsError, match='something else'): write_tokens(texts(), TOK, tmp_path/'else')
+    with pytest.raises(TypeError, match='no method save'): write_tokens(texts(), object(), tmp_path/'new')
+
+
+@pytest.mark.parametrize('file, content', [('meta.json', b'{"tok'), ('meta.json', b'5'), ('meta.json', b'{}'), ('starts.npy', b''), ('tokenizer.json', b'{}'), ('sizes.bin', b'abc')])
+def test_each_damaged_file_of_a_token_folder_is_told(tmp_path, file, content):
+    write_tokens(texts(), TOK, tmp_path/'t'); (tmp_path/'t'/file).write_bytes(content)
+    with pytest.raises(ValueError, match='cannot be read'): open_tokens(tmp_path/'t')
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom test_loader import *\na = Ahead(Blocks(texts(), TOK, 5), 2); s = Batches(a, 2, 16); next(s)\n"
+            "print(*[w.pid for w in a._due._workers], flush=True); time.sleep(60)")
+    p = subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    pids = list(map(int, p.stdout.readline().split())); p.kill(); p.wait()
+    def runs(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+        except FileNotFoundError: return False
+    if not Path('/proc/self').exists(): pytest.skip('no /proc here')
+    for _ in range(50):
+        if not any(map(runs, pids)): return
+        time.sleep(.1)
+    raise AssertionError(f'workers {pids} live on')
+
+
 def test_a_buffer_waits_for_its_copy():
     "LAB: a pinned buffer was written again while its copy was under way"
     waited = []
