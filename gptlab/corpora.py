@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import atomic_write
-from .data import Corpus, Source, corpus, hf_dataset, parquet, skip
+from .data import Corpus, Source, _described, _meta, corpus, hf_dataset, parquet, skip
 from .tokenizer import Tokenizer, utf8
 
 # %% ../nbs/21_corpora.ipynb #6a7a3032
@@ -66,8 +66,9 @@ def _shares(weights, names, alpha):
     if set(weights) != set(names): raise ValueError(f'weights are for {", ".join(map(str, weights))}, sources are {", ".join(names)}: give each source one weight')
     w = np.array([float(weights[k]) for k in names])
     if not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0: raise ValueError(f'weights {dict(weights)}: give numbers of 0 or more, one of them above 0')
-    p = np.where(w > 0, w, 1)**alpha * (w > 0)
-    return p/p.sum()
+    with np.errstate(all='ignore'): p = np.where(w > 0, w, 1)**alpha * (w > 0); p = p/p.sum()
+    if not np.isfinite(p).all(): raise ValueError(f'alpha={alpha} with weights {dict(weights)} gives no probabilities: give a finite alpha, such as .5, and weights of moderate size')
+    return p
 
 def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Source)
             weights:dict[str,float], # name → how often it is drawn, relative to the others
@@ -96,6 +97,8 @@ def _seek(self:Mixture, n):
             k = 1 + int(np.searchsorted(np.minimum(each, room).sum(1), n))
             return np.minimum(each[k-1], room), drawn + k
         met, drawn = after, drawn + len(block)
+        if sum(open := met < room) == 1:                                       # all others have ended: draws no longer matter
+            met = np.minimum(met, room); return np.where(open, np.minimum(n - met[~open].sum(), room), met), drawn
 
 @patch
 def _open(self:Mixture, n):
@@ -124,9 +127,12 @@ def labelled(self:Mixture, start:int=0) -> Iterator[tuple[str,str]]:
 def _from(self:Mixture, start):
     its, drawn = self._open(start)
     left = set(range(len(its)))
-    for i in itertools.chain.from_iterable(b.tolist() for b in self._draws(drawn)):
-        if (doc := next(its[i], None)) is not None: yield self.names[i], doc
-        elif not (left := left - {i}): return
+    for block in self._draws(drawn):
+        for i in block[np.isin(block, [*left])].tolist():                      # draws of ended sources are void
+            if (doc := next(its[i], None)) is not None: yield self.names[i], doc
+            else: left.discard(i)
+        if len(left) < 2: break
+    for i in left: yield from ((self.names[i], doc) for doc in its[i])         # the last one needs no draws
 
 # %% ../nbs/21_corpora.ipynb #e4c37c1d
 def _cell(v): return str(v).replace('|', '\\|') if isinstance(v, (str, bool)) or v is None else f'{v:,}' if isinstance(v, int) else f'{v:.3f}'
@@ -233,15 +239,14 @@ def _written(jobs, workers):
 
 # %% ../nbs/21_corpora.ipynb #b289e736
 def _sha(path): return hashlib.sha256(path.read_bytes()).hexdigest()
-def _json(path): return json.loads(path.read_text()) if path.exists() else {}
 
 def _begin(folder, made):
     "The folder to work in and the shards that stand in it; (folder, None) where the same work is already done"
     work = folder.with_name(folder.name + '.unfinished')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if folder.is_dir() and _json(folder/'meta.json').get('made') == made: return folder, None
+        if folder.is_dir() and _meta(folder).get('made') == made: return folder, None
         raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: give another folder, or delete it first')
-    before = _json(work/'progress.json')
+    before = _meta(work, 'progress.json', 'made', 'shards')
     if before and before['made'] != made: raise FileExistsError(f'{work} holds the beginning of another corpus ({before["made"]}); go on with those settings, or delete it first')
     return work, before.get('shards', [])
 
@@ -261,6 +266,17 @@ def _whole(work, shards):
     "The noted shards up to the first that is missing or damaged"
     return list(itertools.takewhile(lambda s: (work/s['file']).exists() and _sha(work/s['file']) == s['sha256'], shards))
 
+def _last(folder, shard, column): return next(parquet([folder/shard['file']], column).skip(shard['n_docs']-1))
+
+def _compare(folder, shards, source, column):
+    "Raises ValueError where shards cannot be of this source: by its length, and the last document of each shard (only of the first, where the length is not known)"
+    n, ends = _n_docs(source), list(itertools.accumulate(s['n_docs'] for s in shards))
+    if not folder.name.endswith('.unfinished') and n not in (None, ends[-1]): _another(folder, f'it has {ends[-1]:,} documents, this one {n:,}')
+    for s, end in list(zip(shards, ends))[:1 if n is None else None]:
+        if next(skip(source, end-1), None) != _last(folder, s, column): _another(folder, f'document {end-1:,} is not the same')
+
+def _another(folder, why): raise ValueError(f'{folder} holds another source: {why}; give another folder, or delete it first')
+
 def reshard(source:Iterable[str], # documents, the same each time
             folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
             docs_per_shard:int|None=None, # a shard ends after so many documents
@@ -271,15 +287,19 @@ def reshard(source:Iterable[str], # documents, the same each time
             licence:str='not stated', # what may be done with it
             ) -> Path:
     "Write a source as Parquet shards, the last for validation. Call again to go on after a crash: the bytes are those of an uninterrupted run. Raises ValueError, TypeError, FileExistsError, OSError"
+    docs_per_shard, bytes_per_shard, workers, name = None if docs_per_shard is None else int(docs_per_shard), int(bytes_per_shard), int(workers), str(name)
     if min(1 if docs_per_shard is None else docs_per_shard, bytes_per_shard) < 1 or workers < 0: raise ValueError(f'docs_per_shard={docs_per_shard}, bytes_per_shard={bytes_per_shard}, workers={workers}: sizes are 1 or more, workers 0 or more')
     folder = Path(folder).expanduser()
     if (first := next(iter(skip(source, 0)), None)) is None: raise ValueError(f'the source {getattr(source, "name", "")!r} holds no documents: nothing was written')
     made = dict(docs=docs_per_shard, bytes=bytes_per_shard, column=column, first=hashlib.sha256(utf8(first)).hexdigest())
     work, shards = _begin(folder, made)
-    if shards is None: return folder
+    if shards is None: _compare(folder, _meta(folder, 'meta.json', 'shards')['shards'], source, column); return folder
     shards = _whole(work, shards)
     k, start = len(shards), sum(s['n_docs'] for s in shards)
-    groups = _grouped(skip(source, start), docs_per_shard or 2**62, bytes_per_shard, start)
+    if k and _n_docs(source) is not None: _compare(work, shards, source, column)
+    docs = skip(source, max(start-1, 0))
+    if k and next(docs, None) != _last(work, shards[-1], column): _another(work, f'document {start-1:,} is not the same')
+    groups = _grouped(docs, docs_per_shard or 2**62, bytes_per_shard, start)
     try:
         for line in _written(((work/_shard(i), g, column) for i, g in enumerate(groups, k)), workers): shards.append(line); _note(work, made, shards)
     except BrokenProcessPool: raise RuntimeError(f'a writing process died (killed, or out of memory; in a script, call reshard under if __name__ == "__main__"). {len(shards)} shards are whole in {work}: call again to go on') from None
@@ -403,8 +423,8 @@ def _published(base_url, tries, backoff, timeout):
         with _ask(f'{base_url}/meta.json', timeout) as answer: return b''.join(_pieces(answer))
     try: meta = json.loads(_persist(get, f'{base_url}/meta.json', tries, backoff))
     except FileNotFoundError: return {}
-    except ValueError as e: raise ValueError(f'{base_url}/meta.json is not JSON ({e}): is this the folder of the shards?') from None
-    return meta if isinstance(meta, dict) and 'shards' in meta else {}
+    except (ValueError, RecursionError) as e: raise ValueError(f'{base_url}/meta.json is not JSON ({e}): is this the folder of the shards?') from None
+    return _described(json.dumps(meta), f'{base_url}/meta.json') if isinstance(meta, dict) and 'shards' in meta else {}
 
 # %% ../nbs/21_corpora.ipynb #767653e0
 def _facts(path, url, column):
@@ -430,6 +450,7 @@ def download(base_url:str, # the folder on the web that holds shard_00000.parque
     "Fetch a corpus of shards, the validation shard first; call again to go on. Raises ValueError, FileExistsError, FileNotFoundError, OSError"
     if not re.match(r'https?://[^/\s]', str(base_url)): raise ValueError(f'base_url={base_url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/{base_url}/resolve/main')
     base, folder, how = base_url.rstrip('/'), Path(folder).expanduser(), dict(tries=tries, backoff=backoff, timeout=timeout)
+    n, n_shards = (None if k is None else int(k) for k in (n, n_shards))
     work, done = _begin(folder, made := dict(url=base, n=n))
     if done is None: return folder
     meta = _published(base, **how)
@@ -464,12 +485,12 @@ def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.j
     if not (folder and (folder/'meta.json').exists()):
         c = corpus(what)
         return Rows(_sides(c), f'{c.name}: {c.licence}; {c.source}')
-    meta = _json(folder/'meta.json')
+    meta = _meta(folder, 'meta.json', 'shards')
     rows = [dict(shard=s['file'], side='valid' if s is meta['shards'][-1] else 'train', documents=s['n_docs'], bytes=s['n_bytes'], sha256=s['sha256'][:16],
                  state=_state(folder/s['file'], s['sha256'])) for s in meta['shards']]
     bad = [f'{r["shard"]} is {r["state"]}' for r in rows if r['state'] != 'whole']
     if bad and errors == 'raise': raise ValueError(f'{folder}: {", ".join(bad)}; fetch or write {"it" if len(bad) == 1 else "them"} again, or pass errors="skip" to see the rest')
-    return Rows(rows, f'{meta["name"]}: {meta["licence"]}; {meta["source"]}')
+    return Rows(rows, f'{meta.get("name", folder.name)}: {meta.get("licence", "not stated")}; {meta.get("source", "not stated")}')
 
 # %% ../nbs/21_corpora.ipynb #cb572c42
 # a word; in Thai, Lao, Burmese, Khmer, Japanese and Chinese, which leave no spaces, a character

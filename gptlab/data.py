@@ -14,6 +14,7 @@ from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from .core import atomic_write, cache_dir
+from .tokenizer import utf8
 
 # %% ../nbs/03_data.ipynb #915e08c2
 @dataclass(repr=False)
@@ -25,6 +26,9 @@ class Corpus:
     licence:str = 'not stated'
     source:str = 'given as a list'
 
+    def __post_init__(self):
+        for side in (self.train, self.valid):
+            if isinstance(side, (str, bytes)): raise TypeError(f'{side[:30]!r} is one text, and a side of a corpus is documents: put the text in a list, [text]')
     def __iter__(self) -> Iterator[str]: return iter(self.train)
     @cached_property
     def n_docs(self) -> int: "Documents on both sides"; return sum(map(_n_docs, (self.train, self.valid)))
@@ -47,7 +51,7 @@ def _sum(docs, h):
     "Documents and bytes of one side, which goes into the hash h (or the checksum that is known for it)"
     n = size = 0
     if getattr(docs, 'sha256', None): h.update(docs.sha256.encode()); return docs.n_docs, docs.n_bytes
-    for d in docs: h.update(b := d.encode()); n, size = n + 1, size + len(b)
+    for d in docs: h.update(b := utf8(d)); n, size = n + 1, size + len(b)
     return n, size
 
 def _facts(c):
@@ -57,7 +61,7 @@ def _facts(c):
 
 # %% ../nbs/03_data.ipynb #c17073a5
 def _blank(doc): return not doc or doc.isspace()
-def _sha(doc): return hashlib.sha256(doc.encode()).hexdigest()
+def _sha(doc): return hashlib.sha256(utf8(doc)).hexdigest()
 
 def _held_out(sizes, share):
     "Which checksums to keep aside: first in line as long as each brings the share of the bytes nearer; at least one, never all"
@@ -86,7 +90,7 @@ def split_docs(docs:list[str], # whole documents, in any order
                ) -> tuple[list[str], list[str]]:
     "Training and validation documents; the text decides the side, not the order; equal documents stay together. Raises ValueError"
     docs = [d for d in docs if not _blank(d)]
-    sizes = {_sha(d): len(d.encode()) for d in docs}
+    sizes = {_sha(d): len(utf8(d)) for d in docs}
     if not docs: raise ValueError('there is no text to split: every document is empty')
     if len(sizes) == 1: return _cut(docs[0], _share(valid))
     held, sides = _held_out(sizes, _share(valid)), ([], [])
@@ -384,7 +388,7 @@ def text_files(path:str|Path|list) -> Source:
 def _record(line, column, where):
     "The text of one line of JSON"
     try: row = json.loads(line.strip())
-    except ValueError as e: raise ValueError(f'{where} is not JSON: {e}') from None
+    except (ValueError, RecursionError) as e: raise ValueError(f'{where} is not JSON: {e}') from None
     if not isinstance(row, dict): raise ValueError(f'{where} is a {type(row).__name__}, not an object with {column!r}')
     if column not in row: raise ValueError(f'{where} has no {column!r}; it has {", ".join(map(repr, row))}: say jsonl(path, column=…)')
     if not isinstance(row[column], str): raise ValueError(f'{where}: {column!r} is {json.dumps(row[column])[:40]}, not text')
@@ -420,16 +424,31 @@ def hf_dataset(ds:Iterable, # a Dataset or an IterableDataset of `datasets`: one
     return Source(partial(_hf_docs, ds.select_columns([column]) if names else ds, column), name, len(ds) if hasattr(ds, '__len__') else None)
 
 # %% ../nbs/03_data.ipynb #c47d3459
-def _meta(folder):
+_line = dict(file=str, n_docs=int, n_bytes=int, sha256=str)
+
+def _described(text, where, *need):
+    "The description of a folder of shards, seen to be one that has what is needed"
+    try: meta = json.loads(text)
+    except (ValueError, RecursionError) as e: raise ValueError(f'{where} is not the description of a folder of shards: {e}') from None
+    rows = meta.get('shards', []) if isinstance(meta, dict) else None
+    wrong = ('it is no object' if not isinstance(meta, dict) else next((f'it has no {k!r}' for k in need if k not in meta), None)
+             or next((f'its {k!r} is no text' for k in ('name', 'column', 'licence', 'source') if not isinstance(meta.get(k, ''), str)), None)
+             or ("its 'shards' are no list of objects" if not isinstance(rows, list) or not all(isinstance(s, dict) for s in rows) else None)
+             or next((f'{k!r} of shard {i} is missing or wrong' for i, s in enumerate(rows) for k, kind in _line.items() if not isinstance(s.get(k), kind)), None))
+    if wrong: raise ValueError(f'{where} is not the description of a folder of shards: {wrong}')
+    return meta
+
+def _meta(folder, file='meta.json', *need):
     "What a folder's meta.json says of it"
-    if not (path := folder/'meta.json').exists(): return {}
-    try: return dict(json.loads(read_text(path)))
-    except (ValueError, TypeError) as e: raise ValueError(f'{path} is not the description of a folder of shards: {e}') from None
+    if not (path := folder/file).exists(): return {}
+    return _described(_utf8(path.read_bytes(), path), path, *need)
 
 def _shards(path):
     "The Parquet files meant by a path; in a folder of shards none may be missing, by number or by its meta.json"
     files = _files(path, '.parquet')
     if isinstance(path, (list, tuple)) or not Path(path).expanduser().is_dir(): return files
+    if top := [f for f in files if f.parent == Path(path).expanduser() and f.name.startswith('shard_')]: files = top      # subfolders are another's
+    if len({f.name for f in files if f.name.startswith('shard_')}) < sum(f.name.startswith('shard_') for f in files): raise ValueError(f'{path} has shards of the same name in several of its folders: give one of these')
     have = {int(m[1]) for f in files if (m := re.fullmatch(r'shard_(\d+)\.parquet', f.name))}
     gaps = [f'shard_{n:05d}.parquet' for n in range(max(have, default=0)) if have and n not in have]
     gaps += sorted({s['file'] for s in _meta(Path(path).expanduser()).get('shards', [])} - {f.name for f in files} - {*gaps})
@@ -562,7 +581,7 @@ def _side(source, held, aside, start):
 
 def _streamed(docs, valid, name, **facts):
     "The corpus of a source, never all in memory: up to a thousand documents split exactly, more of them by their checksums alone"
-    head = list(islice(((_sha(d), 0 if _blank(d) else len(d.encode())) for d in skip(docs, 0)), 1001))
+    head = list(islice(((_sha(d), 0 if _blank(d) else len(utf8(d))) for d in skip(docs, 0)), 1001))
     sizes = {sha: size for sha, size in head if size}
     if len(head) <= 1000 and len(sizes) < 2: return Corpus(name, *split_docs(list(docs), valid), **facts)
     held = _held_out(sizes, _share(valid)) if len(head) <= 1000 else f'{int(_share(valid)*2**32):08x}'

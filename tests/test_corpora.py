@@ -605,3 +605,49 @@ def test_a_dump_shows_every_byte_and_changes_nothing(tmp_path):
 
 def test_tables():
     assert repr(Rows()) == '(no rows)' and Rows([dict(a='x|y', b=None, c=True)])._repr_markdown_().splitlines()[-1] == '| x\\|y | None | True |'
+
+
+# ---- what must not pass in silence
+
+def test_probabilities_that_are_none(tmp_path):
+    for alpha in (math.nan, math.inf, 400):
+        with refuses(ValueError, 'alpha'): mixture(dict(a=['x'], b=['y']), dict(a=9, b=.1), alpha)
+    docs = dict(big=numbered(2000, 'b'), small=numbered(30, 's'))
+    mix = mixture(docs, dict(big=1, small=1e-12))
+    start = time.time()
+    whole = list(mix)
+    assert whole == docs['big'] + docs['small'] and list(mix.skip(2010)) == whole[2010:] and list(mix.skip(9999)) == []
+    assert time.time() - start < 5
+
+@pytest.mark.parametrize('known', [True, False])
+def test_another_source_is_told(tmp_path, known):
+    docs = numbered(1000)
+    other = docs[:99] + ['changed'] + docs[100:]
+    source = lambda d: d if known else Source(partial(skip, d))
+    folder = reshard(source(docs), tmp_path/'f', docs_per_shard=np.int64(100), name=Path('f'))
+    assert reshard(source(docs), folder, docs_per_shard=100) == folder
+    with refuses(ValueError, 'holds another source', 'document 99'): reshard(source(other), folder, docs_per_shard=100)
+    with refuses(ValueError, 'holds another source', '500'): reshard(docs[:500], folder, docs_per_shard=100)
+    def breaks(start):
+        for i, d in enumerate(docs[start:], start):
+            if i == 350: raise ConnectionError
+            yield d
+    with pytest.raises(ConnectionError): reshard(Source(breaks), tmp_path/'g', docs_per_shard=100)
+    with refuses(ValueError, 'g.unfinished holds another source'): reshard(source(docs[:1] + docs[2:]), tmp_path/'g', docs_per_shard=100)
+    with refuses(ValueError, 'g.unfinished holds another source'): reshard(source(docs[:50]), tmp_path/'g', docs_per_shard=100)
+    assert list(parquet(reshard(source(docs), tmp_path/'g', docs_per_shard=100))) == docs
+
+@pytest.mark.parametrize('damage', ['', '{"na', 'null', '[]', '"x"', '{"made": 1, "shards": null}', '{"made": 1, "shards": [null]}', '{"made": 1, "shards": [{"file": "shard_00000.parquet"}]}',
+                                    '{"made": 1, "shards": [{"file": 3, "n_docs": "4", "n_bytes": 1, "sha256": "0"}]}', '['*10**5])
+def test_damaged_descriptions(tmp_path, damage):
+    folder = reshard(numbered(300), tmp_path/'f', docs_per_shard=100)
+    (folder/'meta.json').write_text(damage)
+    for f in (partial(reshard, numbered(300), docs_per_shard=100), provenance, corpus, partial(download, 'http://127.0.0.1:9')):
+        with refuses(ValueError, 'meta.json'): f(folder)
+    work = tmp_path/'g.unfinished'; work.mkdir(); (work/'progress.json').write_text(damage)
+    for f in (partial(reshard, numbered(300)), partial(download, 'http://127.0.0.1:9')):
+        with refuses(ValueError, 'progress.json'): f(tmp_path/'g')
+
+def test_a_server_whose_description_lacks_a_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, '_persist', lambda *a: b'{"shards": [{"file": "shard_00000.parquet"}]}')
+    with refuses(ValueError, 'http://x.y/meta.json', 'n_docs'): download('http://x.y', tmp_path/'h', n=np.int64(2))

@@ -339,3 +339,21 @@ def test_there_is_one_way_to_read_a_story():
 def test_the_floor_is_the_mean_of_many_stories():
     rng = random.Random(2); told = [data._tell('{story}', rng, {}) for _ in range(3000)]
     assert abs(sum(b for _, b in told)/sum(len(t) for t, _ in told) - stories_bpb()) < 4e-4
+
+
+# ---- what must not pass in silence
+
+def test_shards_in_a_subfolder_are_not_of_the_folder(tmp_path):
+    shards(tmp_path/'s', DOCS[:90]); shards(tmp_path/'s'/'sub', ['another']*30)
+    assert list(parquet(tmp_path/'s')) == DOCS[:90] and list(corpus(tmp_path/'s').valid) == DOCS[60:90]
+    shards(tmp_path/'t'/'a', DOCS[:90]); shards(tmp_path/'t'/'b', DOCS[:90])
+    with refuses(ValueError, 'same name'): parquet(tmp_path/'t')
+
+def test_one_text_is_no_documents():
+    with refuses(TypeError, 'in a list'): Corpus('x', 'hello', 'wo')
+    with refuses(TypeError, 'in a list'): corpus({'train': 'hello', 'valid': 'wo'})
+
+def test_half_a_character_and_a_deep_line(tmp_path):
+    with refuses(ValueError, 'surrogate'): corpus(['a\ud800'])
+    with refuses(ValueError, 'surrogate'): corpus(['good', 'a\ud800'])
+    with refuses(ValueError, 'deep.jsonl, line 2'): list(jsonl(write(tmp_path/'deep.jsonl', '{"text": "a"}\n' + '['*10**6)))
