@@ -8,19 +8,19 @@ __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN'
            'tokenizers_engine']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
-import base64, heapq, html, json, os, sys, warnings
+import base64, heapq, html, json, operator, os, sys, warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 import regex, tiktoken
 from fastcore.basics import patch
 from .core import atomic_write
-from .tokenizer import BOS, Tokenizer, show_tokens, utf8
+from .tokenizer import BOS, Tokenizer, _texts, show_tokens, utf8
 
 # %% ../nbs/02_bpe.ipynb #a8c45d4a
 def merge_pair(ids:list[int], # a row of ids
@@ -124,11 +124,19 @@ def _loads(docs, size, cut=True):
     if load: yield load
 
 # %% ../nbs/02_bpe.ipynb #50881289
+@cache
+def _known_to_tiktoken(pattern):
+    "What encodes must read the pattern too, or a tokenizer is learnt that cannot be used"
+    try: tiktoken.Encoding('gptlab', pat_str=pattern, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={})
+    except ValueError as e: raise ValueError(f'the pattern {pattern!r} means something to regex but not to tiktoken, which encodes: {" ".join(str(e).split())}') from None
+
 def _checked(pattern):
     try: groups = regex.compile(pattern).groups
     except (regex.error, TypeError) as e: raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
+    if pattern in PATTERNS: raise ValueError(f'{pattern!r} is the name of a pattern; pass find_pattern({pattern!r}), its regex')
     if groups: raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
     if regex.fullmatch(pattern, ''): raise ValueError(f'the pattern {pattern!r} matches nothing at all, too; write + where it has *')
+    _known_to_tiktoken(pattern)
     return pattern
 
 def _cut_long(counts, most=100):
@@ -186,7 +194,15 @@ def _spell(merges):
         raw.append(raw[a] + raw[b])
     return raw
 
-def _names(special): return [special] if isinstance(special, str) and special else list(special)
+def _names(special):
+    "Names as a list; a str is one name"
+    names = [special] if isinstance(special, str) and special else list(special)
+    if (odd := [n for n in names if not (isinstance(n, str) and n)]): raise ValueError(f'{odd[0]!r} is no name; pass names such as {BOS!r}, each a str that is not empty')
+    return names
+
+def _whole(n):
+    try: return operator.index(n)
+    except TypeError: raise TypeError(f'vocab_size must be a whole number such as 1024, not {n!r}') from None
 
 class BPE(Tokenizer):
     "Byte-pair encoding (Sennrich et al. 2016) over bytes (GPT-2): 256 bytes, then merges, then specials"
@@ -226,7 +242,7 @@ def train(cls:BPE,
           engine:Callable=learn, # engine(docs, n, pattern) gives the merges: learn, rustbpe_engine, tokenizers_engine
           ) -> BPE:
     "Learn the merges of a text; raises ValueError for an empty text, one that holds a special's name, or a vocabulary too small for the bytes"
-    special, docs = _names(special), _documents(text, _names(special), _names(boundaries))
+    special, docs, vocab_size = _names(special), _documents(text, _names(special), _names(boundaries)), _whole(vocab_size)
     if (n := vocab_size - 256 - len(special)) < 0:
         raise ValueError(f'vocab_size={vocab_size} is too small: 256 bytes and {len(special)} specials need {256+len(special)}')
     _checked(pattern)
@@ -240,6 +256,15 @@ def _vast(text):
     "Has it a run of blanks so long that tiktoken's regex overflows its stack?"
     return len(text) > 50000 and any(text[i:i+50000].isspace() for i in range(0, len(text), 50000))
 
+def _by_regex(tok, text): return [i for p in regex.finditer(tok.pattern, text) for i in tok._fast._encode_single_piece(p[0].encode())]
+
+def _ids(tok, text):
+    if _vast(text): return _by_regex(tok, text)
+    try: return tok._fast.encode_ordinary(text)
+    except BaseException as e:
+        if type(e).__name__ != 'PanicException': raise
+        return _by_regex(tok, text)                                   # a pattern that made tiktoken's regex give up
+
 @patch
 def encode(self:BPE,
            text:str, # any text
@@ -248,9 +273,7 @@ def encode(self:BPE,
            ) -> list[int]:
     "The ids of a text; raises TypeError or ValueError for what is no text"
     if type(text) is not str or not text.isascii(): utf8(text)        # an ASCII string has no surrogates
-    if special != 'text': ids = _with_special(self, text, special)
-    elif not _vast(text): ids = self._fast.encode_ordinary(text)
-    else: ids = [i for p in regex.finditer(self.pattern, text) for i in self._fast._encode_single_piece(p[0].encode())]
+    ids = _ids(self, text) if special == 'text' else _with_special(self, text, special)
     return self.start(bos) + ids if bos else ids
 
 def _with_special(tok, text, special):
@@ -271,8 +294,8 @@ def encode_batch(self:BPE,
                  bos:bool=False, # begin each with the bos id?
                  ) -> list[list[int]]:
     "The ids of each text; long ones in threads (for short ones, handing Python's lock around costs more than it gains)"
-    texts = list(texts)
-    if sum(map(len, texts)) < 10_000*len(texts): return [self.encode(t, bos) for t in texts]
+    texts = _texts(texts)
+    if not all(isinstance(t, str) for t in texts) or sum(map(len, texts)) < 10_000*len(texts): return [self.encode(t, bos) for t in texts]
     with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(lambda t: self.encode(t, bos), texts))
 
 # %% ../nbs/02_bpe.ipynb #d4f86e5b

@@ -102,6 +102,14 @@ def sample(prompt:str='', # what to continue; nothing begins a new document
     print()
 
 # %% ../nbs/40_cli.ipynb #71218752
+def _out(name):
+    "The file to write, checked before any work is done for it"
+    path = Path(name).expanduser()
+    if path.is_dir(): raise IsADirectoryError(f'--out {name} is a folder; name a file in it, such as {path/"tok.json"}')
+    near = next(p for p in path.absolute().parents if p.exists())
+    if not (near.is_dir() and os.access(near, os.W_OK)): raise OSError(f'--out {name} cannot be written: {near} is no folder that you may write to')
+    return path
+
 def tokenizer_train(text:str='shakespeare', # shakespeare, stories, python, or a text file or folder of your own
                     vocab:int=8192, # ids, bytes and specials included
                     pattern:str='gpt2', # gpt2, cl100k, o200k, nanochat, punctuation, or a regex of your own
@@ -109,10 +117,11 @@ def tokenizer_train(text:str='shakespeare', # shakespeare, stories, python, or a
                     chat:bool=False, # reserve ids for the marks of a conversation?
                     ):
     "Learn a BPE from a text, and save it"
+    path = _out(out)
     docs = text_files(text) if Path(text).is_file() and not text.endswith(('.jsonl', '.parquet')) else corpus(text)
     special = dict(special=CHAT_SPECIAL) if chat else {}
     tok = BPE.train(docs, vocab, pattern if re.search(r'\W', pattern) else find_pattern(pattern), boundaries=['<|endoftext|>'], **special)
-    print(f'{tok}, saved in {tok.save(out)}')
+    print(f'{tok}, saved in {tok.save(path)}')
 
 def tokenizer_show(tok:str, # gpt2, cl100k, bytes, byt5, ascii … or a file
                    text:str, # what to cut
@@ -157,3 +166,4 @@ def main(argv:list[str]|None=None) -> int:
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141     # whoever read, as `head`, has enough
     except (ValueError, OSError, ImportError, FloatingPointError) as e: print(f'gptlab: {e}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('\ngptlab: interrupted', file=sys.stderr); return 130
+    except Exception as e: print(f'gptlab: {type(e).__name__}: {" ".join(str(e).split())}', file=sys.stderr); return 1     # what nobody thought of

@@ -92,13 +92,18 @@ def decode_stream(self:Tokenizer, ids:Iterable[int]) -> Iterator[str]:
     if (rest := held.decode(b'', final=True)): yield rest
 
 # %% ../nbs/01_tokenizer.ipynb #828ddc57
+def _texts(texts):
+    "Many texts as a list; one alone would be taken for as many texts as it has characters"
+    if isinstance(texts, (str, bytes)): raise TypeError('encode_batch takes many texts and got one; pass a list: encode_batch([text])')
+    return list(texts)
+
 @patch
 def encode_batch(self:Tokenizer,
                  texts:Iterable[str], # many texts
                  bos:bool=False, # begin each with the bos id?
                  ) -> list[list[int]]:
-    "The ids of each text; a subclass may do it faster"
-    return [self.encode(t, bos) for t in texts]
+    "The ids of each text; a subclass may do it faster. Raises TypeError for one text that is in no list"
+    return [self.encode(t, bos) for t in _texts(texts)]
 
 @patch(as_prop=True)
 def token_bytes(self:Tokenizer) -> torch.Tensor:
@@ -130,10 +135,10 @@ def from_dict(cls:Tokenizer,
               ) -> Tokenizer:
     "Make a tokenizer from its dict; raises ValueError where it names no tokenizer"
     if not isinstance(d, dict) or 'tokenizer' not in d: raise ValueError("this describes no tokenizer: the field 'tokenizer' is missing")
-    kind = resolve(d['tokenizer'], parts)
-    if not (isinstance(kind, type) and hasattr(kind, 'decode_bytes')): raise ValueError(f"{d['tokenizer']!r} is not a tokenizer")
+    kind = resolve(d['tokenizer'], parts) if isinstance(d['tokenizer'], str) else None
+    if not (isinstance(kind, type) and hasattr(kind, 'decode_bytes') and kind.encode is not Tokenizer.encode): raise ValueError(f"{d['tokenizer']!r} is not a tokenizer")
     try: return kind(**{k: v for k, v in d.items() if k != 'tokenizer'})
-    except TypeError as e: raise ValueError(f"these are not the settings of {d['tokenizer']}: {e}") from None
+    except (TypeError, AttributeError, LookupError, OverflowError) as e: raise ValueError(f"these are not the settings of {d['tokenizer']}: {e}") from None
 
 # %% ../nbs/01_tokenizer.ipynb #c11f4a78
 @patch
@@ -146,8 +151,9 @@ def load_tokenizer(path:str|Path, # a file that `save` wrote
                    ) -> Tokenizer:
     "Read a tokenizer; raises FileNotFoundError, or ValueError that names a damaged file"
     try: d = json.loads(Path(path).read_bytes())
-    except ValueError: raise ValueError(f'{path} is not a tokenizer file: it is cut short or no JSON; save the tokenizer again') from None
-    return Tokenizer.from_dict(d, parts)
+    except (ValueError, RecursionError): raise ValueError(f'{path} is not a tokenizer file: it is cut short or no JSON; save the tokenizer again') from None
+    try: return Tokenizer.from_dict(d, parts)
+    except ValueError as e: raise ValueError(f'{path} cannot be read: {e}') from None
 
 # %% ../nbs/01_tokenizer.ipynb #74c28050
 class CharTokenizer(Tokenizer):

@@ -18,9 +18,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
-from .bpe import BPE, GPT2_PATTERN, _hf_json, _import, _merges_of, _symbols
+from .bpe import BPE, GPT2_PATTERN, _checked, _hf_json, _import, _merges_of, _names, _symbols, _whole
 from .core import atomic_write
-from .tokenizer import BOS, ByteTokenizer, Tokenizer, fuzz_texts, load_tokenizer, show_tokens, utf8
+from .tokenizer import BOS, ByteTokenizer, Tokenizer, _texts, fuzz_texts, load_tokenizer, show_tokens, utf8
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
 MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')     # what others call the beginning of a document
@@ -116,7 +116,7 @@ class RankTokenizer(TableTokenizer, BPE):
                  pattern:str=GPT2_PATTERN, # cuts text into pieces that no merge crosses
                  special:dict[str,int]|None=None, # name -> id of what stands for no text
                  ):
-        self.ranks, self.pattern, self.special = _ranks(ranks), pattern, dict(special or {})
+        self.ranks, self.pattern, self.special = _ranks(ranks), _checked(pattern), dict(special or {})
         raw = {i: b for b, i in self.ranks.items()}
         if len(raw) < len(self.ranks) or raw.keys() & self.special.values(): raise ValueError('two tokens have one id')
         self.table = [raw.get(i, b'') for i in range(max(*raw, *self.special.values()) + 1)]
@@ -146,7 +146,7 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncate
                    ) -> RankTokenizer:
     "A published tokenizer; raises ValueError for an unknown name, OSError where its ranks cannot be fetched"
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS as known
-    (base, _, size), special = name.partition('_truncated_'), list(special)
+    (base, _, size), special = name.partition('_truncated_'), _names(special)
     full = base if base in known else f'{base}_base'
     if full not in known or ('_truncated_' in name and not size.isdecimal()): raise _unknown_name(name, _short_names())
     try: d = known[full]()
@@ -161,13 +161,13 @@ def add_special(tok:RankTokenizer, # made from ranks
                 names:Iterable[str], # marks to add, after the last id
                 ) -> RankTokenizer:
     "The same tokenizer with more marks; the ids that it had stay"
-    return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(names)})
+    return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(_names(names))})
 
 def truncate(tok:BPE, # a BPE, or anything made from ranks
              vocab_size:int, # ids to keep, specials included
              ) -> BPE:
     "The same tokenizer with fewer ids: the lowest ranks, numbered anew, then the specials (gpt-lab's `base_truncated_V`)"
-    n = vocab_size - len(tok.special)
+    n = _whole(vocab_size) - len(tok.special)
     if not 256 <= n <= len(tok.ranks): raise ValueError(f'vocab_size={vocab_size} must lie between {256+len(tok.special)} (the bytes and {len(tok.special)} specials) and {len(tok.ranks)+len(tok.special)}')
     special = sorted(tok.special, key=tok.special.get)
     if not isinstance(tok, RankTokenizer): return BPE(tok.merges[:n-256], tok.pattern, special)
@@ -234,7 +234,7 @@ def _ranks_of(d):
 
 def _json(path):
     try: return json.loads(Path(path).read_bytes())
-    except ValueError: raise ValueError(f'{path} is cut short, or no JSON') from None
+    except (ValueError, RecursionError): raise ValueError(f'{path} is cut short, or no JSON') from None
 
 @patch(cls_method=True)
 def from_tokenizer_json(cls:RankTokenizer, path:str|Path) -> RankTokenizer:
@@ -247,10 +247,12 @@ def from_tokenizer_json(cls:RankTokenizer, path:str|Path) -> RankTokenizer:
 def _own_copy(source):
     "A tokenizers.Tokenizer of our own, from whatever holds one"
     hf = _import('tokenizers')
-    if isinstance(source, (str, Path)): source = _json(source)
-    text = json.dumps(source) if isinstance(source, dict) else getattr(source, 'backend_tokenizer', source).to_str()
+    name, source = (source, _json(source)) if isinstance(source, (str, Path)) else ('this', source)
+    held = getattr(source, 'backend_tokenizer', source)
+    if not (name != 'this' or isinstance(source, dict) or hasattr(held, 'to_str')): raise TypeError(f'expected a tokenizers.Tokenizer, a tokenizer.json or a fast tokenizer, got {type(source).__name__}')
+    text = held.to_str() if hasattr(held, 'to_str') else json.dumps(source)
     try: tok = hf.Tokenizer.from_str(text)
-    except Exception as e: raise ValueError(f'this is no tokenizer.json: {e}') from None      # the library raises nothing narrower
+    except Exception as e: raise ValueError(f'{name} is no tokenizer.json: {e}') from None      # the library raises nothing narrower
     tok.no_truncation(); tok.no_padding(); tok.encode_special_tokens = True
     if getattr(tok.model, 'dropout', None): tok.model.dropout = None
     return tok
@@ -319,7 +321,7 @@ def encode_batch(self:HFTokenizer,
                  bos:bool=False, # begin each with the bos id?
                  ) -> list[list[int]]:
     "The ids of each text"
-    first, texts = self.start(bos), [utf8(t).decode() for t in texts]
+    first, texts = self.start(bos), [utf8(t).decode() for t in _texts(texts)]
     rows = self.tok.encode_batch(texts, add_special_tokens=False) if self._fast is None else _fast_rows(self._fast, texts)
     return [first + list(r.ids) for r in rows]
 
@@ -382,7 +384,7 @@ def train(cls:SentencePieceTokenizer,
           **settings, # SentencePiece's own, which then decide what is lost
           ) -> SentencePieceTokenizer:
     "Learn a model; unless told otherwise it keeps every text: nothing is normalised, and rare characters become bytes"
-    special, model, spm = list(special), io.BytesIO(), _import('sentencepiece')
+    special, vocab_size, model, spm = _names(special), _whole(vocab_size), io.BytesIO(), _import('sentencepiece')
     lines = (line for d in ([text] if isinstance(text, str) else text) for line in utf8(d).decode().splitlines(keepends=True))
     keep = dict(byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, character_coverage=.9995)
     marks = dict(bos_id=1 if special else -1, eos_id=-1, pad_id=-1, control_symbols=special[1:]) | (dict(bos_piece=special[0]) if special else {})
@@ -400,8 +402,8 @@ def encode_special(tok:Tokenizer, # any tokenizer
                    refused:str|Iterable[str]=(), # names that must not occur; 'rest' refuses all that are not allowed
                    ) -> list[int]:
     "The ids of a text with marks in it; raises ValueError that names a refused one and its position"
-    allowed = set(tok.special) if allowed == 'all' else set(allowed)
-    refused = set(tok.special) - allowed if refused == 'rest' else set(refused)
+    allowed = set(tok.special) if allowed == 'all' else set(_names(allowed))
+    refused = set(tok.special) - allowed if refused == 'rest' else set(_names(refused))
     if (odd := next(iter((allowed | refused) - set(tok.special)), None)) is not None: raise _unknown_name(odd, list(tok.special), 'special')
     ids, at, names = [], 0, sorted(allowed | refused, key=len, reverse=True)
     for m in regex.finditer('|'.join(map(regex.escape, names)), text) if names else ():
@@ -485,8 +487,9 @@ def show_all(toks:dict[str,Tokenizer], # a name for each
 _made = dict(bytes=ByteTokenizer, byt5=ByT5Tokenizer, ascii=AsciiTokenizer, stripped=StrippedAsciiTokenizer)
 
 def _open_json(path, parts):
-    if 'tokenizer' in (d := _json(path)): return load_tokenizer(path, parts)
-    if 'model' not in d: raise ValueError(f'{path} describes no tokenizer: it was neither saved by gptlab nor is it a tokenizer.json')
+    d = _json(path)
+    if isinstance(d, dict) and 'tokenizer' in d: return load_tokenizer(path, parts)
+    if not isinstance(d, dict) or 'model' not in d: raise ValueError(f'{path} describes no tokenizer: it was neither saved by gptlab nor is it a tokenizer.json')
     try: return RankTokenizer.from_tokenizer_json(path)
     except ValueError: return HFTokenizer(path)
 
@@ -494,9 +497,11 @@ def open_tokenizer(name:str|Path, # a name, or a file
                    parts:dict|None=None, # your own tokenizers: {'Mine': Mine}
                    ) -> Tokenizer:
     "A tokenizer by name (bytes, byt5, ascii, stripped, gpt2, cl100k_truncated_8192 …) or from a file: saved here, tokenizer.json, .model, .tiktoken"
-    if (suffix := Path(name).suffix) == '.json': return _open_json(name, parts)
-    if suffix == '.model': return SentencePieceTokenizer.load(name)
-    if suffix == '.tiktoken': return RankTokenizer.from_tiktoken(name)
+    name, file = str(name), Path(name).expanduser()
+    if file.suffix in ('.json', '.model', '.tiktoken') and not file.is_file(): raise FileNotFoundError(f'there is no tokenizer file {name}')
+    if file.suffix == '.json': return _open_json(file, parts)
+    if file.suffix == '.model': return SentencePieceTokenizer.load(file)
+    if file.suffix == '.tiktoken': return RankTokenizer.from_tiktoken(file)
     if name in _made: return _made[name]()
-    try: return tiktoken_named(str(name))
-    except ValueError: raise _unknown_name(str(name), [*_made, *_short_names()], 'tokenizer (nor a .json, .model or .tiktoken file)') from None
+    try: return tiktoken_named(name)
+    except ValueError: raise _unknown_name(name, [*_made, *_short_names()], 'tokenizer (nor a .json, .model or .tiktoken file)') from None

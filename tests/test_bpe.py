@@ -376,3 +376,34 @@ def test_a_tokenizer_json_that_is_none_of_ours(trained, tmp_path):
 def test_patterns_that_match_nothing(pattern):
     "tiktoken panics on an empty text with such a pattern"
     with fails(ValueError, 'the pattern'): BPE.train('one two\nthree a\n', 300, pattern)
+
+
+# ---- what a user may pass by mistake
+
+@pytest.mark.parametrize('pattern', [r'\X', r'(?V1)[\s\S]', r'\m'])
+def test_a_pattern_that_only_regex_knows_is_refused(pattern):
+    with fails(ValueError, 'not to tiktoken'): BPE([], pattern)
+
+def test_the_name_of_a_pattern_is_no_pattern():
+    with fails(ValueError, "find_pattern('cl100k')"): BPE.train('abc', 257, 'cl100k')
+
+@pytest.mark.parametrize('size', ['1024', None, 1024.5])
+def test_vocab_size_is_a_whole_number(size):
+    with fails(TypeError, 'vocab_size must be a whole number'): BPE.train('abc', size)
+
+def test_vocab_size_may_come_from_torch():
+    import torch
+    assert BPE.train('abc abc', torch.tensor(258)).merges == BPE.train('abc abc', 258).merges
+
+@pytest.mark.parametrize('special', [[None], [''], [5]])
+def test_a_special_has_a_name(special):
+    with fails(ValueError, 'is no name'): BPE([], special=special)
+
+def test_where_tiktoken_gives_up_regex_goes_on():
+    class PanicException(BaseException): pass                  # as pyo3 names it
+    class GivesUp:
+        def encode_ordinary(self, text): raise PanicException
+        def _encode_single_piece(self, raw): return whole._fast._encode_single_piece(raw)
+    whole, tok = (BPE.train(MANUAL[:20_000], 300) for _ in range(2))
+    vars(tok)['_fast'] = GivesUp()
+    assert tok.encode(TEXT) == whole.encode(TEXT)

@@ -168,3 +168,23 @@ def test_a_mistake_in_a_process_shows_no_traceback(tmp_path):
     done = command('sample', cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout and done.stderr.count('\n') == 1 and done.stderr.startswith('gptlab: there is no checkpoint in runs')
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- the last line of defence, and --out
+
+@pytest.mark.parametrize('error', [TypeError, RecursionError, MemoryError, KeyError])
+def test_no_traceback_whatever_happens(error, monkeypatch, capsys):
+    def fail(tok:str, text:str): "Fail"; raise error('two\nlines')
+    monkeypatch.setitem(main.__globals__['COMMANDS'], 'tokenizer show', fail)
+    assert main(['tokenizer', 'show', 'bytes', 'x']) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f'gptlab: {error.__name__}: ') and said.count('\n') == 1
+
+def test_out_is_checked_before_training(tmp_path, capsys, monkeypatch):
+    (tmp_path/'file').touch()
+    for out, part in ((tmp_path, 'is a folder'), (tmp_path/'file'/'tok.json', 'cannot be written')):
+        assert main(['tokenizer', 'train', '--text', 'no such text', '--out', str(out)]) == 1
+        assert part in capsys.readouterr().err
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    assert main(['tokenizer', 'train', '--text', 'stories', '--vocab', '300', '--out', '~/new/tok.json']) == 0
+    assert (tmp_path/'new'/'tok.json').is_file()

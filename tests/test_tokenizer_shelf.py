@@ -383,3 +383,33 @@ def test_what_the_command_says_to_mistakes(tmp_path, monkeypatch, capsys):
         assert main(argv) == 0
         out = capsys.readouterr().out
         assert 'tokenizer compare' in out and '  sample' not in out
+
+
+# ---- one name is one name; whatever is opened is named when it fails
+
+def test_one_str_is_one_name(small):
+    tok = add_special(truncate(RankTokenizer(small.ranks), 512), '<|user|>')
+    assert tok.special == {'<|user|>': 512}
+    assert encode_special(tok, 'a<|user|>', allowed='<|user|>')[-1] == 512
+    with fails(ValueError, 'is no name'): add_special(tok, [None])
+    pytest.importorskip('sentencepiece')
+    assert SentencePieceTokenizer.train(DOCS[:20], 400, special='<|bos|>').special == {'<|bos|>': 1}
+
+def test_whole_numbers_only(small):
+    with fails(TypeError, 'whole number'): truncate(small, '512')
+
+def test_ranks_need_a_pattern_that_tiktoken_knows(small):
+    with fails(ValueError, 'not to tiktoken'): RankTokenizer(small.ranks, r'\X')
+
+@pytest.mark.parametrize('content', ['5', 'null', '{"tokenizer": 5}', '{"model": 5}', '['*200_000], ids=range(5))
+def test_an_odd_file_is_named(content, tmp_path):
+    pytest.importorskip('tokenizers')
+    (tmp_path/'odd.json').write_text(content)
+    with fails(ValueError, 'odd.json'): open_tokenizer(tmp_path/'odd.json')
+
+def test_what_to_open():
+    assert open_tokenizer(Path('bytes')).vocab_size == 257
+    for name in ('no.json', 'no.model', 'no.tiktoken', '~/no.json'):
+        with fails(FileNotFoundError, name): open_tokenizer(name)
+    pytest.importorskip('tokenizers')
+    with fails(TypeError, 'got NoneType'): HFTokenizer(None)

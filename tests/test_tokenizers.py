@@ -150,3 +150,17 @@ def test_the_check_finds_each_kind_of_fault():
         with fails(ValueError, says): check_tokenizer(kind())
     with fails(ValueError, 'saved and loaded'): check_tokenizer(Forgets(1))
     assert check_tokenizer(TOK)['texts'] == 200
+
+
+# ---- damaged files, and one text where many are expected
+
+@pytest.mark.parametrize('content', ['5', 'null', '[]', '{"tokenizer": 5}', '{"tokenizer": "gptlab.tokenizer.Tokenizer"}', '{"tokenizer": "gptlab.bpe.BPE", "merges": [], "special": [5]}',
+                                     '{"tokenizer": "gptlab.bpe.BPE", "merges": [[1, 2, 3]]}', '{"tokenizer": "gptlab.bpe.BPE", "merges": 5}', '['*200_000], ids=range(9))
+def test_a_damaged_file_is_named(content, tmp_path):
+    (tmp_path/'odd.json').write_text(content)
+    with fails(ValueError, 'odd.json'): load_tokenizer(tmp_path/'odd.json')
+
+@pytest.mark.parametrize('tok', [TOK, BPE([])], ids=repr)
+def test_one_text_is_no_batch(tok):
+    with fails(TypeError, 'pass a list'): tok.encode_batch('abc')
+    with fails(TypeError, 'expected text, got NoneType'): tok.encode_batch([None])
