@@ -75,6 +75,8 @@ def start(page):
         dialog = page.locator('.jp-Dialog')
         if dialog.count():
             met.append(dialog.first.inner_text()); print('a dialog:', met[-1])
+            choices = page.locator('.jp-Dialog select option', has_text='Python 3')                # what is chosen may be "No Kernel"
+            if choices.count(): page.locator('.jp-Dialog select').first.select_option(value=choices.first.get_attribute('value'))
             page.locator('.jp-Dialog .jp-mod-accept').last.click()
         try:
             page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click(timeout=5_000)
