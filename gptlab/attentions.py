@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import Attention, Cache, check_attn, plain_attention, RoPE, Seq, visible
+from .attention import _window, Attention, Cache, check_attn, plain_attention, RoPE, Seq, visible
 from .blocks import build, RMSNorm
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
@@ -181,8 +181,9 @@ def window_pattern(pattern:str, # such as 'SSSL', repeated over the layers
                    window:int, # of the layers marked S
                    attn:Callable=Attention, # what the layers are made of
                    ) -> list[Callable]:
-    "One attention per layer for `GPTConfig(attn=…)`: S short, L long, the last long; raises ValueError for other letters"
+    "One attention per layer for `GPTConfig(attn=…)`: S short, L long, the last long; raises ValueError for other letters, or a window that is no whole number from 1"
     if not pattern or set(pattern) - set('SL'): raise ValueError(f'a pattern is made of S (short) and L (long), such as SSSL, not {pattern!r}')
+    if _window(window) is None: raise ValueError('the layers marked S need a window: how many tokens they see')
     marks = (pattern * n_layers)[:n_layers-1] + 'L'
     return [attn if m == 'L' else partial(attn, window=window) for m in marks]
 

@@ -1,5 +1,5 @@
 """Every attention with every position scheme and every cache, and what single cells of the chapters cannot show: random cuts, whole models, other people's numbers, bad input."""
-import inspect, json, math
+import inspect, json, math, re
 from functools import partial
 
 import pytest
@@ -126,11 +126,11 @@ def test_one_step_of_training_in_every_precision(name, how):
 @pytest.mark.filterwarnings('ignore:flex_attention called without')
 @pytest.mark.parametrize('pos', POSITIONS)
 def test_backends_agree(pos):
-    "The oracle, the fused kernel and FlexAttention: forward with documents, windows, softcap, grouped heads; gradients of the first two"
+    "With every position scheme: the oracle, the fused kernel and FlexAttention forward, gradients of the first two"
     set_seed(0)
     docs, x = (torch.arange(24)//9).expand(2, 24), torch.randn(2, 24, 32)
     seq = lambda: Seq(torch.zeros(2, 24, dtype=torch.long), docs)
-    for kw in ({}, dict(window=5), dict(softcap=9.), dict(window=7, softcap=9., v_expand=2.)):
+    for kw in (dict(window=5), dict(window=7, softcap=9., v_expand=2.)):
         layers = [OpenAttention(32, 4, 2, pos=POSITIONS[pos], backend=f, **kw) for f in (matmul, sdpa, flex)]
         for l in layers[1:]: l.load_state_dict(layers[0].state_dict())
         with torch.no_grad(): ys = [l(x, seq()) for l in layers]
@@ -141,6 +141,58 @@ def test_backends_agree(pos):
                 l.zero_grad(); l.to(dtype)(x.to(dtype), seq()).float().square().sum().backward()
                 gs.append(torch.cat([p.grad.float().flatten() for p in l.parameters()]))
             assert (gs[0]-gs[1]).norm() < tol*gs[0].norm()
+
+
+KINDS = dict(full={}, window=dict(window=5), softcap=dict(softcap=9.), both=dict(window=7, softcap=9.), raw=dict(qk_norm=False, bias=True), wide=dict(qk_expand=2., v_expand=1.5), biased=dict(pos=ALiBi, window=9))
+
+def packed():
+    "Documents of 9 tokens behind paddings of 0, 5 and 9: docs and pos"
+    *_, docs, pos = _rows()
+    return torch.where(docs < 0, docs, pos//9), pos
+
+ROWS = dict(one=lambda: (None, None), packed=packed)
+
+def outcome(layer, x, ids, docs=None, pos=None):
+    "The answers of a layer over true tokens, and the gradients of its input and parameters; in float64, for comparing"
+    x, true = x.detach().clone().requires_grad_(), 1 if docs is None else (docs >= 0)[...,None]
+    layer.zero_grad(); y = _run(layer, x, ids, docs, pos) * true
+    y.double().square().sum().backward()
+    return dict(y=y.detach().double(), x=x.grad.double(), parameters=torch.cat([p.grad.double().flatten() for p in layer.parameters()]))
+
+def gap(got, want): return ((got - want).norm() / want.norm()).item()
+
+@pytest.mark.filterwarnings('ignore:flex_attention called without')
+@pytest.mark.parametrize('dtype,tol', {'float32': 2e-6, 'bfloat16': 1e-2}.items())       # 17 and 2.6 roundings of one number
+@pytest.mark.parametrize('kv', [None, 2, 1])
+@pytest.mark.parametrize('rows', ROWS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_backends_against_float64(kind, rows, kv, dtype, tol):
+    "The book's layer, SDPA and the plain lines, forward and gradients, and FlexAttention forward: each within tol (relative) of the plain lines in float64"
+    set_seed(0); dtype = getattr(torch, dtype)
+    truth = perturb(OpenAttention(32, 4, kv, backend=matmul, **KINDS[kind])).to(dtype)                                     # float64 starts from the same rounded numbers
+    x, ids, (docs, pos) = torch.randn(3, 24, 32).to(dtype), torch.zeros(3, 24, dtype=torch.long), ROWS[rows]()
+    layers = {f.__name__: OpenAttention(32, 4, kv, backend=f, **KINDS[kind]) for f in (matmul, sdpa, flex)}
+    if kind != 'wide': layers['book'] = Attention(32, 4, kv, **KINDS[kind])
+    for l in layers.values(): l.to(dtype).load_state_dict(truth.state_dict())
+    want, looker, gaps = outcome(truth.double(), x.double(), ids, docs, pos), layers.pop('flex'), {}
+    if kv == 2:                                              # slow where it is not compiled
+        with torch.no_grad(): gaps['flex', 'y'] = gap(_run(looker, x, ids, docs, pos) * (1 if docs is None else (docs >= 0)[...,None]), want['y'])
+    for n, l in layers.items(): gaps |= {(n, k): gap(g, want[k]) for k, g in outcome(l, x, ids, docs, pos).items()}
+    assert max(gaps.values()) < tol, gaps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='FlexAttention learns on CUDA only')
+@pytest.mark.parametrize('dtype,tol', {'float32': 1e-3, 'bfloat16': 2e-2}.items())
+@pytest.mark.parametrize('kind', ['full', 'window', 'softcap', 'biased'])
+def test_flex_learns_what_the_plain_lines_learn(kind, dtype, tol):
+    "Forward and gradients of the compiled kernel, documents apart, heads grouped"
+    torch.compiler.reset(); set_seed(0); dtype = getattr(torch, dtype)
+    x, ids, docs = torch.randn(2, 256, 128, device='cuda').to(dtype), torch.zeros(2, 256, dtype=torch.long, device='cuda'), (torch.arange(256, device='cuda')//100).expand(2, 256)
+    truth = perturb(OpenAttention(128, 4, 2, backend=matmul, **KINDS[kind])).to('cuda', dtype)
+    layer = OpenAttention(128, 4, 2, backend=flex, **KINDS[kind]).to('cuda', dtype); layer.load_state_dict(truth.state_dict())
+    got, want = outcome(layer, x, ids, docs), outcome(truth.double(), x.double(), ids, docs)
+    gaps = {k: gap(got[k], want[k]) for k in want}
+    assert max(gaps.values()) < tol, gaps
 
 
 @pytest.mark.parametrize('name,left_out', dict(oracle=0, expanded=0, latent=0, delta=16*16*4).items())
@@ -281,6 +333,48 @@ def test_what_makes_no_sense_says_so():
         with pytest.raises(ValueError, match=text): f()
     with torch.enable_grad(), pytest.raises(ValueError, match='cannot train on a CPU'):
         OpenAttention(32, 4, backend=flex)(torch.randn(1, 4, 32), Seq(torch.zeros(1, 4, dtype=torch.long)))
+
+
+@pytest.mark.parametrize('window', [0, -3, 2.5, 8., '8', True, [4]], ids=repr)
+def test_a_window_is_a_whole_number(window):
+    "Zero was once taken for no window; every layer, cache and pattern refuses it with the same sentence"
+    makes = [partial(m, 32, 4) for m in (Attention, OpenAttention, MLA)] + [Cache, partial(StaticCache, 8), partial(window_pattern, 'SSSL', 4), lambda window: GPT(GPTConfig(**DIMS, attn=partial(Attention, window=window)))]
+    for make in makes + [RingCache]*(window != 0):           # a ring of no window says that it needs one
+        with pytest.raises(ValueError, match='a window is how many tokens one can see, a whole number from 1, or None for all: not ' + re.escape(repr(window))): make(window=window)
+
+
+def test_a_short_layer_needs_its_window():
+    with pytest.raises(ValueError, match='marked S need a window'): window_pattern('SSSL', 4, None)
+
+
+@pytest.mark.parametrize('window', [24, 25, 1000])
+@pytest.mark.parametrize('extra', [{}, dict(docs=(torch.arange(24)//9).expand(3, 24))], ids=['one', 'documents'])
+def test_a_window_that_covers_the_row_is_no_window(window, extra):
+    x, ids, *_ = _rows()
+    for make in (partial(Attention, 32, 4, 2), partial(Attention, 32, 4, softcap=9.), partial(OpenAttention, 32, 4, 2, backend=matmul), partial(MLA, 32, 4)):
+        set_seed(0); near = make(window=window)
+        set_seed(0); far = make()
+        assert torch.equal(_run(near, x, ids, **extra), _run(far, x, ids, **extra))
+
+
+@pytest.mark.parametrize('make', [Attention, OpenAttention, MLA, DeltaAttention])
+def test_widths_that_do_not_divide(make):
+    for C, heads in ((32, 5), (30, 4), (4, 8)):
+        with pytest.raises(ValueError, match=f'width {C} does not divide into {heads} heads: choose a multiple, or give d_head'): make(C, heads)
+    assert make(30, 4, d_head=8).o.weight.shape == (30, 32)
+
+
+@pytest.mark.parametrize('make', [Attention, OpenAttention])
+def test_heads_that_cannot_be_shared(make):
+    for kv in (3, 5, 8):
+        with pytest.raises(ValueError, match=f'4 heads cannot share {kv} key-value heads evenly: n_kv_heads must divide n_heads'): make(32, 4, kv)
+
+
+@pytest.mark.parametrize('pos', [RoPE, ScaledRoPE, partial(ScaledRoPE, interleaved=True), partial(NTK, **LONG), partial(YaRN, **LONG), partial(Llama3RoPE, **LONG)])
+def test_a_rotation_needs_pairs(pos):
+    for make in (partial(Attention, 36, 4), partial(OpenAttention, 32, 4, d_head=9), partial(MLA, 32, 4, d_rope=3)):
+        with pytest.raises(ValueError, match='head width must be even, not [93]'): make(pos=pos)
+    Attention(36, 4, pos=None)                               # without rotation, odd widths are fine
 
 
 def test_extend_twice_and_per_layer():
