@@ -55,7 +55,8 @@ class ScaledBlock(Block):
     def forward(self, x:torch.Tensor, seq:Seq): return super().forward(self.h*x + self.z*seq.x0, seq)   # (B,T,C)
 
 def _between(name, ends, depth):
-    if not isinstance(ends, (tuple, list)) or len(ends) != 2: raise ValueError(f'{name} is a pair (first layer, last layer), such as (1.15, 1.05), not {ends!r}')
+    good = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(isinstance(v, (int, float)) for v in ends)
+    if not good: raise ValueError(f'{name} is a pair of numbers (first layer, last layer), such as (1.15, 1.05), not {ends!r}')
     return float(ends[0] + (ends[1] - ends[0])*depth)
 
 # %% ../nbs/16_stacks.ipynb #6aea76b5
@@ -115,7 +116,8 @@ def mup_groups(model:nn.Module, # a GPT
                lr:float=1e-3, # Adam's rate at that width
                make:Callable=adamw, # make(lr=…, at=…) -> Group; any rule whose steps do not grow with the gradient, as `partial(adamw, wd=.1)`
                ) -> list[Group]:
-    "Groups for `Opt`: each matrix's rate falls with what it reads (Yang et al. 2022, table 3, Adam); raises ValueError if base is another stack"
+    "Groups for `Opt`: each matrix's rate falls with what it reads (Yang et al. 2022, table 3, Adam); raises TypeError or ValueError if base is no config, or another stack's"
+    if not isinstance(base, GPTConfig): raise TypeError(f'base is a GPTConfig, such as replace(model.cfg, d_model=128, n_heads=2), not {base!r}')
     with torch.device('meta'): small = GPT(base)
     ratios = _ratios(_fan_ins(model), _fan_ins(small))
     def group(r): return make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
