@@ -28,6 +28,7 @@ from .trainer import *
 from .watching import *
 from .generation import *
 from .ablation import *
+from .stacks import *
 from .loader import *
 from .tokenizers import *
 from .corpora import *

@@ -160,7 +160,7 @@ def _position(cfg, args):
     return {'none': 'none', 'all': 'rotary', 'some': 'rotary in some layers', 'several': 'mixed'}[_among(schemes)]
 
 # %% ../nbs/28_hub.ipynb #85253b89
-_fields = 'vocab_size context_length n_layers n_heads n_kv_heads d_model d_ff dropout tie softcap norm mlp attn block pos_embed init'.split()
+_fields = 'vocab_size context_length n_layers n_heads n_kv_heads d_model d_ff dropout tie softcap norm mlp attn block pos_embed init vocab_multiple'.split()
 
 def traits(cfg:GPTConfig) -> dict[str,str]:
     "What tells families of models apart: an answer to each question, read from the parts of a config"
@@ -487,6 +487,7 @@ def save(model:GPT, # what to write
     if cfg.tie: own.pop('head.weight')
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
     _check_parts(cfg, own)
+    if family: own |= {n: own[n][:cfg.vocab_size] for n in ('embed.weight', 'head.weight') if n in own}      # rows that only round up stay at home
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(folder, names, own, cfg.d_model, shard); _write_tokenizer(folder, tok, cfg.context_length)
     atomic_write(folder/'config.json', json.dumps(write_config(cfg, family, tok) if family else _own_config(cfg, tok), indent=1))

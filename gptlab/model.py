@@ -157,6 +157,7 @@ def _surprise(self:GPT, x, targets):                                  # (B,T,C),
     nll = lambda x, y: F.cross_entropy(self._guess(x).float(), y, reduction='none', ignore_index=-100)
     x, y, n = x.flatten(0,1), targets.flatten(), self.loss_chunk      # (N,C), (N,)
     if n is None: return nll(x, y).view(targets.shape)
+    if type(n) is not int or n < 1: raise ValueError(f'loss_chunk is a whole number of tokens, or None for all at once, not {n!r}')
     return torch.cat([checkpoint(nll, *p, use_reentrant=False) for p in zip(x.split(n), y.split(n))]).view(targets.shape)
 
 # %% ../nbs/08_model.ipynb #75c1e7dc
@@ -301,7 +302,7 @@ def memory(self:GPT,
            T:int|None=None, # tokens in a row; None is the context
            ) -> dict[str,int]:
     "Bytes: the weights; a training step's activations and peak, beside weights and optimizer; a cache that has read the rows. Parts that decide by what they read, as experts do, cannot pretend: then the step is done in earnest"
-    ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=self.embed.weight.device)
+    ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=next(self.parameters()).device)
     try: return _pretend(self, ids)
     except RuntimeError: return _step_bytes(self, ids, lambda t: t.detach())
 
@@ -309,13 +310,19 @@ def _pretend(model, ids):
     from torch._subclasses.fake_tensor import FakeTensorMode
     with FakeTensorMode(allow_non_fake_inputs=True): return _step_bytes(model, torch.zeros(ids.shape, dtype=torch.long), lambda t: torch.empty_like(t, device='cpu'))
 
+def _twins(model, twin):
+    "Another tensor for every slot of every module: a shared one once, a shared module once, or torch would not put the old ones back"
+    slots = {f'{n}.{k}'.lstrip('.'): t for n, m in model.named_modules() for k, t in (m._parameters | m._buffers).items() if t is not None}
+    made = {t: twin(t).requires_grad_(t.requires_grad) for t in set(slots.values())}
+    return {n: made[t] for n, t in slots.items()}
+
 def _step_bytes(model, ids, twin):
-    state = {n: twin(t).requires_grad_(t.requires_grad) for n, t in (*model.named_parameters(), *model.named_buffers())}
-    call = partial(torch.func.functional_call, model, state)
+    state = _twins(model, twin)
+    call = partial(torch.func.functional_call, model, state, tie_weights=False)
     with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), Ledger(ids, *state.values()) as step:
         nll, aux = call((ids, ids)); kept = step.now
         (nll.sum() + aux).backward(); del nll, aux
-    return dict(weights=sum(t.nbytes for t in state.values()), activations=kept, peak=step.peak, cache=_cache_bytes(model, call, ids, state))
+    return dict(weights=sum(t.nbytes for t in {*state.values()}), activations=kept, peak=step.peak, cache=_cache_bytes(model, call, ids, state))
 
 @torch.no_grad()
 def _cache_bytes(model, call, ids, state):

@@ -469,12 +469,12 @@ def test_gguf_says_what_it_cannot(tmp_path):
 def test_what_no_question_is_about_is_not_forgotten():
     "A field or an argument that this chapter has never heard of keeps a model out of every family, until somebody teaches it"
     @dataclass
-    class Newer(GPTConfig): d_embed: int|None = None
+    class Newer(GPTConfig): d_wave: int|None = None
     class Gated(RMSNorm):
         def __init__(self, C, gain=True, eps=1e-5, gate=False): super().__init__(C, gain, eps)
     Gated.__name__ = 'RMSNorm'
     settings = {f.name: getattr(gated(), f.name) for f in fields(GPTConfig)}
-    assert family_of(Newer(**settings)) == 'llama' and obstacles(Newer(**settings, d_embed=16))['llama'] == ['other fields is d_embed, not none']
+    assert family_of(Newer(**settings)) == 'llama' and obstacles(Newer(**settings, d_wave=16))['llama'] == ['other fields is d_wave, not none']
     assert family_of(gated(norm=Gated)) == 'llama' and obstacles(gated(norm=partial(Gated, gate=True)))['llama'] == ['norm is RMSNorm with gate, not RMSNorm']
     assert obstacles(gated(attn=partial(llama_attn, softcap=20.)))['llama'] == ['attention is Attention with softcap, not Attention']
 

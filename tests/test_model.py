@@ -1,0 +1,286 @@
+"""The model: every preset through the same probes, options that may change nothing, accounts against measurement, and what bad input gets."""
+import ast, copy, json
+from dataclasses import replace
+from functools import partial
+
+import pytest, torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import NBS, cells, tree
+from gptlab.all import *
+from gptlab.model import _pretend, _step_bytes
+
+del test_tensor                                                        # pytest would take it for a test
+
+SMALL = dict(vocab_size=211, context_length=32, n_layers=4, n_heads=4, d_model=32, d_ff=48)
+no_rope = partial(Attention, pos=None)
+OWN = dict(default={}, grouped=dict(n_kv_heads=2), windows=dict(attn=[partial(Attention, window=5), Attention]), tied=dict(tie=True, init=gpt2_init), softcap=dict(softcap=15., attn=partial(Attention, softcap=20.)),
+           narrow=dict(d_embed=12), narrow_tied=dict(d_embed=12, tie=True, init=gpt2_init), rounded=dict(vocab_multiple=64), rounded_tied=dict(vocab_multiple=64, tie=True), dropout=dict(dropout=.1), gated=dict(mlp=GLU),
+           learned=dict(pos_embed=LearnedPositions, attn=no_rope), narrow_learned=dict(pos_embed=LearnedPositions, d_embed=12, attn=no_rope), latent=dict(attn=MLA), delta=dict(attn=DeltaAttention), no_positions=dict(attn=no_rope),
+           experts=dict(mlp=partial(MoE, n_experts=4)), values=dict(attn=partial(OpenAttention, adds=[ValueEmbedding, Gate])))
+
+
+def recipe(name):
+    "What a recipe defines, without what it runs: its functions, classes, and parts that are fixed by partial"
+    space = dict(__name__='recipe')
+    exec('from gptlab.all import *\nfrom fastcore.basics import patch', space)
+    keep = lambda n: isinstance(n, (ast.FunctionDef, ast.ClassDef)) or isinstance(n, ast.Assign) and ast.unparse(n.value).startswith('partial(')
+    for c in cells(NBS/'recipes'/f'{name}.ipynb', 'code'):
+        for n in filter(keep, tree(c['source']).body):
+            try: exec(compile(ast.Module([n], []), name, 'exec'), space)
+            except NameError: pass                                                          # a lesson's own helper, made from something that ran
+    return space
+
+def from_recipe(name, make): return lambda: make(recipe(name))
+
+RECIPES = dict(gradientlab=from_recipe('gradientlab', lambda r: r['gradientlab'](n_layers=6, vocab_size=128, context_length=32, d_ff=128)),
+               experimental_slm=from_recipe('experimental_slm', lambda r: r['slm'](n_layers=2, context_length=32)),
+               gpt_lab=from_recipe('gpt_lab', lambda r: r['gpt_lab'](4, d_head=64, vocab_size=257, context_length=64)),
+               hlb_gpt=from_recipe('hlb_gpt', lambda r: r['hlb_gpt'](.5, vocab_size=257, context_length=32)))
+PRESETS = {n: partial(GPTConfig, **SMALL | kw) for n, kw in OWN.items()} | dict(gpt2=partial(gpt2_config, **SMALL), llama=partial(llama_config, **SMALL, n_kv_heads=2)) | RECIPES
+every = pytest.mark.parametrize('name', PRESETS)
+
+def lively(cfg, noise=.05):
+    set_seed(0)
+    return perturb(GPT(cfg), noise)
+
+def text(cfg, B=3, T=24):
+    ids = torch.randint(0, cfg.vocab_size, (B, T+1), generator=torch.Generator().manual_seed(1))
+    return dict(ids=ids[:,:-1], targets=ids[:,1:])
+
+def grads(model, batch):
+    model.zero_grad()
+    total, n = lm_loss(model, batch); (total/n).backward()
+    return total.item()/n.item(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+# ---- probes
+
+@every
+def test_probes(name):
+    set_seed(0)
+    report = check_model(PRESETS[name]())
+    assert report.ok, report
+    assert len(report) == 8
+
+
+class Broken(Attention):
+    "Sees everything"
+    def _mask(self, seq, kpos, kdocs): return None
+
+class Forgets(Attention):
+    "Documents are one to it"
+    def _mask(self, seq, kpos, kdocs): return super()._mask(Seq(seq.ids, None, torch.arange(seq.ids.shape[1]).expand(seq.ids.shape)), torch.arange(kpos.shape[1]).expand(kpos.shape), None) if seq.cache is None else super()._mask(seq, kpos, kdocs)
+
+class BatchNorm(nn.Module):
+    def __init__(self, C): super().__init__(); self.w = nn.Parameter(torch.ones(C))
+    def forward(self, x): return self.w * x / x.square().mean((0, 2), keepdim=True).sqrt()
+
+class Dead(MLP):
+    "Has a matrix that nobody asks"
+    def __init__(self, C, d_ff): super().__init__(C, d_ff); self.spare = nn.Linear(C, C)
+
+class Dice(MLP):
+    def forward(self, x): return super().forward(x) + torch.randn(())
+
+class Bag(nn.Module):
+    "A mean of all that came before: order is lost"
+    def __init__(self, C, n_heads, n_kv_heads=None): super().__init__(); self.v, self.o = nn.Linear(C, C), nn.Linear(C, C)
+    def forward(self, x, seq): return self.o(self.v(x).cumsum(1)/torch.arange(1, x.shape[1]+1)[:,None])
+
+def loud(model):
+    gpt2_init(model); nn.init.normal_(model.head.weight, std=1.)
+
+MISTAKES = {'blind to the future': dict(attn=Broken), 'keeps documents apart': dict(attn=Forgets), 'rows do not see one another': dict(norm=BatchNorm), 'every parameter gets a gradient': dict(mlp=Dead),
+            'the same twice': dict(mlp=Dice), 'first loss': dict(init=loud), 'the order of the past matters': dict(attn=Bag, n_layers=1)}
+
+@pytest.mark.parametrize('question', MISTAKES)
+def test_probes_find_mistakes(question):
+    set_seed(0)
+    report = check_model(GPTConfig(**SMALL | MISTAKES[question]))
+    assert not report.ok and any(k.startswith(question) and v is False for k, v in report.items()), report
+
+def test_probes_of_a_function_and_of_a_tiny_context():
+    assert check_model(lambda: GPT(GPTConfig(**SMALL))).ok
+    with pytest.raises(ValueError, match='at least 8 tokens, not 4'): check_model(GPTConfig(**SMALL | dict(context_length=4)))
+
+
+# ---- options that change nothing
+
+@every
+def test_memory_options_change_nothing(name):
+    cfg = PRESETS[name]()
+    model, batch = lively(cfg), text(cfg)
+    model.train()
+    set_seed(3); loss, want = grads(model, batch)
+    for remat, chunk in ((True, None), (False, 7), (True, 1000), (True, 1)):
+        model.remat, model.loss_chunk = remat, chunk
+        set_seed(3); l, got = grads(model, batch)
+        assert abs(l - loss) < 1e-5
+        for n in want: assert torch.allclose(want[n], got[n], atol=1e-6, rtol=1e-3), n
+    with torch.no_grad(): model.eval(); assert torch.allclose(model(**batch)[0], model(**batch)[0])
+
+def test_memory_options_under_compile_and_autocast():
+    cfg = GPTConfig(**SMALL)
+    model, batch = lively(cfg), text(cfg)
+    _, want = grads(model, batch)
+    for b in model.blocks: b.compile(dynamic=False, backend='aot_eager')
+    model.remat, model.loss_chunk = True, 10
+    _, got = grads(model, batch)
+    for n in want: assert torch.allclose(want[n], got[n], atol=1e-6, rtol=1e-3), n
+    with torch.autocast('cpu', torch.bfloat16): _, rough = grads(model, batch)
+    for n in want: assert (want[n]-rough[n]).norm() <= .05*want[n].norm() + 1e-6, n
+    assert model.memory()['activations'] > 0                                               # accounts ignore the compiler
+
+@pytest.mark.parametrize('chunk', [0, -1, 2.5])
+def test_a_chunk_is_a_number_of_tokens(chunk):
+    model = GPT(GPTConfig(**SMALL)); model.loss_chunk = chunk
+    with pytest.raises(ValueError, match='loss_chunk'): model(**text(model.cfg))
+
+def test_options_save_memory():
+    model = GPT(GPTConfig(**SMALL | dict(vocab_size=5000)))
+    def need(remat=False, loss_chunk=None):
+        model.remat, model.loss_chunk = remat, loss_chunk
+        return model.memory(B=8)
+    plain = need()
+    assert need(remat=True)['activations'] < .8*plain['activations'] and need(loss_chunk=32)['peak'] < .5*plain['peak']
+    assert need(remat=True, loss_chunk=32)['activations'] < .05*plain['activations']
+
+
+# ---- narrow tables, rounded vocabularies, tying
+
+def test_the_same_matrix_widens_and_narrows():
+    model = lively(GPTConfig(**SMALL | dict(d_embed=12))).eval(); ids = text(model.cfg)['ids']
+    assert model.embed.weight.shape == model.head.weight.shape == (211, 12) and model.widen.weight.shape == (32, 12)
+    x = model.embed(ids) @ model.widen.weight.T                                            # (B,T,C)
+    for i, b in enumerate(model.blocks): x = b(x, Seq(ids).at(i))
+    assert torch.allclose(model(ids), model.norm(x) @ model.widen.weight @ model.head.weight.T, atol=1e-5)
+
+@pytest.mark.parametrize('tie', [False, True])
+def test_rounded_vocabularies_guess_the_same(tie):
+    plain, rounded = lively(GPTConfig(**SMALL | dict(tie=tie))).eval(), lively(GPTConfig(**SMALL | dict(tie=tie, vocab_multiple=64))).eval()
+    assert rounded.embed.weight.shape == rounded.head.weight.shape == (256, 32)
+    state = {n: t[:211] if n in ('embed.weight', 'head.weight') else t for n, t in rounded.state_dict().items()}
+    plain.load_state_dict(state)
+    batch = text(plain.cfg)
+    assert rounded(batch['ids']).shape[-1] == 211
+    assert torch.allclose(plain(batch['ids']), rounded(batch['ids']), atol=1e-6) and torch.allclose(plain(**batch)[0], rounded(**batch)[0], atol=1e-5)
+    nn.init.constant_(rounded.head.weight[211:].data, 99.)                                 # however loud, padding is never written
+    assert max(generate(rounded, [1], 30, temperature(5.))) < 211
+
+def test_tying_needs_one_shape():
+    def other(model): model.head = nn.Linear(32, 99, bias=False)
+    with pytest.raises(ValueError, match=r'\(211, 32\) for reading and \(99, 32\) for writing'): GPT(GPTConfig(**SMALL | dict(tie=True, init=other)))
+
+@every
+def test_meta_then_memory(name):
+    "A model that was built without memory, given memory and started, is the model that was built at once"
+    cfg = PRESETS[name]()
+    set_seed(5); want = GPT(cfg)
+    with torch.device('meta'): empty = GPT(cfg)
+    assert empty.n_params() == want.n_params() and all(p.is_meta for p in empty.parameters())
+    empty = empty.to_empty(device='cpu'); empty.load_state_dict(want.state_dict())
+    batch = text(cfg)
+    assert torch.equal(empty.eval()(batch['ids']), want.eval()(batch['ids']))
+
+
+# ---- accounts
+
+@every
+def test_operations_are_those_that_torch_counts(name):
+    "Forward passes through plain matmuls; no window shorter than the row, and one expert's choice of rows is not counted ahead"
+    cfg = PRESETS[name]()
+    model, T = GPT(cfg).eval(), 4                                                          # shorter than any window
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad(): model(text(cfg, 2, T)['ids'])
+    want = model.flops_per_token(T, training=False)*2*T
+    slack = .05 if name in ('latent', 'delta') else 0                                      # values padded to the width of keys; a triangular solve
+    assert abs(counter.get_total_flops() - want) <= slack*want, (counter.get_total_flops(), want)
+    assert model.flops_per_token(T) == 3*model.flops_per_token(T, training=False)
+
+def test_operations_with_windows():
+    "What is visible is counted: the sum over the mask is the formula's, but for the first tokens of a row, which see less"
+    model = GPT(GPTConfig(**SMALL | dict(attn=partial(Attention, window=5))))
+    far, near = model.flops_per_token(32, training=False), GPT(GPTConfig(**SMALL)).flops_per_token(32, training=False)
+    assert near - far == 4*4*32*(32-5)
+    pos = torch.arange(32)[None]
+    assert visible(pos, pos, window=5).sum() == 32*5 - (4+3+2+1)
+
+@every
+def test_bytes_are_those_that_are_allocated(name):
+    "The pretended step, the ledger of a step in earnest, and torch's own profiler of the allocator agree"
+    cfg = replace(PRESETS[name](), dropout=0.)
+    model = GPT(cfg).train()
+    ids = torch.zeros(2, 32, dtype=torch.long)
+    real = _step_bytes(model, ids, lambda t: t.detach())
+    if name != 'experts': assert real == _pretend(model, ids)
+    assert model.memory(2, 32) == real
+    assert all(type(p) is nn.Parameter for p in model.parameters())                        # everything is back in its place
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
+        nll, aux = model(ids, ids); (nll.sum() + aux).backward(); del nll, aux
+    now = peak = 0
+    for e in p.profiler.kineto_results.events():
+        if e.name() == '[memory]': now += e.nbytes(); peak = max(peak, now)
+    assert abs(peak - real['peak']) < .02*peak, (peak, real['peak'])
+
+@every
+def test_cache_bytes_are_those_of_its_tensors(name):
+    model = GPT(PRESETS[name]()).eval(); caches = model.new_caches()
+    with torch.no_grad(): model(torch.zeros(2, 20, dtype=torch.long), caches=caches)
+    found, todo = {}, [*caches]
+    while todo:
+        o = todo.pop()
+        if isinstance(o, torch.Tensor): found[o.untyped_storage()._cdata] = o.untyped_storage().nbytes()
+        elif isinstance(o, dict): todo += o.values()
+        elif isinstance(o, (list, tuple)): todo += o
+        elif hasattr(o, '__dict__'): todo += vars(o).values()
+    if name in ('default', 'gpt2', 'llama', 'windows'):                                    # keys and values of 8 channels a head, for two rows, in figures
+        K, seen = model.cfg.n_kv_heads or 4, [4, 20]*2 if name == 'windows' else [20]*4
+        assert 0 <= sum(found.values()) - sum(4*2*2*K*8*t for t in seen) <= sum(8*2*t for t in seen)      # and positions
+    assert model.memory(2, 20)['cache'] == sum(found.values())
+
+@every
+def test_a_model_shows_its_accounts(name):
+    model = GPT(PRESETS[name]())
+    state, page = torch.get_rng_state(), model._repr_markdown_()
+    assert torch.equal(torch.get_rng_state(), state)                                       # looking changes nothing
+    assert f'**{model.n_params():,}**' in page and 'operations per token, training' in page
+    assert ('measures them' in page) == (name == 'experts')
+    assert sum(k for *_, k in model._rows()) > .9*model.n_params()
+
+def test_accounts_of_parts_that_cannot_pretend():
+    class Stubborn(MLP):
+        def forward(self, x): return super().forward(x) if x.sum().item() < 1e9 else x
+    model = GPT(GPTConfig(**SMALL | dict(mlp=Stubborn)))
+    assert model.memory(1, 8)['activations'] > 0 and 'measures them' in model._repr_markdown_()
+
+
+# ---- configs
+
+@every
+def test_configs_survive_json(name):
+    cfg = PRESETS[name]()
+    parts = {k: v for k, v in (recipe(name) if name in RECIPES else {}).items() if getattr(v, '__module__', '') == 'recipe'}
+    saved = json.dumps(cfg.to_dict())
+    again = GPTConfig.from_dict(json.loads(saved), parts=parts)
+    assert json.dumps(again.to_dict()) == saved
+    set_seed(2); a = GPT(cfg)
+    set_seed(2); b = GPT(again)
+    assert {n: t.shape for n, t in a.state_dict().items()} == {n: t.shape for n, t in b.state_dict().items()}
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+@pytest.mark.parametrize('field,value', [('d_embed', 0), ('d_embed', 1.5), ('vocab_multiple', 0), ('vocab_multiple', None)])
+def test_widths_are_whole_numbers(field, value):
+    with pytest.raises(ValueError, match=f'{field} must be a whole number'): GPTConfig(**{field: value})
+
+
+# ---- published sizes
+
+def test_published_sizes():
+    with torch.device('meta'):
+        count = lambda cfg: GPT(cfg).n_params()
+        assert [count(gpt2_config(n_layers=L, n_heads=H, d_model=C)) for L, H, C in ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600))] == [124_439_808, 354_823_168, 774_030_080, 1_557_611_200]
+        assert [count(llama_config(n_layers=L, n_heads=H, d_model=C, d_ff=F)) for L, H, C, F in ((32, 32, 4096, 11008), (40, 40, 5120, 13824))] == [6_738_415_616, 13_015_864_320]
