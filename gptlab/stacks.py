@@ -67,7 +67,7 @@ def roles(model:nn.Module) -> dict[str, str]:
 def _role(name, m):
     last, inside = name.split('.')[-1], name.startswith('blocks.')
     if isinstance(m, nn.Embedding): return 'table' if inside else 'embed'      # tokens and positions; values of tokens
-    if name == 'head': return 'head'
+    if name.split('.')[0] == 'head': return 'head'
     if inside and last in ('o', 'down'): return 'answer'                       # what is added to the stream
     if inside and last in ('up', 'gate'): return 'up' if '.mlp.' in name else 'gate'
     return 'matrix'                                                            # all else reads the stream
@@ -129,7 +129,7 @@ def _fan_ins(model):
 
 def _fan_in(model, m, p):
     if m is getattr(model, 'widen', None): return max(p.shape)                 # used both ways: the wider counts
-    lookup = isinstance(m, nn.Embedding) and p is not model.head.weight        # reads one row; a tied table is a head, too
+    lookup = isinstance(m, nn.Embedding) and p is not getattr(model.head, 'weight', None)   # reads one row; a tied table is a head, too
     return 1 if p.ndim < 2 or lookup else p[0].numel()
 
 def _ratios(now, was):

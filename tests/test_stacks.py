@@ -178,6 +178,17 @@ def test_unknown_parts_keep_their_own_start(init):
     assert len(mup_groups(model, model.cfg)) == 1            # the same width: one rate for all
 
 
+def own_head(model, init=mup_init):
+    "A head made of two matrices, put in before the start"
+    model.head = nn.Sequential(nn.Linear(32, 8, bias=False), nn.Linear(8, 50, bias=False)); init(model)
+
+@pytest.mark.parametrize('init', NAMED)
+def test_a_head_of_ones_own_is_a_head(init):
+    model = make(init=partial(own_head, init=NAMED[init])); ids = torch.randint(0, 50, (2, 20))
+    assert roles(model)['head.1'] == 'head' and abs(model(ids, ids)[0].mean() - math.log(50)) < .2
+    assert len(mup_groups(model, model.cfg)) == 1
+
+
 # ---- rates
 
 def rates(cfg, base):
