@@ -2,8 +2,10 @@
 
 The peer is built at random, written as a checkpoint, and read by `gptlab.hub.load`; equal losses are checked before anything is timed. Steps
 alternate between the two in one process; the ratio is the median over pairs (above 1: ours is faster). Peak memory is that of a process of its own.
+`--memory` measures at a vocabulary of 50,257 what our two options save, and what they cost in time against our own step without them.
 
-    python benchmarks/model.py [--shapes gpt2_384 llama_384 gpt2_768] [--modes 'eager fp32' 'compiled bf16'] [--pairs 12]
+    python benchmarks/model.py [--shapes gpt2_384 llama_384 gpt2_768] [--modes 'eager fp32' 'compiled bf16'] [--pairs 12] [--name model]
+    python benchmarks/model.py --memory
 """
 import argparse, contextlib, ctypes, gc, json, statistics, subprocess, sys, tempfile, time, warnings
 from common import keep
@@ -19,6 +21,7 @@ NO_DROP = dict(attn_pdrop=0, resid_pdrop=0, embd_pdrop=0, bos_token_id=0, eos_to
 SHAPES = dict(                                                                      # name: (config of the peer, B, T)
     gpt2_384=(lambda: GPT2Config(vocab_size=4096, n_positions=256, n_layer=6, n_head=6, n_embd=384, **NO_DROP), 8, 256),
     gpt2_768=(lambda: GPT2Config(n_positions=256, n_layer=12, n_head=12, n_embd=768, **NO_DROP), 2, 256),
+    gpt2_384_50k=(lambda: GPT2Config(n_positions=256, n_layer=6, n_head=6, n_embd=384, **NO_DROP), 16, 256),
     llama_384=(lambda: LlamaConfig(vocab_size=4096, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
                                    max_position_embeddings=256, tie_word_embeddings=False), 8, 256))
 MODES = ['eager fp32', 'compiled fp32', 'eager bf16', 'compiled bf16']
@@ -74,13 +77,32 @@ def measure(shape, mode, pairs):
     print(row, flush=True)
     return row
 
+OPTIONS = dict(ours={}, chunked=dict(loss_chunk=256), remat=dict(remat=True), both=dict(loss_chunk=256, remat=True))
+
+def options(shape, pairs):
+    "Seconds of a step with each option over those of a step without, in turn; equal losses and gradients first"
+    m, (loss, _), took = pair(shape)['ours'], losses(shape), {k: [] for k in OPTIONS}
+    def step(k):
+        m.remat, m.loss_chunk = False, None
+        for n, v in OPTIONS[k].items(): setattr(m, n, v)
+        out = loss['ours'](m); out.backward()
+        found = out.item(), m.head.weight.grad.norm().item(); m.zero_grad()
+        return found
+    found = {k: step(k) for k in OPTIONS}
+    assert all(abs(a - b) < 1e-4*abs(b) for f in found.values() for a, b in zip(f, found['ours'])), found
+    for _ in range(pairs):
+        for k in OPTIONS: took[k].append(timed(lambda: step(k)))
+    return {k: round(statistics.median(a/b for a, b in zip(took[k], took['ours'])), 3) for k in OPTIONS}
+
 def peak(shape, who):
     "Peak memory of a process that takes three training steps with one of the two"
     r = subprocess.run([sys.executable, __file__, '--one', who, '--shapes', shape], capture_output=True, text=True, check=True)
     return json.loads(r.stdout.strip().splitlines()[-1])
 
 def one(shape, who):
-    m, loss = pair(shape).pop(who), losses(shape)[0][who]
+    side = 'peer' if who == 'peer' else 'ours'
+    m, loss = pair(shape).pop(side), losses(shape)[0][side]
+    for n, v in OPTIONS.get(who, {}).items(): setattr(m, n, v)
     gc.collect(); ctypes.CDLL('libc.so.6').malloc_trim(0)
     open('/proc/self/clear_refs', 'w').write('5')                                   # Linux: forget the peak so far
     before = status('VmRSS')
@@ -93,10 +115,15 @@ def status(key): return next(int(l.split()[1])//1024 for l in open('/proc/self/s
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--shapes', nargs='+', default=list(SHAPES), choices=list(SHAPES)); p.add_argument('--modes', nargs='+', default=MODES, choices=MODES)
-    p.add_argument('--pairs', type=int, default=12); p.add_argument('--one', choices=['ours', 'peer'])
+    p.add_argument('--shapes', nargs='+', default=['gpt2_384', 'llama_384'], choices=list(SHAPES)); p.add_argument('--modes', nargs='+', default=MODES, choices=MODES)
+    p.add_argument('--pairs', type=int, default=12); p.add_argument('--one', choices=[*OPTIONS, 'peer'])
+    p.add_argument('--memory', action='store_true'); p.add_argument('--name', default='model')
     args = p.parse_args()
     if args.one: one(args.shapes[0], args.one); sys.exit()
+    if args.memory:
+        shape = 'gpt2_384_50k'
+        memory, seconds = {who: peak(shape, who) for who in ('peer', *OPTIONS)}, options(shape, 4); print(memory, seconds)
+        keep('model_memory', shape=shape, rows=16, tokens=256, memory=memory, step_seconds_over_ours=seconds); sys.exit()
     rows = [measure(s, m, args.pairs) for s in args.shapes for m in args.modes]
     memory = {s: {who: peak(s, who) for who in ('ours', 'peer')} for s in args.shapes}; print(memory)
-    keep('model', rows=rows, memory=memory)
+    keep(args.name, rows=rows, memory=memory)
