@@ -439,16 +439,19 @@ def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:      
     q, k, v = (F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2) for f in (self.q, self.k, self.v))
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)                                          # (B,H,T,D)
     if self.pos: q, k = self.pos.rotate(seq, q, k)
-    old = seq.cache.kept if seq.cache is not None else {}
-    y, state = delta_rule(q, k, v, self.beta(x).sigmoid().transpose(1,2), old.get('state'), _fresh(seq.docs, old.get('docs')), self.chunk)
-    if seq.cache is not None: seq.cache.kept, seq.cache.seen = _table(state, seq.docs), seq.cache.seen + x.shape[1]
+    old, beta = seq.cache.kept if seq.cache is not None else {}, self.beta(x).sigmoid().transpose(1,2)
+    docs = _settled(seq.docs, old.get('docs'))                                                     # (B,1+T)
+    if docs is not None: beta = beta * (seq.docs >= 0)[:,None]                                     # padding writes nothing
+    y, state = delta_rule(q, k, v, beta, old.get('state'), None if docs is None else docs[:,1:] != docs[:,:-1], self.chunk)
+    if seq.cache is not None: seq.cache.kept, seq.cache.seen = dict(state=state) | ({} if docs is None else dict(docs=docs[:,-1:].clone())), seq.cache.seen + x.shape[1]
     return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2))                                # (B,T,C)
 
-def _table(state, docs): return dict(state=state) if docs is None else dict(state=state, docs=docs[:,-1:].clone())
-def _fresh(docs, last):
-    "Where another document begins (B,T)"
+def _settled(docs, last):
+    "Each token's document behind that of the token before the row; padding (−1) begins no document, it counts to the one it follows"
     if docs is None: return None
-    return docs != torch.cat([docs[:,:1] if last is None else last, docs[:,:-1]], 1)
+    every = torch.cat([docs[:,:1] if last is None else last, docs], 1)                             # (B,1+T)
+    at = torch.where(every >= 0, torch.arange(every.shape[1], device=docs.device), 0).cummax(1).values
+    return every.gather(1, at)
 
 # %% ../nbs/22_attentions.ipynb #91961e20
 class Grid(dict):

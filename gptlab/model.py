@@ -247,8 +247,9 @@ def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
     "Try a whole model: first loss near log V, what it may not see, caches, order, gradients, determinism; says in words what it cannot do"
     model = (GPT(make) if isinstance(make, GPTConfig) else make()).eval()
     if model.cfg.context_length < 8: raise ValueError(f'check_model reads rows of at least 8 tokens, not {model.cfg.context_length}: give the config a larger context_length')
-    text = ids, *_ = _some_text(model.cfg)
-    first, V = model(ids[:,:-1], ids[:,1:])[0].mean().item(), model.cfg.vocab_size
+    text, V = _some_text(model.cfg), model.cfg.vocab_size
+    ids = torch.randint(0, V, (16, text[0].shape[1]+1))               # (B,T+1)
+    first = model(ids[:,:-1], ids[:,1:])[0].mean().item()
     perturb(model, .05)
     total, _ = lm_loss(model, dict(ids=ids[:,:-1], targets=ids[:,1:])); total.backward()
     dead = no_gradient(model)
