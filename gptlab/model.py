@@ -85,13 +85,13 @@ def _check_config(c):
 
 # %% ../nbs/08_model.ipynb #cc395ad4
 def modern_init(model:nn.Module):
-    "Matrices uniform with variance 1/fan-in; residual outputs (`o`, `down`) and the untied head zero; embeddings N(0,1), or N(0,0.02²) when tied"
+    "Matrices uniform with variance 1/fan-in; residual outputs (`o`, `down`) and the untied head zero; embeddings N(0,1), or N(0,1/C²) when tied"
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
             nn.init.uniform_(m.weight, -math.sqrt(3/m.in_features), math.sqrt(3/m.in_features))
             if m.bias is not None: nn.init.zeros_(m.bias)
             if name.split('.')[-1] in ('o', 'down', 'head'): nn.init.zeros_(m.weight)
-        if isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=.02 if model.cfg.tie else 1.)
+        if isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=1/model.cfg.d_model if model.cfg.tie else 1.)
 
 def gpt2_init(model:nn.Module):
     "Everything N(0, 0.02²), residual outputs divided by √(2·layers), biases zero (Radford et al. 2019, section 2.3)"
@@ -229,7 +229,6 @@ def _pieces_gap(model, text, split):
     pieces, whole = torch.cat([model(i, docs=d, pos=p, caches=caches) for i, d, p in cut], 1), model(ids, docs=docs, pos=pos)
     return (((pieces - whole).abs().amax(-1) * (docs >= 0)).max() / whole.abs().max()).item()
 
-# %% ../nbs/08_model.ipynb #692f3152
 @torch.no_grad()
 def _questions(model, ids, docs, pos):
     T = ids.shape[1]; h, late, early = T//2, (slice(None), slice(T//2, None)), (slice(None), slice(0, T//2))
@@ -242,6 +241,7 @@ def _questions(model, ids, docs, pos):
     gap = max(_pieces_gap(model, (ids, docs, pos), s) for s in ([1]*T, [T], [T//3, 1, 1, T-T//3-2], [h, T-h]))
     return r | {f'cached equals uncached: largest difference {gap:.0e} of the largest guess': gap < 1e-4}
 
+# %% ../nbs/08_model.ipynb #692f3152
 def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
                 ) -> Report:
     "Try a whole model: first loss near log V, what it may not see, caches, order, gradients, determinism; says in words what it cannot do"
