@@ -97,7 +97,7 @@ class RoPE:
         self.D, self.theta = D, theta
 
     def _angles(self, seq):
-        w = self.theta ** (-torch.arange(0, self.D, 2, device=seq.pos.device) / self.D)            # (D/2,)
+        w = 1 / self.theta ** (torch.arange(0, self.D, 2, device=seq.pos.device) / self.D)         # (D/2,)
         a = (seq.pos[:1] if seq.plain else seq.pos)[:,None,:,None] * w                             # (B or 1,1,T,D/2)
         return a.cos(), a.sin()
 

@@ -53,7 +53,9 @@ class ScaledRoPE(RoPE):
 
     def speeds(self) -> torch.Tensor:
         "Radians per token of each pair (D/2,)"
-        return self.theta ** (-torch.arange(0, self.D, 2) / self.D) / self.factor
+        return self._plain() / self.factor
+
+    def _plain(self): return 1 / self.theta ** (torch.arange(0, self.D, 2) / self.D)
 
     def _angles(self, seq):
         a = (seq.pos[:1] if seq.plain else seq.pos)[:,None,:,None] * self.speeds().to(seq.pos.device)    # (B or 1,1,T,D/2)
@@ -93,7 +95,7 @@ def pairs_to_halves(weight:torch.Tensor, # (H·D, …) rows of a query or key ma
 class NTK(ScaledRoPE):
     "The base grows to theta·factor^(D/(D−2)): fast pairs stay, the slowest slows by `factor` (Peng et al. 2023, section 3.1)"
     def speeds(self) -> torch.Tensor:
-        return (self.theta * self.factor**(self.D/(self.D-2))) ** (-torch.arange(0, self.D, 2) / self.D)
+        return 1 / (self.theta * self.factor**(self.D/(self.D-2))) ** (torch.arange(0, self.D, 2) / self.D)
 
 class YaRN(ScaledRoPE):
     "Pairs of 32 turns or more in the trained context keep their speed, those of one turn or fewer are divided (Peng et al. 2023, section 3.2)"
@@ -104,7 +106,7 @@ class YaRN(ScaledRoPE):
         return .1*math.log(self.factor) + 1 if self.factor > 1 else 1.
 
     def speeds(self) -> torch.Tensor:
-        w, n = super().speeds()*self.factor, _context(self)
+        w, n = self._plain(), _context(self)
         turns = lambda t: self.D * math.log(n/(t*2*math.pi)) / (2*math.log(self.theta))      # the pair that turns t times
         low, high = max(math.floor(turns(self.fast)), 0), min(math.ceil(turns(self.slow)), self.D-1)
         ramp = ((torch.arange(self.D//2) - low) / max(high-low, .001)).clamp(0, 1)           # 0 keep, 1 divide
@@ -115,7 +117,7 @@ class Llama3RoPE(ScaledRoPE):
     "Waves shorter than a quarter of the trained context stay, longer than it are divided, a ramp between (Llama 3.1's `rope_type`)"
     low, high = 1., 4.
     def speeds(self) -> torch.Tensor:
-        w = super().speeds()*self.factor
+        w = self._plain()
         keep = ((_context(self)*w/(2*math.pi) - self.low) / (self.high-self.low)).clamp(0, 1)
         return w*keep + w/self.factor*(1-keep)
 
