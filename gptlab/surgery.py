@@ -23,21 +23,28 @@ from .model import GPT, GPTConfig, swap
 from .optimizers import hidden
 
 # %% ../nbs/17_surgery.ipynb #cf42aec6
+def _blank(cfg):
+    "The shapes of all tensors that a config builds"
+    with torch.device('meta'): return {n: tuple(t.shape) for n, t in GPT(cfg).state_dict().items()}
+
+def _check_described(model):
+    own, told = {n: tuple(t.shape) for n, t in model.state_dict().items()}, _blank(model.cfg)
+    if odd := [n for n in own | told if own.get(n) != told.get(n)]:
+        raise ValueError(f'the config does not describe this model: {", ".join(odd[:4])}; merge what is wrapped, and set model.cfg after a swap')
+
 @torch.no_grad()
 def _gap(a, b):
     "Largest difference between the logits of two models, over one row as long as both can read"
     T, V = (min(getattr(m.cfg, n) for m in (a, b)) for n in ('context_length', 'vocab_size'))
-    ids = (torch.arange(T, device=a.head.weight.device)[None] * 7919 + 13) % V                     # (1,T)
-    modes = a.training, b.training
-    gap = (a.eval()(ids)[...,:V] - b.eval()(ids)[...,:V]).abs().max().item()
-    a.train(modes[0]); b.train(modes[1])
-    return gap
+    ids, modes = torch.arange(13, 13+T, device=next(a.parameters()).device)[None]*7919 % V, (a.training, b.training)       # (1,T)
+    y, z = (m.eval()(ids)[...,:V] for m in (a, b)); a.train(modes[0]); b.train(modes[1])
+    return (y - z).abs().max().item()
 
 def check_config(model:GPT) -> Report:
     "Does the config describe this model? One built from it must have the same tensors and, with these weights, the same logits"
-    made = GPT(model.cfg).to(next(model.parameters()))
-    try: load_weights(made, model.state_dict())
+    try: _check_described(model)
     except ValueError as e: return Report({f'builds the same tensors: {e}': False})
+    made = GPT(model.cfg).to(next(model.parameters())); load_weights(made, model.state_dict())
     gap = _gap(model, made)
     return Report({'builds the same tensors': True, 'ties what is tied': made.n_params() == model.n_params(),
                    f'gives the same logits: largest difference {gap:.0e}': gap < 1e-3})
@@ -48,7 +55,7 @@ def to_gqa(attn:Attention, # trained; it stays as it is
            ) -> Attention:
     "The same attention with fewer key-value heads, each the mean of its group (Ainslie et al. 2023, section 2.1). Raises ValueError for heads that do not divide, TypeError for an attention built otherwise"
     if type(n_kv_heads) is not int or n_kv_heads < 1 or attn.K % n_kv_heads: raise ValueError(f'{attn.K} key-value heads do not divide into {n_kv_heads!r} groups: give a divisor')
-    odd = [n for n in 'kv' if not isinstance(getattr(attn, n), nn.Linear) or getattr(attn, n).in_features != attn.q.in_features]
+    odd = [n for n in 'kv' if not isinstance(getattr(attn, n, None), nn.Linear) or getattr(attn, n).in_features != attn.q.in_features]
     odd += [type(a).__name__ for a in getattr(attn, 'adds', ()) if getattr(a, 'K', None)]
     if odd: raise TypeError(f'to_gqa averages plain matrices of keys and values; it does not know {", ".join(odd)} of this {type(attn).__name__}')
     new = deepcopy(attn); new.K = n_kv_heads
@@ -78,7 +85,7 @@ class LoRA(nn.Module):
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                                             # (…,in) -> (…,out)
         if type(self.old).forward is nn.Linear.forward: return self.old(x) + self.scale*F.linear(F.linear(x, self.a), self.b)
-        return functional_call(self.old, dict(weight=self.old.weight + self.delta()), (x,))
+        return functional_call(self.old, dict(weight=self.weight), (x,))
 
     def extra_repr(self): return f'r={len(self.a)}, scale={self.scale:g}'
 
@@ -88,16 +95,16 @@ def _check_lora(old, r):
     if type(r) is not int or r < 1: raise ValueError(f'the rank of a correction is a whole number of at least 1, not {r!r}')
     if hasattr(old, 'wrapped'): raise ValueError('this matrix has a LoRA already: merge that first, by swap(model, LoRA, LoRA.merged)')
 
-@patch
-def delta(self:LoRA) -> torch.Tensor:
-    "What is added to the matrix: α/r·BA (out,in)"
-    return self.scale * self.b @ self.a
+@patch(as_prop=True)
+def weight(self:LoRA) -> torch.Tensor:
+    "The matrix that both are together, W + α/r·BA (out,in): for parts that read it instead of calling it"
+    return self.old.weight + self.scale * self.b @ self.a
 
 @patch
 def merged(self:LoRA) -> nn.Linear:
-    "One plain matrix that does the same, W + α/r·BA: no cost when the model is used (Hu et al. 2021, section 4.1)"
+    "A plain module that does the same: no cost when the model is used (Hu et al. 2021, section 4.1)"
     new = deepcopy(self.old).requires_grad_(True); del new.wrapped
-    with torch.no_grad(): new.weight += self.delta()
+    with torch.no_grad(): new.weight.copy_(self.weight)
     return new
 
 @patch
@@ -115,7 +122,7 @@ def add_lora(model:GPT, # changed in place: only the corrections learn
              alpha:float|None=None, # weight, alpha/r; None is r
              at:Callable=hidden, # which matrices: (name, param, module) → bool
              ) -> int:
-    "Wrap matrices in LoRA; returns how many. Raises ValueError where none is found, or one is wrapped already or shared with another module"
+    "Wrap matrices in LoRA; returns how many. To keep what it learns save `lora_state`, or merge. Raises ValueError where none is found, or one is wrapped already or shared with another module"
     found = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and at(f'{n}.weight', m.weight, m)]
     if not found: raise ValueError('at picks no matrix of this model: hidden takes every Linear in its blocks')
     for m in found: _check_lora(m, r); _check_shared(model, m)
@@ -126,7 +133,6 @@ def add_lora(model:GPT, # changed in place: only the corrections learn
 
 def _check_shared(model, module):
     names = [n for n, m in model.named_modules() if any(p is module.weight for p in m.parameters(recurse=False))]
-    if module is getattr(model, 'widen', None): raise ValueError('widen is used in both directions, and a correction would change one alone: leave it out of at')
     if len(names) > 1: raise ValueError(f'{" and ".join(names)} share one matrix, and a correction of one would part them: untie first, by transplant(model, tie=False)')
 
 def lora_state(model:nn.Module) -> dict[str, torch.Tensor]:
@@ -154,15 +160,6 @@ def transplant(model:GPT, # stays as it is
     if torn := [n for n, t in new.state_dict().items() if not torch.equal(t, state[n])]: raise ValueError(f'{", ".join(torn)} would have to be two matrices at once: the old model does not tie them')
     new.remat, new.loss_chunk = model.remat, model.loss_chunk
     return new.train(model.training)
-
-def _blank(cfg):
-    "The shapes of all tensors that a config builds"
-    with torch.device('meta'): return {n: tuple(t.shape) for n, t in GPT(cfg).state_dict().items()}
-
-def _check_described(model):
-    own, told = {n: tuple(t.shape) for n, t in model.state_dict().items()}, _blank(model.cfg)
-    if odd := [n for n in own | told if own.get(n) != told.get(n)]:
-        raise ValueError(f'the config does not describe this model: {", ".join(odd[:4])}; merge what is wrapped, and set model.cfg after a swap')
 
 # %% ../nbs/17_surgery.ipynb #0b569d04
 def mean_rows(known:torch.Tensor, # (V,…) rows of the tokens so far
