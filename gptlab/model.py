@@ -320,10 +320,11 @@ def _twins(model, twin):
 def _step_bytes(model, ids, twin):
     state = _twins(model, twin)
     call = partial(torch.func.functional_call, model, state, tie_weights=False)
-    with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), Ledger(ids, *state.values()) as step:
-        nll, aux = call((ids, ids)); kept = step.now
-        (nll.sum() + aux).backward(); del nll, aux
-    return dict(weights=sum(t.nbytes for t in {*state.values()}), activations=kept, peak=step.peak, cache=_cache_bytes(model, call, ids, state))
+    with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'):                        # a compiled block that meets a ledger would stay uncompiled for good
+        with Ledger(ids, *state.values()) as step:
+            nll, aux = call((ids, ids)); kept = step.now
+            (nll.sum() + aux).backward(); del nll, aux
+        return dict(weights=sum(t.nbytes for t in {*state.values()}), activations=kept, peak=step.peak, cache=_cache_bytes(model, call, ids, state))
 
 @torch.no_grad()
 def _cache_bytes(model, call, ids, state):

@@ -134,7 +134,17 @@ def test_memory_options_under_compile_and_autocast():
     for n in want: assert torch.allclose(want[n], got[n], atol=1e-6, rtol=1e-3), n
     with torch.autocast('cpu', torch.bfloat16): _, rough = grads(model, batch)
     for n in want: assert (want[n]-rough[n]).norm() <= .05*want[n].norm() + 1e-6, n
-    assert model.memory()['activations'] > 0                                               # accounts ignore the compiler
+
+def test_accounts_leave_the_compiler_alone():
+    "A dispatch mode that meets a compiled block makes torch give up compiling it, silently and for good"
+    model, batch, calls = lively(GPTConfig(**SMALL)), text(GPTConfig(**SMALL)), []
+    backend = lambda g, _: lambda *a: (calls.append(1), g(*a))[1]
+    for b in model.blocks: b.compile(dynamic=False, backend=backend)
+    lm_loss(model, batch); first = len(calls)
+    model.memory(); model._repr_markdown_()
+    assert len(calls) == first
+    lm_loss(model, batch)
+    assert len(calls) == 2*first > 0
 
 @pytest.mark.parametrize('chunk', [0, -1, 2.5])
 def test_a_chunk_is_a_number_of_tokens(chunk):
