@@ -240,7 +240,7 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
     "Try an attention: shape, gradients, no look at the future, cached = uncached, documents apart; says in words what it cannot do"
     attn = perturb(build(make, C, n_heads, n_kv_heads, vocab_size=16, layer=0, n_layers=2, context_length=64, dropout=0.)).eval()
     x, ids, *_ = _rows(C=C)
-    y = _run(attn, x, ids)
+    y = _run(attn, x.requires_grad_(), ids)
     if y.shape != x.shape: return Report({f'keeps the shape: gave {tuple(y.shape)} for {tuple(x.shape)}': False})
     y.square().sum().backward()
     dead = no_gradient(attn)

@@ -132,7 +132,7 @@ def check_part(make:Callable, # norm(C) or mlp(C, d_ff)
                *args, # what the constructor takes after C, such as d_ff
                ) -> Report:
     "Try a norm or an MLP: keeps the shape, treats tokens apart, trains every parameter, is deterministic in eval"
-    m, x = perturb(make(C, *args)).eval(), torch.randn(4, 16, C)      # (B,T,C)
+    m, x = perturb(make(C, *args)).eval(), torch.randn(4, 16, C, requires_grad=True)               # (B,T,C)
     pair = lambda o: o if isinstance(o, tuple) else (o, 0.)           # an MLP may return (y, auxiliary loss)
     y, aux = pair(m(x))
     if y.shape != x.shape: return Report({f'keeps the shape: gave {tuple(y.shape)} for {tuple(x.shape)}': False})

@@ -165,7 +165,7 @@ def transplant(model:GPT, # stays as it is
 def mean_rows(known:torch.Tensor, # (V,…) rows of the tokens so far
               k:int, # new tokens
               ) -> torch.Tensor: # (k,…)
-    "The mean of the known rows, k times (Hewitt 2021)"
+    "The mean of the known rows, k times: the loss rises by at most log(1 + k/V), unless logits are softcapped (Hewitt 2021)"
     return known.mean(0, keepdim=True).expand(k, *known.shape[1:])
 
 def widen_vocab(model:GPT, # stays as it is
@@ -214,5 +214,5 @@ def deepen(model:GPT, # stays as it is
     if type(n_layers) is not int or n_layers < model.cfg.n_layers: raise ValueError(f'the model has {model.cfg.n_layers} layers: n_layers must be a whole number of at least that, not {n_layers!r}')
     fresh = lambda name, new: torch.zeros_like(new) if name.split('.')[-2] in ('o', 'down') else new
     deep = transplant(model, lambda name, new, old: fresh(name, new) if old is None else old, n_layers=n_layers)
-    if (gap := _gap(model, deep)) > 1e-4: raise ValueError(f'the deeper model gives other logits (by up to {gap:.0e}): its blocks depend on the number of layers, or write by other matrices than o and down')
+    if (gap := _gap(model, deep)) > 1e-4: raise ValueError(f'the deeper model gives other logits (by up to {gap:.0e}): its blocks depend on the number of layers, scale the stream, or write by other matrices than o and down')
     return deep
