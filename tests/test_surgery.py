@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab.attention import Attention, LearnedPositions, RoPE
-from gptlab.attentions import Gate, MLA, OpenAttention, ValueEmbedding
+from gptlab.attention import Attention
+from gptlab.attentions import DeltaAttention, Gate, MLA, OpenAttention, ValueEmbedding
 from gptlab.blocks import GLU, LayerNorm, perturb
 from gptlab.checkpoints import load_checkpoint, load_model, save_checkpoint
 from gptlab.core import set_seed
-from gptlab.hub import load, NormedLinear, save
+from gptlab.hub import HubAttention, load, NormedLinear, save
 from gptlab.model import gpt2_config, GPT, GPTConfig, lm_loss, swap
 from gptlab.moe import MoD, MoE
 from gptlab.optimizers import adamw, hidden, muon, Opt
@@ -26,7 +26,8 @@ VALUES = partial(OpenAttention, adds=[ValueEmbedding, Gate])
 CONFIGS = dict(plain=CFG, tied=replace(CFG, tie=True), grouped=replace(CFG, n_kv_heads=2), narrow=replace(CFG, d_embed=16), narrow_tied=replace(CFG, d_embed=16, tie=True, vocab_multiple=8),
     padded=replace(CFG, vocab_multiple=50), softcap=replace(CFG, softcap=15.), window=replace(CFG, attn=[partial(Attention, window=5), Attention]), values=replace(CFG, attn=VALUES),
     gpt2=gpt2_config(vocab_size=61, context_length=32, n_layers=2, n_heads=4, d_model=32), glu=replace(CFG, mlp=partial(GLU, bias=True), norm=LayerNorm), moe=replace(CFG, mlp=partial(MoE, n_experts=3)),
-    depth=replace(CFG, block=MoD), parallel=replace(CFG, block=ParallelBlock), latent=replace(CFG, attn=MLA))
+    depth=replace(CFG, block=MoD), parallel=replace(CFG, block=ParallelBlock), latent=replace(CFG, attn=MLA),
+    scaled=replace(CFG, block=ScaledBlock), delta=replace(CFG, attn=DeltaAttention), qwen=replace(CFG, n_kv_heads=2, attn=partial(HubAttention, qk_gain=True, bias=True)))
 each = pytest.mark.parametrize('name', CONFIGS)
 IDS = torch.randint(0, 61, (2, 32), generator=torch.Generator().manual_seed(0))
 
@@ -292,7 +293,7 @@ def test_tables_it_cannot_widen():
 
 # ---- depth
 
-@each
+@pytest.mark.parametrize('name', [n for n in CONFIGS if n != 'scaled'])
 def test_deeper_is_the_same_function(name):
     model = make(name); deep = deepen(model, 4).eval()
     same(logits(deep), logits(model), 1e-5); assert_sound(deep)
@@ -313,6 +314,7 @@ def test_what_cannot_be_deepened():
         def __init__(self, C, n_heads, n_kv_heads=None): super().__init__(C, n_heads, n_kv_heads); self.also = nn.Linear(C, C)
         def forward(self, x, seq): return super().forward(x, seq) + self.also(x)
     with pytest.raises(ValueError, match='other logits'): deepen(GPT(replace(CFG, attn=Loud, tie=True)), 3)
+    with pytest.raises(ValueError, match='scale the stream'): deepen(make('scaled'), 3)
     every_second = replace(CFG, attn=partial(OpenAttention, adds=[partial(ValueEmbedding, every=2)]))
     with pytest.raises(ValueError, match='unknown here|other logits'): deepen(perturb(GPT(every_second)), 3)
     assert len(deepen(perturb(GPT(every_second)), 4).blocks) == 4
