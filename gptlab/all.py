@@ -29,6 +29,7 @@ from .watching import *
 from .generation import *
 from .ablation import *
 from .stacks import *
+from .surgery import *
 from .loader import *
 from .tokenizers import *
 from .corpora import *

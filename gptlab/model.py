@@ -416,8 +416,17 @@ def swap(model:nn.Module, # changed in place
          cls:type, # replace modules of this class
          make:Callable, # make(old) -> new
          ) -> int:
-    "Replace every module of a class; returns how many were replaced"
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, cls)]     # listed before any is replaced
+    "Replace every module of a class; returns how many were replaced. Raises errors before anything is changed"
+    found = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, cls)]
     if any(n == '' for n, _ in found): raise ValueError(f'the model itself is a {cls.__name__}: swap changes what is inside it')
-    for name, old in found: model.set_submodule(name, make(old))
-    return len(found)
+    made = {}                                                         # one for each, also where a module is used twice
+    for name, old in found:
+        if old not in made: made[old] = make(old); _check_swap(model, name, old, made[old])
+    for name, old in found: model.set_submodule(name, made[old])
+    return len(made)
+
+def _check_swap(model, name, old, new):
+    if not isinstance(new, nn.Module): raise TypeError(f'make must give a module in place of {name}, not {type(new).__name__}')
+    inside = {*old.modules()}
+    others = {p for m in model.modules() if m not in inside for p in m.parameters(recurse=False)}
+    if ({*old.parameters()} & others) - {*new.parameters()}: raise ValueError(f'{name} shares its weights with another part: swapped alone, the two would be untied')

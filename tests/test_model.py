@@ -288,6 +288,28 @@ def test_widths_are_whole_numbers(field, value):
     with pytest.raises(ValueError, match=f'{field} must be a whole number'): GPTConfig(**{field: value})
 
 
+# ---- swapping
+
+def test_swap_unties_nothing_and_is_all_or_nothing():
+    model = lively(GPTConfig(**SMALL | dict(tie=True)))
+    before = model.state_dict()
+    with pytest.raises(ValueError, match='head shares its weights with another part'): swap(model, nn.Linear, copy.deepcopy)
+    def one_only(old, made=[]):
+        made.append(old)
+        if len(made) > 2: raise RuntimeError('enough')
+        return nn.Identity()
+    with pytest.raises(RuntimeError, match='enough'): swap(model.blocks, nn.Linear, one_only)
+    with pytest.raises(TypeError, match='make must give a module in place of 0.norm1, not NoneType'): swap(model.blocks, RMSNorm, lambda old: None)
+    assert model.state_dict().keys() == before.keys() and model.head.weight is model.embed.weight
+    assert swap(model.blocks, nn.Linear, copy.deepcopy) == 4*6 and swap(model.blocks, nn.Conv1d, copy.deepcopy) == 0
+
+def test_swap_of_a_part_that_is_used_twice():
+    model = GPT(GPTConfig(**SMALL))
+    model.blocks[2].mlp = model.blocks[0].mlp
+    assert swap(model, MLP, lambda old: GLU(32, 48)) == 3
+    assert model.blocks[2].mlp is model.blocks[0].mlp and isinstance(model.blocks[0].mlp, GLU)
+
+
 # ---- published sizes
 
 def test_published_sizes():
