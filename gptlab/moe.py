@@ -32,7 +32,7 @@ def route(scores:torch.Tensor, # (N,E) how well each expert suits each token, po
 
 # %% ../nbs/23_moe.ipynb #76f2bd37
 class MoE(nn.Module):
-    "Mixture of experts: each token asks k of them (Shazeer et al. 2017), and the shared ones besides (Dai et al. 2024); no token is dropped"
+    "Mixture of experts: each token asks k of them (Shazeer et al. 2017), and all shared ones (Dai et al. 2024)"
     def __init__(self,
                  C:int, # width
                  d_ff:int, # hidden width of each expert
@@ -51,12 +51,13 @@ class MoE(nn.Module):
         _check_moe(n_experts, k, gate, balance)
         make = partial(build, expert, C, d_expert or d_ff, dropout=dropout)
         self.experts, self.shared = (nn.ModuleList(make() for _ in range(n)) for n in (n_experts, shared))
-        self.router = nn.Linear(C, n_experts, bias=False) if n_experts > 1 else None      # one expert: nothing to choose
+        self.router = nn.Linear(C, n_experts, bias=False) if n_experts > 1 else None                # one: nothing to choose
         self.bias = nn.Parameter(torch.zeros(n_experts)) if balance == 'bias' and n_experts > 1 else None
         self.k, self.gate, self.normalise = k, gate, k > 1 if normalise is None else normalise
         self.balance, self.capacity = balance, capacity
 
-    def extra_repr(self) -> str: return f'{self.k} of {len(self.experts)}, {len(self.shared)} shared, gate={self.gate}, balance={self.balance}'
+    def extra_repr(self) -> str:
+        return f'{self.k} of {len(self.experts)}, {len(self.shared)} shared, gate={self.gate}, balance={self.balance}'
 
 # %% ../nbs/23_moe.ipynb #17dc35f1
 def _check_moe(E, k, gate, balance):
@@ -73,11 +74,6 @@ def choose(self:MoE, x:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     return *route(s, self.k, self.bias, self.normalise), s / s.sum(-1, keepdim=True)
 
 @patch
-def forward(self:MoE, x:torch.Tensor): # (B,T,C) -> (B,T,C), or (that, auxiliary loss)
-    if torch.compiler.is_compiling(): return torch.compiler.disable(MoE._ask)(self, x)             # other numbers of tokens at every step: compiling would never end
-    return self._ask(x)
-
-@patch
 def _ask(self:MoE, x):
     if self.router is None: return sum([m(x) for m in self.shared], self.experts[0](x))
     flat = x.flatten(0, -2)                                                                        # (N,C)
@@ -85,7 +81,8 @@ def _ask(self:MoE, x):
     for e, m in enumerate(self.experts):
         n, slot = (chosen == e).nonzero(as_tuple=True)                                             # tokens of this expert
         n, slot = n[:self._most(len(flat))], slot[:self._most(len(flat))]
-        y = y.index_add(0, n, (w[n,slot,None] * m(flat[n])).to(y.dtype))                           # called even for no token: its gradient is 0, not missing
+        # asked even about no token: then its gradient is 0, not missing
+        y = y.index_add(0, n, (w[n,slot,None] * m(flat[n])).to(y.dtype))                           # (N,C)
     y = sum([m(flat) for m in self.shared], y).view_as(x)                                          # (B,T,C)
     return y if self.balance is None else (y, self._unevenness(chosen, scores))
 
@@ -94,12 +91,18 @@ def _most(self:MoE, N):
     "How many tokens an expert may take of N"
     return N if self.capacity is None else math.ceil(self.capacity*N*self.k/len(self.experts))
 
+@patch
+def forward(self:MoE, x:torch.Tensor): # (B,T,C) -> (B,T,C), or (that, auxiliary loss)
+    # numbers of tokens differ at every step, so compiling would never end
+    return torch.compiler.disable(MoE._ask)(self, x) if torch.compiler.is_compiling() else self._ask(x)
+
 # %% ../nbs/23_moe.ipynb #759d18ac
 def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
                  scores:torch.Tensor, # (N,E) of every expert, each row sums to 1
                  ) -> torch.Tensor:
-    "1 when experts share the load evenly, up to E when one has it all (Fedus et al. 2021, eq. 4; Lepikhin et al. 2020)"
-    return scores.shape[-1] * (load_of(chosen, scores.shape[-1]).to(scores.dtype) * scores.mean(0)).sum()
+    "1 when the load is even, up to E when one expert has it all (Fedus et al. 2021, eq. 4; Lepikhin et al. 2020)"
+    E = scores.shape[-1]
+    return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
 
 def load_of(chosen:torch.Tensor, # (N,k) the experts asked
             E:int, # how many there are
@@ -111,7 +114,8 @@ def load_of(chosen:torch.Tensor, # (N,k) the experts asked
 @patch
 def _unevenness(self:MoE, chosen, scores):
     if self.bias is None: return balance_loss(chosen, scores)
-    return ((self.bias - self.bias.detach()) * (load_of(chosen, len(self.bias)) - 1/len(self.bias))).sum()
+    E = len(self.bias)
+    return ((self.bias - self.bias.detach()) * (load_of(chosen, E) - 1/E)).sum()
 
 def steer_rule(grad:torch.Tensor, # load minus an even load; only its sign counts
                state:dict, # not used
@@ -137,7 +141,7 @@ def steer(lr:float=.001, # step of a bias; scores lie between 0 and 1
 def expert_load(model:nn.Module, # any model with mixtures in it
                 batch:dict, # ids, and what else the model takes
                 ) -> torch.Tensor: # (layers with a mixture, E)
-    "Each expert's share of the tokens of a batch, layer by layer; raises ValueError where there is no mixture"
+    "Each expert's share of a batch's tokens, layer by layer; raises ValueError where there is no mixture"
     mixes, loads = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None], []
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
     see = lambda m, args: loads.append(load_of(m.choose(args[0].flatten(0, -2))[1], len(m.experts)))
@@ -155,12 +159,15 @@ def dropped_share(load:torch.Tensor, # (…,E) shares, as of `expert_load`
 
 # %% ../nbs/23_moe.ipynb #46ce3702
 @patch
-def _idle(self:MoE): return sum(p.numel() for p in self.experts[0].parameters()) * (len(self.experts) - self.k)
+def _idle(self:MoE):
+    "Parameters that a token does not use"
+    return sum(p.numel() for p in self.experts[0].parameters()) * (len(self.experts) - self.k)
 
 @patch
 def mix_flops(self:MoE, T:int) -> int:
     "Operations per token beside the matrices: less than none, for idle experts do nothing"
-    return -2*sum(m.weight.numel() for m in self.experts[0].modules() if isinstance(m, nn.Linear)) * (len(self.experts) - self.k)
+    one = sum(m.weight.numel() for m in self.experts[0].modules() if isinstance(m, nn.Linear))
+    return -2*one * (len(self.experts) - self.k)
 
 def active_params(model:nn.Module) -> int:
     "Parameters that one token uses; `n_params` counts those that are held"
@@ -170,14 +177,15 @@ def active_params(model:nn.Module) -> int:
 def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
-    "True for the best share of each row, at least one: looks at the whole row, so at the future (Raposo et al. 2024)"
-    return torch.zeros_like(r, dtype=torch.bool).scatter(1, r.topk(_share_of(r.shape[1], share), 1).indices, True)
+    "True for the best share of each row, at least one: looks at all of it, so at the future (Raposo et al. 2024)"
+    best = r.topk(_share_of(r.shape[1], share), 1).indices                                         # (B,K)
+    return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
 def _share_of(T, share): return max(1, round(share*T))
 
 # %% ../nbs/23_moe.ipynb #d7d056c7
 class MoD(nn.Module):
-    "Mixture of depths: a block that works on a share of the tokens (Raposo et al. 2024, eq. 1, with a sigmoid on the weight)"
+    "Mixture of depths: a block that works on a share of the tokens (Raposo et al. 2024, eq. 1; weights by a sigmoid)"
     def __init__(self,
                  C:int, # width
                  attn:Callable, # bound constructor
@@ -189,40 +197,47 @@ class MoD(nn.Module):
                  dropout:float=0., # offered to the inner block
                  ):
         super().__init__()
-        if not 0 < share <= 1: raise ValueError(f'share={share}: give the share of tokens to work on, above 0 and at most 1')
+        if not 0 < share <= 1:
+            raise ValueError(f'share={share}: give the share of tokens to work on, above 0 and at most 1')
         self.block, self.share, self.causal = build(inner, C, attn, mlp, norm, dropout=dropout), share, causal
         self.router, self.guess = nn.Linear(C, 1, bias=False), nn.Linear(C, 1)
 
-    def forward(self, x:torch.Tensor, seq:Seq):                                                    # (B,T,C) -> ((B,T,C), aux)
+    def forward(self, x:torch.Tensor, seq:Seq): # (B,T,C) -> (B,T,C), auxiliary loss
         r, g = self.router(x)[...,0], self.guess(x.detach())[...,0]                                # (B,T)
         best = top_share(r, self.share)                                                            # (B,T)
         causal = not self.training if self.causal is None else self.causal
-        y, aux = self._through(x, seq, g > 0 if causal else best, r.sigmoid(), None if causal else _share_of(x.shape[1], self.share))
+        keep, K = (g > 0, None) if causal else (best, _share_of(x.shape[1], self.share))           # (B,T)
+        y, aux = self._through(x, seq, keep, r.sigmoid(), K)
         return y, aux + F.binary_cross_entropy_with_logits(g, best.to(g.dtype))
 
 # %% ../nbs/23_moe.ipynb #006a5c22
 @patch
 def _through(self:MoD, x, seq, keep, w, K=None):
-    "The stream after the block worked on the tokens in `keep` (B,T); what the block adds is weighted by w (B,T)"
-    at, real = _places(keep, K)                                                                     # (B,K)
+    "The stream after the block worked on the tokens in `keep` (B,T), what it adds weighted by w (B,T)"
+    at, real = _places(keep, K)                                                                    # (B,K)
     if seq.cache is not None: seq.cache.seen += x.shape[1]
     if not at.shape[1]: return x, 0.
     xs, sub = _take(x, at), _subset(seq, at, real)                                                 # (B,K,C)
     out, aux = pair(self.block(xs, sub))
     new = (out - xs) * (_take(w, at)*real)[...,None]                                               # (B,K,C)
-    return x.scatter_add(1, at[...,None].expand_as(new), new.to(x.dtype)), 0. if aux is None else aux
+    y = x.scatter_add(1, at[...,None].expand_as(new), new.to(x.dtype))                             # (B,T,C)
+    return y, 0. if aux is None else aux
 
-def _take(t, at): return t.gather(1, at.view(*at.shape, *[1]*(t.ndim-2)).expand(*at.shape, *t.shape[2:]))
+def _take(t, at):
+    "The entries of t (B,T,…) at the places (B,K)"
+    return t.gather(1, at.view(*at.shape, *[1]*(t.ndim-2)).expand(*at.shape, *t.shape[2:]))
 
 def _places(keep, K=None):
-    "Where the kept tokens of each row are, in order, filled up to K, or to the longest row; and which of these are kept"
-    at = (~keep).int().argsort(dim=1, stable=True)[:,:keep.sum(1).max() if K is None else K]                               # (B,K)
+    "Where each row's kept tokens are, in order, filled up to K or to the longest row; which of these are kept"
+    if K is None: K = keep.sum(1).max()
+    at = (~keep).int().argsort(dim=1, stable=True)[:,:K]                                           # (B,K)
     return at, keep.gather(1, at)
 
 def _subset(seq, at, real):
     "The view of the tokens at (B,K): fillers belong to document −1"
     docs = torch.zeros_like(seq.ids) if seq.docs is None else seq.docs
-    sub = Seq(_take(seq.ids, at), _take(docs, at).masked_fill(~real, -1), _take(seq.pos, at), None if seq.cache is None else [seq.cache.inner])
+    caches = None if seq.cache is None else [seq.cache.inner]
+    sub = Seq(_take(seq.ids, at), _take(docs, at).masked_fill(~real, -1), _take(seq.pos, at), caches)
     sub.x0 = None if seq.x0 is None else _take(seq.x0, at)
     return sub.at(0)
 
@@ -239,13 +254,14 @@ def new_cache(self:MoD) -> Callable:
     return lambda: _Depth(_unbounded(make()))
 
 def _unbounded(cache):
-    "Fillers would push true tokens out of a window or a ring, so the inner cache grows; the mask keeps to the window all the same"
+    "Fillers would push true tokens out of a window or a ring, so the inner cache grows; the mask sees to the window"
     return Cache() if isinstance(cache, Cache) else cache
 
 # %% ../nbs/23_moe.ipynb #33f3f81d
 def _work(block, T):
     "Operations per token of a forward pass through a block"
-    return sum(2*m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear)) + sum(m.mix_flops(T) for m in block.modules() if hasattr(m, 'mix_flops'))
+    matrices = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
+    return 2*matrices + sum(m.mix_flops(T) for m in block.modules() if hasattr(m, 'mix_flops'))
 
 @patch
 def mix_flops(self:MoD, T:int) -> int:
