@@ -17,7 +17,8 @@ from .optimizers import adamw, Group
 
 # %% ../nbs/16_stacks.ipynb #e0ce84d3
 class ParallelBlock(Block):
-    "x + attn(u) + mlp(u) with u = norm(x) (Wang and Komatsuzaki 2021, GPT-J; Chowdhery et al. 2022, section 2)"
+    """x + attn(u) + mlp(u) with u = norm(x)
+    (Wang and Komatsuzaki 2021, GPT-J; Chowdhery et al. 2022, section 2)"""
     def __init__(self,
                  C:int, # width
                  attn:Callable, # bound constructor: attn() makes the attention
@@ -29,7 +30,8 @@ class ParallelBlock(Block):
         super().__init__(C, attn, mlp, norm, dropout)
         if not two_norms: self.norm2 = None
 
-    def forward(self, x:torch.Tensor, seq:Seq): # (B,T,C) -> (B,T,C), or (that, auxiliary loss) if the MLP has one
+    # (B,T,C) -> (B,T,C), or (that, auxiliary loss) if the MLP has one
+    def forward(self, x:torch.Tensor, seq:Seq):
         u = self.norm1(x)
         y, aux = pair(self.mlp(u if self.norm2 is None else self.norm2(x)))
         x = x + F.dropout(self.attn(u, seq), self.dropout, self.training) + y
@@ -37,7 +39,8 @@ class ParallelBlock(Block):
 
 # %% ../nbs/16_stacks.ipynb #79f417cf
 class ScaledBlock(Block):
-    "x ← h·x + z·x0, then the block; h and z are learnt, and start by depth (as in nanochat and gpt-lab)"
+    """x ← h·x + z·x0, then the block; h and z are learnt, and start by depth
+    (as in nanochat and gpt-lab)"""
     def __init__(self,
                  C:int, # width
                  attn:Callable, # bound constructor: attn() makes the attention
@@ -45,79 +48,107 @@ class ScaledBlock(Block):
                  norm:Callable, # norm(C)
                  layer:int=0, # this layer
                  n_layers:int=1, # of so many
-                 h:tuple=(1.15, 1.05), # the stream's scale at the start, in the first layer and in the last
-                 z:tuple=(.20, .05), # the share of x0, likewise; h=(1, 1), z=(0, 0) begins as a plain block
+                 h:tuple=(1.15, 1.05), # the stream's scale at the start, first layer and last
+                 z:tuple=(.20, .05), # the share of x0; h=(1, 1), z=(0, 0): a plain block
                  dropout:float=0., # share of the attention's answer zeroed while training
                  ):
         super().__init__(C, attn, mlp, norm, dropout)
-        self.h, self.z = (nn.Parameter(torch.tensor([_between(n, v, layer/max(1, n_layers-1))])) for n, v in (('h', h), ('z', z)))
+        depth = layer/max(1, n_layers-1)                          # 0 first layer, 1 last
+        self.h = nn.Parameter(torch.tensor([_between('h', h, depth)]))
+        self.z = nn.Parameter(torch.tensor([_between('z', z, depth)]))
 
-    def forward(self, x:torch.Tensor, seq:Seq): return super().forward(self.h*x + self.z*seq.x0, seq)   # (B,T,C)
+    def forward(self, x:torch.Tensor, seq:Seq):                   # (B,T,C)
+        return super().forward(self.h*x + self.z*seq.x0, seq)
 
 def _between(name, ends, depth):
-    good = isinstance(ends, (tuple, list)) and len(ends) == 2 and all(isinstance(v, (int, float)) for v in ends)
-    if not good: raise ValueError(f'{name} is a pair of numbers (first layer, last layer), such as (1.15, 1.05), not {ends!r}')
+    numbers = isinstance(ends, (tuple, list)) and all(isinstance(v, (int, float)) for v in ends)
+    if not numbers or len(ends) != 2:
+        raise ValueError(f'{name} is a pair of numbers (first layer, last layer), '
+                         f'such as (1.15, 1.05), not {ends!r}')
     return float(ends[0] + (ends[1] - ends[0])*depth)
 
 # %% ../nbs/16_stacks.ipynb #6aea76b5
 def roles(model:nn.Module) -> dict[str, str]:
-    "Each matrix and table of a GPT and what it does: embed, table, head, answer, up, gate or matrix"
-    return {n: _role(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+    "What each matrix and table of a GPT does: embed, table, head, answer, up, gate or matrix"
+    return {n: _role(n, m) for n, m in model.named_modules()
+            if isinstance(m, (nn.Linear, nn.Embedding))}
 
 def _role(name, m):
     last, inside = name.split('.')[-1], name.startswith('blocks.')
-    if isinstance(m, nn.Embedding): return 'table' if inside else 'embed'      # tokens and positions; values of tokens
+    # tokens and positions are embedded; a table inside a block holds values of tokens
+    if isinstance(m, nn.Embedding): return 'table' if inside else 'embed'
     if name.split('.')[0] == 'head': return 'head'
-    if inside and last in ('o', 'down'): return 'answer'                       # what is added to the stream
+    # what is added to the stream
+    if inside and last in ('o', 'down'): return 'answer'
+    # a GLU's gate is a first matrix of the MLP; elsewhere a gate is a gate
     if inside and last in ('up', 'gate'): return 'up' if '.mlp.' in name else 'gate'
-    return 'matrix'                                                            # all else reads the stream
+    # all else reads the stream
+    return 'matrix'
 
+# %% ../nbs/16_stacks.ipynb #5a43c8a0
 def draw_by_role(model:nn.Module, # changed in place
                  matrix:Callable, # draw(weight), for every role not named below
                  **draws:Callable, # role=draw
                  ):
-    "Fill each weight by its role, biases with zero; raises ValueError for a role that does not exist"
-    if (odd := draws.keys() - {'embed', 'table', 'head', 'answer', 'up', 'gate'}): raise ValueError(f'no role is called {", ".join(sorted(odd))}; there are embed, table, head, answer, up, gate, matrix')
+    """Fill each weight by its role, biases with zero; all else, such as a norm's gain,
+    keeps its own start; raises ValueError for a role that does not exist"""
+    if (odd := draws.keys() - set(_ROLES)):
+        raise ValueError(f'no role is called {", ".join(sorted(odd))}; '
+                         f'there are {", ".join(_ROLES)}')
     for name, role in roles(model).items():
         m = model.get_submodule(name)
         draws.get(role, matrix)(m.weight)
         if getattr(m, 'bias', None) is not None: nn.init.zeros_(m.bias)
 
+_ROLES = 'embed', 'table', 'head', 'answer', 'up', 'gate', 'matrix'
 def _normal(std): return partial(nn.init.normal_, std=std)
 
-# %% ../nbs/16_stacks.ipynb #74788835
+# %% ../nbs/16_stacks.ipynb #26d62f6e
 def nanochat_init(model:nn.Module):
     "nanochat's start, as gpt-lab has it; a tied table is N(0, 1/width²)"
     C, tie = model.cfg.d_model, model.cfg.tie
-    def even(share, n=None): return lambda w: nn.init.uniform_(w, *[side*share*(3/(n or w.shape[1]))**.5 for side in (-1, 1)])
-    draw_by_role(model, even(1.), up=even(.4), table=even(1., C), gate=partial(nn.init.uniform_, a=0., b=.02), answer=nn.init.zeros_,
+    def even(share, n=None):
+        def draw(w):
+            bound = share*(3/(n or w.shape[1]))**.5
+            nn.init.uniform_(w, -bound, bound)
+        return draw
+    draw_by_role(model, even(1.), up=even(.4), table=even(1., C), answer=nn.init.zeros_,
+                 gate=partial(nn.init.uniform_, a=0., b=.02),
                  embed=_normal(1/C if tie else .8), head=_normal(.001))
 
 # %% ../nbs/16_stacks.ipynb #114423d3
 def hlb_init(model:nn.Module):
-    "hlb-gpt's start, with its spreads for every matrix of the same role; the first loss lies about 1/8 nat above log V"
+    """hlb-gpt's start, with its spreads for every matrix of the same role;
+    the first loss lies about 1/8 nat above log V"""
     std = model.cfg.d_model**-.5
-    draw_by_role(model, _normal(.25*std), answer=_normal(.5*std/model.cfg.n_layers), head=_normal(.5*std))
+    draw_by_role(model, _normal(.25*std), answer=_normal(.5*std/model.cfg.n_layers),
+                 head=_normal(.5*std))
 
 # %% ../nbs/16_stacks.ipynb #8de5ad56
 def mup_init(model:nn.Module, # changed in place
-             head:float=0., # the untied head is N(0, (head/width)²); 0 begins with a uniform guess, 1 is the table's entry
+             head:float=0., # an untied head is N(0, (head/width)²); 0 guesses uniformly
              ):
-    "μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers); a tied table is N(0, 1/width²); raises ValueError for a negative head"
+    """μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers);
+    a tied table is N(0, 1/width²); raises ValueError for a negative head"""
     if head < 0: raise ValueError(f'head is a spread, at least 0, not {head}')
     C, tie = model.cfg.d_model, model.cfg.tie
     def by_fan_in(w, scale=1., power=.5): nn.init.normal_(w, std=scale*w.shape[1]**-power)
-    draw_by_role(model, by_fan_in, answer=partial(by_fan_in, scale=(2*model.cfg.n_layers)**-.5), head=partial(by_fan_in, scale=head, power=1),
+    draw_by_role(model, by_fan_in, answer=partial(by_fan_in, scale=(2*model.cfg.n_layers)**-.5),
+                 head=partial(by_fan_in, scale=head, power=1),
                  table=_normal(1.), embed=_normal(1/C if tie else 1.))
 
 # %% ../nbs/16_stacks.ipynb #796862c2
 def mup_groups(model:nn.Module, # a GPT
                base:GPTConfig, # the same stack, at the width at which lr was tuned
                lr:float=1e-3, # Adam's rate at that width
-               make:Callable=adamw, # make(lr=…, at=…) -> Group; any rule whose steps do not grow with the gradient, as `partial(adamw, wd=.1)`
+               make:Callable=adamw, # its steps may not grow with the gradient, as adamw's
                ) -> list[Group]:
-    "Groups for `Opt`: each matrix's rate falls with what it reads (Yang et al. 2022, table 3, Adam); raises TypeError or ValueError if base is no config, or another stack's"
-    if not isinstance(base, GPTConfig): raise TypeError(f'base is a GPTConfig, such as replace(model.cfg, d_model=128, n_heads=2), not {base!r}')
+    """Groups for `Opt`: each matrix's rate falls with what it reads
+    (Yang et al. 2022, table 3, Adam); raises TypeError if base is no config,
+    ValueError if it is another stack's"""
+    if not isinstance(base, GPTConfig):
+        raise TypeError('base is a GPTConfig, such as '
+                        f'replace(model.cfg, d_model=128, n_heads=2), not {base!r}')
     with torch.device('meta'): small = GPT(base)
     ratios = _ratios(_fan_ins(model), _fan_ins(small))
     def group(r): return make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
@@ -128,10 +159,14 @@ def _fan_ins(model):
     return {n: _fan_in(model, owner(n), p) for n, p in model.named_parameters()}
 
 def _fan_in(model, m, p):
-    if m is getattr(model, 'widen', None): return max(p.shape)                 # used both ways: the wider counts
-    lookup = isinstance(m, nn.Embedding) and p is not getattr(model.head, 'weight', None)   # reads one row; a tied table is a head, too
+    # used both ways: the wider counts
+    if m is getattr(model, 'widen', None): return max(p.shape)
+    # a table reads one row; a tied table is a head, too
+    lookup = isinstance(m, nn.Embedding) and p is not getattr(model.head, 'weight', None)
     return 1 if p.ndim < 2 or lookup else p[0].numel()
 
 def _ratios(now, was):
-    if (odd := now.keys() ^ was.keys()): raise ValueError(f'base must be the same stack at another width; one of the two has no {sorted(odd)[0]}')
+    if (odd := now.keys() ^ was.keys()):
+        raise ValueError('base must be the same stack at another width; '
+                         f'one of the two has no {sorted(odd)[0]}')
     return {n: f/was[n] for n, f in now.items()}
