@@ -18,14 +18,16 @@ from .blocks import build, no_gradient, perturb, Report
 def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
                     k:torch.Tensor, # (B,H,S,D) what each token shows
                     v:torch.Tensor, # (B,H,S,D) what each token gives
-                    mask:torch.Tensor|None=None, # True (or 0 in a float mask) where T may look at S; None looks everywhere
-                    softcap:float|None=None, # scores are squeezed into ±softcap by tanh (Gemma 2)
+                    mask:torch.Tensor|None=None, # True (or float 0): T may see S; None: all
+                    softcap:float|None=None, # squeeze scores into ±softcap (Gemma 2)
                     dropout:float=0., # share of the weights zeroed
                     ) -> torch.Tensor:
     "Scaled dot-product attention, spelt out (Vaswani et al. 2017, eq. 1); the oracle for every faster one"
     scores = q @ k.mT / math.sqrt(q.shape[-1])                        # (B,H,T,S)
     if softcap: scores = softcap * torch.tanh(scores/softcap)
-    if mask is not None: scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    if mask is not None:
+        if mask.dtype == torch.bool: scores = scores.masked_fill(~mask, -math.inf)
+        else: scores = scores + mask
     return F.dropout(scores.softmax(-1).to(v.dtype), dropout) @ v     # (B,H,T,D)
 
 # %% ../nbs/07_attention.ipynb #4d6d859f
@@ -34,14 +36,19 @@ class Seq:
     def __init__(self,
                  ids:torch.Tensor, # (B,T) token ids
                  docs:torch.Tensor|None=None, # (B,T) document of each token, −1 for padding
-                 pos:torch.Tensor|None=None, # (B,T) position of each token; None counts on from what the caches hold
+                 pos:torch.Tensor|None=None, # (B,T) positions; None counts on from the caches
                  caches:list|None=None, # one cache per layer
                  ):
-        self.ids, self.docs, self.caches, self.cache, self.x0, self._memo = ids, docs, caches, None, None, {}
-        self.seen  = caches[0].seen if caches else 0
-        self.plain = docs is None and pos is None and (caches is None or caches[0].plain)
+        self.ids, self.docs, self.caches, self._memo = ids, docs, caches, {}
+        self.cache = self.x0 = None   # x0: the first embedding, for who wants it again
+        self.seen = caches[0].seen if caches else 0          # tokens already in the caches
+        # plain: each row is one document from position 0 on; one mask serves all rows
+        self.plain = docs is None and pos is None and (not caches or caches[0].plain)
         for c in caches or []: c.plain = self.plain
-        self.pos   = pos if pos is not None else (self.seen + torch.arange(ids.shape[1], device=ids.device)).expand(ids.shape)
+        if pos is None:
+            count = self.seen + torch.arange(ids.shape[1], device=ids.device) # (T,)
+            pos = count.expand(ids.shape)                             # (B,T)
+        self.pos = pos
 
     def at(self, i:int) -> 'Seq':
         "The view of layer i: the same memory, its own cache"
@@ -56,20 +63,22 @@ class Seq:
 
 # %% ../nbs/07_attention.ipynb #7f3723df
 def visible(qpos:torch.Tensor, # (B,T) positions of the queries
-            kpos:torch.Tensor, # (B,S) positions of the keys; −1 marks an empty slot
+            kpos:torch.Tensor, # (B,S) positions of the keys; below 0 is unseen
             qdocs:torch.Tensor|None=None, # (B,T) documents of the queries
             kdocs:torch.Tensor|None=None, # (B,S) documents of the keys
-            window:int|None=None, # how many tokens back one can see, itself included
+            window:int|None=None, # how many tokens one sees, itself included
             ) -> torch.Tensor: # (B,1,T,S) bool
     "True where a query may look at a key"
-    q, k = qpos[:,:,None], kpos[:,None,:]                             # (B,T,1), (B,1,S)
+    q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)
     if window: m = m & (q - k < window)
     if qdocs is not None: m = m & (qdocs[:,:,None] == kdocs[:,None,:])
     return m[:,None]                                                  # (B,1,T,S)
 
 def _window(window):
-    if window is not None and (type(window) is not int or window < 1): raise ValueError(f'a window is how many tokens one can see, a whole number from 1, or None for all: not {window!r}')
+    if window is not None and (type(window) is not int or window < 1):
+        raise ValueError('a window is how many tokens one can see, '
+                         f'a whole number from 1, or None for all: not {window!r}')
     return window
 
 # %% ../nbs/07_attention.ipynb #7ec2edc1
@@ -79,45 +88,54 @@ class LearnedPositions(nn.Embedding):
                  C:int, # width
                  context_length:int, # places in the table
                  ): super().__init__(context_length, C)
-    def forward(self, seq:Seq) -> torch.Tensor: return super().forward(seq.pos)                    # (B,T,C)
+    def forward(self, seq:Seq) -> torch.Tensor: return super().forward(seq.pos)
 
 # %% ../nbs/07_attention.ipynb #ff692371
-def _rotate(x, cos, sin):                                             # (B,H,T,D), (B,1,T,D/2)
+def _rotate(x, cos, sin):                                # (B,H,T,D), (B,1,T,D/2)
     a, b = x.chunk(2, -1)
     return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
 
 class RoPE:
-    "Rotary positions, channel i paired with i+D/2 (Su et al. 2021, eq. 34; the pairing of LLaMA's published weights)"
+    "Rotary positions (Su et al. 2021, eq. 34), but channel i is paired with i+D/2, as Hugging Face stores LLaMA"
     def __init__(self,
                  D:int, # head width, even
-                 n_heads:int|None=None, # not used; every position scheme is offered it
-                 theta:float=1e4, # the slowest pair turns once in about 2π·theta tokens
+                 n_heads:int|None=None, # not used; every scheme is given it
+                 theta:float=1e4, # slowest pair: a turn in about 2π·theta tokens
                  ):
-        if D % 2: raise ValueError(f'rotary positions turn pairs of channels: the head width must be even, not {D}')
+        if D % 2: raise ValueError('rotary positions turn pairs of channels: '
+                                   f'the head width must be even, not {D}')
         self.D, self.theta = D, theta
 
     def _angles(self, seq):
-        w = 1 / self.theta ** (torch.arange(0, self.D, 2, device=seq.pos.device) / self.D)         # (D/2,)
-        a = (seq.pos[:1] if seq.plain else seq.pos)[:,None,:,None] * w                             # (B or 1,1,T,D/2)
+        i2 = torch.arange(0, self.D, 2, device=seq.pos.device)        # (D/2,)
+        w = 1 / self.theta ** (i2 / self.D)                           # (D/2,)
+        pos = seq.pos[:1] if seq.plain else seq.pos                   # (B or 1,T)
+        a = pos[:,None,:,None] * w                               # (B or 1,1,T,D/2)
         return a.cos(), a.sin()
 
     def rotate(self, seq:Seq, q:torch.Tensor, k:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Turn queries and keys by their positions"
-        cos, sin = [t.to(q.dtype) for t in seq.once(('rope', self.D, self.theta), lambda: self._angles(seq))]
+        angles = seq.once(('rope', self.D, self.theta), lambda: self._angles(seq))
+        cos, sin = [t.to(q.dtype) for t in angles]
         return _rotate(q, cos, sin), _rotate(k, cos, sin)
 
 # %% ../nbs/07_attention.ipynb #4801a277
 class Cache:
     "Named tensors of what was read, growing along time; with a window, only what the next token can still see is kept"
-    def __init__(self, window:int|None=None): self.window, self.seen, self.plain, self.kept = _window(window), 0, True, {}
+    def __init__(self, window:int|None=None):
+        self.window, self.seen, self.plain, self.kept = _window(window), 0, True, {}
 
     def add(self, **new:torch.Tensor) -> dict[str, torch.Tensor]:
         "Append k, v (B,H,T,D), pos and docs (B,T); returns all that is visible, new ones included"
         dim = lambda t: -2 if t.ndim == 4 else -1
-        if self.kept and self.kept.keys() != new.keys(): raise ValueError(f'this cache holds {sorted(self.kept)}, not {sorted(new)}: pass docs at every call or at none')
-        every = {n: torch.cat([self.kept[n], t], dim(t)) if self.kept else t for n, t in new.items()}
+        if self.kept and self.kept.keys() != new.keys():
+            raise ValueError(f'this cache holds {sorted(self.kept)}, not '
+                             f'{sorted(new)}: pass docs at every call or at none')
+        every = {n: torch.cat([self.kept[n], t], dim(t)) if self.kept else t
+                 for n, t in new.items()}
         self.seen += new['pos'].shape[1]
-        self.kept = {n: t if self.window is None else _last(t, self.window-1, dim(t)) for n, t in every.items()}
+        cut = lambda t: t if self.window is None else _last(t, self.window-1, dim(t))
+        self.kept = {n: cut(t) for n, t in every.items()}
         return every
 
 def _last(t, n, dim):
@@ -125,25 +143,27 @@ def _last(t, n, dim):
     n = min(n, t.shape[dim])
     return t.narrow(dim, t.shape[dim]-n, n).clone()
 
-# %% ../nbs/07_attention.ipynb #6179b3d9
+# %% ../nbs/07_attention.ipynb #8e46e20a
 class Attention(nn.Module):
     "Multi-head causal attention, with grouped key-value heads (Ainslie et al. 2023), windows and query-key norm (Henry et al. 2020)"
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads of queries
-                 n_kv_heads:int|None=None, # heads of keys and values, a divisor of n_heads; None is as many
+                 n_kv_heads:int|None=None, # heads of keys and values; None: as many
                  d_head:int|None=None, # width of a head; None is C/n_heads
                  window:int|None=None, # see only this many tokens, itself included
-                 pos:Callable|None=RoPE, # position scheme `pos(D, n_heads)`, or None
+                 pos:Callable|None=RoPE, # position scheme `pos(D, n_heads)`
                  qk_norm:bool=True, # norm queries and keys?
                  softcap:float|None=None, # squeeze scores into ±softcap
                  bias:bool=False, # biases in the four matrices?
-                 dropout:float=0., # share of attention weights zeroed while training
+                 dropout:float=0., # share of weights zeroed while training
                  ):
         super().__init__()
         self.H, self.K, self.D = _heads(C, n_heads, n_kv_heads, d_head)
-        self.window, self.qk_norm, self.softcap, self.dropout = _window(window), qk_norm, softcap, dropout
-        self.q, self.k, self.v = (nn.Linear(C, h*self.D, bias=bias) for h in (self.H, self.K, self.K))
+        self.window, self.qk_norm = _window(window), qk_norm
+        self.softcap, self.dropout = softcap, dropout
+        self.q, self.k, self.v = (nn.Linear(C, h*self.D, bias=bias)
+                                  for h in (self.H, self.K, self.K))
         self.o = nn.Linear(self.H*self.D, C, bias=bias)
         self.pos = pos(self.D, n_heads) if pos else None
 
@@ -153,25 +173,35 @@ class Attention(nn.Module):
 
 def _heads(C, n_heads, n_kv_heads, d_head):
     K = n_kv_heads or n_heads
-    if d_head is None and C % n_heads: raise ValueError(f'width {C} does not divide into {n_heads} heads: choose a multiple, or give d_head')
-    if n_heads % K: raise ValueError(f'{n_heads} heads cannot share {K} key-value heads evenly: n_kv_heads must divide n_heads')
+    if d_head is None and C % n_heads:
+        raise ValueError(f'width {C} does not divide into {n_heads} heads: '
+                         'choose a multiple, or give d_head')
+    if n_heads % K:
+        raise ValueError(f'{n_heads} heads cannot share {K} key-value heads '
+                         'evenly: n_kv_heads must divide n_heads')
     return n_heads, K, d_head or C//n_heads
 
 # %% ../nbs/07_attention.ipynb #ee7104e0
 @patch
 def _mask(self:Attention, seq, kpos, kdocs):
-    S = kpos.shape[1]
+    "'causal' (the kernel knows it), None (one new token sees all that is kept), or a mask"
+    T, S = seq.pos.shape[1], kpos.shape[1]
     biased = hasattr(self.pos, 'bias')
-    if seq.plain and not biased and not self.softcap:
-        if seq.pos.shape[1] == S and (self.window is None or self.window >= S): return 'causal'
-        if seq.pos.shape[1] == 1 and (self.window is None or self.window >= S): return None        # one new token sees all that is kept
-    m = seq.once(('mask', self.window, S), lambda: visible(seq.pos, kpos, seq.docs, kdocs, self.window))
+    wide = self.window is None or self.window >= S
+    if seq.plain and wide and not biased and not self.softcap:
+        if T == S: return 'causal'
+        if T == 1: return None
+    see = lambda: visible(seq.pos, kpos, seq.docs, kdocs, self.window)
+    m = seq.once(('mask', self.window, S), see)                       # (B,1,T,S)
     return torch.where(m, self.pos.bias(seq, kpos), -math.inf) if biased else m
 
 @patch
 def prepare(self:Attention, seq:Seq, x:torch.Tensor):
     "Make what all layers of this kind share: called before the first block"
-    if hasattr(self.pos, 'rotate'): self.pos.rotate(seq, *[x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.D)]*2)
+    if hasattr(self.pos, 'rotate'):
+        # a stand-in of the right shape: only the angles are wanted
+        like = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.D)     # (B,1,T,D)
+        self.pos.rotate(seq, like, like)
     self._mask(seq, seq.pos, seq.docs)
 
 # %% ../nbs/07_attention.ipynb #c0aac639
@@ -179,33 +209,39 @@ def prepare(self:Attention, seq:Seq, x:torch.Tensor):
 def _remember(self:Attention, seq, k, v):
     "Put k and v (B,K,T,D) into the cache if there is one; returns all keys, values, positions and documents"
     if seq.cache is None: return k, v, seq.pos, seq.docs
-    c = seq.cache.add(k=k, v=v, pos=seq.pos, **({} if seq.docs is None else dict(docs=seq.docs)))
+    docs = {} if seq.docs is None else dict(docs=seq.docs)
+    c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs)
     return c['k'], c['v'], c['pos'], c.get('docs')
 
 @patch
 def _attend(self:Attention, q, k, v, mask):
     causal, p = isinstance(mask, str), self.dropout if self.training else 0.
     if self.softcap:
-        k, v = (t.repeat_interleave(self.H//self.K, 1) for t in (k, v))                            # (B,H,S,D)
+        k, v = (t.repeat_interleave(self.H//self.K, 1) for t in (k, v)) # (B,H,S,D)
         return plain_attention(q, k, v, mask, self.softcap, p)
-    return F.scaled_dot_product_attention(q, k, v, None if causal else mask, p, causal, enable_gqa=self.H != self.K)
+    if causal: mask = None
+    shared = self.H != self.K
+    return F.scaled_dot_product_attention(q, k, v, mask, p, causal, enable_gqa=shared)
 
 @patch
-def forward(self:Attention, x:torch.Tensor, seq:Seq) -> torch.Tensor:                              # (B,T,C)
+def forward(self:Attention, x:torch.Tensor, seq:Seq) -> torch.Tensor: # (B,T,C)
+    "What each token finds in the past"
     B, T, _ = x.shape
-    q, k, v = (f(x).view(B, T, -1, self.D).transpose(1,2) for f in (self.q, self.k, self.v))       # (B,H or K,T,D)
+    q, k, v = (f(x).view(B, T, -1, self.D).transpose(1,2)
+               for f in (self.q, self.k, self.v))                     # (B,H|K,T,D)
     if self.qk_norm: q, k = F.rms_norm(q, (self.D,)), F.rms_norm(k, (self.D,))
     if hasattr(self.pos, 'rotate'): q, k = self.pos.rotate(seq, q, k)
-    k, v, kpos, kdocs = self._remember(seq, k, v)                                                  # (B,K,S,D)
-    y = self._attend(q, k, v, self._mask(seq, kpos, kdocs))                                        # (B,H,T,D)
-    return self.o(y.transpose(1,2).reshape(B, T, -1))                                              # (B,T,C)
+    k, v, kpos, kdocs = self._remember(seq, k, v)                     # (B,K,S,D)
+    y = self._attend(q, k, v, self._mask(seq, kpos, kdocs))           # (B,H,T,D)
+    return self.o(y.transpose(1,2).reshape(B, T, -1))                 # (B,T,C)
 
 # %% ../nbs/07_attention.ipynb #4d547d34
 def _rows(B=3, T=24, C=32):
     "x (B,T,C), ids, and docs and pos with padding of 0, 5 and 9 tokens on the left; padding is document −1 at position 0"
     pads = torch.tensor([0, 5, 9])[:,None]                            # (B,1)
     pos = torch.arange(T)[None] - pads                                # (B,T)
-    return torch.randn(B, T, C), torch.randint(0, 16, (B, T)), torch.where(pos < 0, -1, 0), pos.clamp(min=0)
+    x, ids = torch.randn(B, T, C), torch.randint(0, 16, (B, T))
+    return x, ids, torch.where(pos < 0, -1, 0), pos.clamp(min=0)
 
 def _run(attn, x, ids, docs=None, pos=None, cache=None):
     seq = Seq(ids, docs, pos, None if cache is None else [cache]); seq.x0 = x
@@ -223,7 +259,7 @@ def _cached_gap(attn, split):
 
 @torch.no_grad()
 def _leaks(attn, where):
-    "Does changing tokens `where` (a slice) move the outputs before it ('future') or in the other document ('docs')?"
+    "Does changing tokens `where` (a slice) move what must not see them: earlier tokens, or the other document?"
     x, ids, *_ = _rows()
     docs = (torch.arange(24) >= 12).long().expand(3, 24)
     x2, ids2 = x.clone(), ids.clone(); x2[:,where] += 1; ids2[:,where] = (ids2[:,where]+1) % 16
@@ -238,14 +274,19 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
                n_kv_heads:int|None=None, # key-value heads to try
                ) -> Report:
     "Try an attention: shape, gradients, no look at the future, cached = uncached, documents apart; says in words what it cannot do"
-    attn = perturb(build(make, C, n_heads, n_kv_heads, vocab_size=16, layer=0, n_layers=2, context_length=64, dropout=0.)).eval()
+    facts = dict(vocab_size=16, layer=0, n_layers=2, context_length=64, dropout=0.)
+    attn = perturb(build(make, C, n_heads, n_kv_heads, **facts)).eval()
     x, ids, *_ = _rows(C=C)
     y = _run(attn, x.requires_grad_(), ids)
-    if y.shape != x.shape: return Report({f'keeps the shape: gave {tuple(y.shape)} for {tuple(x.shape)}': False})
+    if y.shape != x.shape:
+        return Report({f'keeps the shape: gave {tuple(y.shape)} for {tuple(x.shape)}': False})
     y.square().sum().backward()
     dead = no_gradient(attn)
-    r = Report({'keeps the shape': True, 'every parameter gets a gradient' + f': not {", ".join(dead)}'*bool(dead): not dead,
-                'blind to the future': not _leaks(attn, slice(12, 24)), 'keeps documents apart': not _leaks(attn, slice(0, 12))})
-    if not hasattr(attn, 'new_cache'): return Report(r | {'cannot be cached (no new_cache): the text is read again for every token': '–'})
+    missing = f': not {", ".join(dead)}' if dead else ''
+    r = Report({'keeps the shape': True, 'every parameter gets a gradient' + missing: not dead,
+                'blind to the future': not _leaks(attn, slice(12, 24)),
+                'keeps documents apart': not _leaks(attn, slice(0, 12))})
+    never = 'cannot be cached (no new_cache): the text is read again for every token'
+    if not hasattr(attn, 'new_cache'): return Report(r | {never: '–'})
     gap = max(_cached_gap(attn, s) for s in ([1]*24, [24], [7,1,1,15], [12,12]))
     return Report(r | {f'cached equals uncached: largest difference {gap:.0e}': gap < 1e-4})
