@@ -40,9 +40,10 @@ class Seq:
                  caches:list|None=None, # one cache per layer
                  ):
         self.ids, self.docs, self.caches, self._memo = ids, docs, caches, {}
-        self.cache = self.x0 = None   # x0: the first embedding, for who wants it again
-        self.seen = caches[0].seen if caches else 0          # tokens already in the caches
-        # plain: each row is one document from position 0 on; one mask serves all rows
+        self.cache = None
+        self.x0 = None                     # the first embedding, for who wants it again
+        self.seen = caches[0].seen if caches else 0      # tokens already in the caches
+        # plain: every row is one document from position 0 on; one mask serves all
         self.plain = docs is None and pos is None and (not caches or caches[0].plain)
         for c in caches or []: c.plain = self.plain
         if pos is None:
@@ -134,8 +135,8 @@ class Cache:
         every = {n: torch.cat([self.kept[n], t], dim(t)) if self.kept else t
                  for n, t in new.items()}
         self.seen += new['pos'].shape[1]
-        cut = lambda t: t if self.window is None else _last(t, self.window-1, dim(t))
-        self.kept = {n: cut(t) for n, t in every.items()}
+        keep = lambda t: _last(t, self.window-1, dim(t)) if self.window else t
+        self.kept = {n: keep(t) for n, t in every.items()}
         return every
 
 def _last(t, n, dim):
