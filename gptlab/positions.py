@@ -24,12 +24,13 @@ class Sinusoids(nn.Module):
     (Vaswani et al. 2017, section 3.5); for `pos_embed`"""
     def __init__(self,
                  C:int, # width, even
-                 context_length:int|None=None, # not used: there is a vector for every position
+                 context_length:int|None=None, # not used: there is no last position
                  base:float=1e4, # the slowest wave is 2π·base tokens long
                  ):
         super().__init__()
         if C % 2:
-            raise ValueError(f'sines and cosines come in pairs: the width must be even, not {C}')
+            raise ValueError('sines and cosines come in pairs: '
+                             f'the width must be even, not {C}')
         self.C, self.base = C, base
         # an empty buffer knows the model's dtype
         self.register_buffer('like', torch.zeros(0), persistent=False)
@@ -43,8 +44,8 @@ class Sinusoids(nn.Module):
 
 # %% ../nbs/18_positions.ipynb #1cd08573
 class ScaledRoPE(RoPE):
-    """Rotary positions with a choice of pairing and of speeds; here all speeds
-    are divided by `factor` (position interpolation, Chen et al. 2023)"""
+    """Rotary positions with a choice of pairing and of speeds;
+    here all speeds are divided by `factor` (interpolation, Chen et al. 2023)"""
     strength = 1.
     def __init__(self,
                  D:int, # head width, even
@@ -55,7 +56,8 @@ class ScaledRoPE(RoPE):
                  interleaved:bool=False, # pair neighbours instead of halves?
                  ):
         super().__init__(D, n_heads, theta)
-        self.factor, self.context_length, self.interleaved = factor, context_length, interleaved
+        self.factor, self.interleaved = factor, interleaved
+        self.context_length = context_length
 
     def speeds(self) -> torch.Tensor:
         "Radians per token of each pair (D/2,)"
@@ -83,14 +85,14 @@ def rotate(self:ScaledRoPE, seq:Seq, q:torch.Tensor, k:torch.Tensor
     return turn(q, cos, sin), turn(k, cos, sin)
 
 # %% ../nbs/18_positions.ipynb #e52719c6
-def halves_to_pairs(weight:torch.Tensor, # (H·D, …) rows of a query or key matrix, or its bias
+def halves_to_pairs(weight:torch.Tensor, # (H·D, …) query or key matrix, or its bias
                     D:int, # head width
                     ) -> torch.Tensor:
     "Weights made for half-split rotation, reordered for interleaved rotation"
     return weight.unflatten(0, (-1, 2, D//2)).transpose(1, 2).reshape(weight.shape)
 
 # %% ../nbs/18_positions.ipynb #454f44fd
-def pairs_to_halves(weight:torch.Tensor, # (H·D, …) rows of a query or key matrix, or its bias
+def pairs_to_halves(weight:torch.Tensor, # (H·D, …) query or key matrix, or its bias
                     D:int, # head width
                     ) -> torch.Tensor:
     "Weights made for interleaved rotation, reordered for half-split rotation"
@@ -98,16 +100,17 @@ def pairs_to_halves(weight:torch.Tensor, # (H·D, …) rows of a query or key ma
 
 # %% ../nbs/18_positions.ipynb #c04335e4
 class NTK(ScaledRoPE):
-    """The base grows to theta·factor^(D/(D−2)): fast pairs stay, the slowest slows by `factor`
-    (Peng et al. 2023, section 3.1)"""
+    """The base grows to theta·factor^(D/(D−2)):
+    fast pairs stay, the slowest slows by `factor` (Peng et al. 2023, section 3.1)"""
     def speeds(self) -> torch.Tensor:
         base = self.theta * self.factor**(self.D/(self.D-2))
         return 1 / base ** (torch.arange(0, self.D, 2) / self.D)
 
 # %% ../nbs/18_positions.ipynb #7d4084a9
 class YaRN(ScaledRoPE):
-    """Pairs of 32 turns or more in the trained context keep their speed,
-    those of one turn or fewer are divided (Peng et al. 2023, section 3.2)"""
+    """Fast pairs keep their speed, slow ones are divided:
+    32 turns or more in the trained context are fast, one or fewer slow
+    (Peng et al. 2023, section 3.2)"""
     fast, slow = 32, 1
     @property
     def strength(self) -> float:
@@ -117,7 +120,8 @@ class YaRN(ScaledRoPE):
     def speeds(self) -> torch.Tensor:
         w, n = self._plain(), _context(self)
         # the pair that turns t times
-        turns = lambda t: self.D * math.log(n/(t*2*math.pi)) / (2*math.log(self.theta))
+        def turns(t):
+            return self.D * math.log(n/(t*2*math.pi)) / (2*math.log(self.theta))
         low = max(math.floor(turns(self.fast)), 0)
         high = min(math.ceil(turns(self.slow)), self.D-1)
         # 0 keep, 1 divide
@@ -133,12 +137,14 @@ def _context(rope):
 
 # %% ../nbs/18_positions.ipynb #c1009454
 class Llama3RoPE(ScaledRoPE):
-    """Waves shorter than a quarter of the trained context stay, longer than it are divided,
+    """Short waves stay, long ones are divided:
+    short is less than a quarter of the trained context, long more than all,
     a ramp between (Llama 3.1's `rope_type`)"""
     low, high = 1., 4.
     def speeds(self) -> torch.Tensor:
         w = self._plain()
-        keep = ((_context(self)*w/(2*math.pi) - self.low) / (self.high-self.low)).clamp(0, 1)
+        turns = _context(self)*w/(2*math.pi)
+        keep = ((turns - self.low) / (self.high-self.low)).clamp(0, 1)
         return w*keep + w/self.factor*(1-keep)
 
 # %% ../nbs/18_positions.ipynb #68d3ba08
@@ -153,8 +159,9 @@ def extend(model:GPT, # changed in place, its config too
     how = {id(m): _stretched(m.pos, factor, scheme, cfg.context_length) for m in turned}
     parts = [partial(a, pos=how[id(m)]) if m else a
              for a, m in zip(_listed(cfg.attn)*cfg.n_layers, attns)]
-    length, n = round(cfg.context_length*factor), min(len(_listed(cfg.attn)), cfg.n_layers)
+    length = round(cfg.context_length*factor)
     for m in turned: m.pos, m.context_length = how[id(m)](m.pos.D), length
+    n = min(len(_listed(cfg.attn)), cfg.n_layers)
     attn = parts[:n] if isinstance(cfg.attn, (list, tuple)) else parts[0]
     model.cfg = replace(cfg, context_length=length, attn=attn)
     return len(turned)
@@ -162,7 +169,8 @@ def extend(model:GPT, # changed in place, its config too
 # %% ../nbs/18_positions.ipynb #d4a51aba
 def _turned(model):
     turned = [m for m in model.modules() if isinstance(getattr(m, 'pos', None), RoPE)]
-    odd = [m for m in turned if not (type(m.pos) is RoPE or isinstance(m.pos, ScaledRoPE))]
+    known = lambda pos: type(pos) is RoPE or isinstance(pos, ScaledRoPE)
+    odd = [m for m in turned if not known(m.pos)]
     if not turned:
         raise ValueError('this model has no rotary positions to stretch; '
                          'learnt ones end where their table ends')
@@ -205,7 +213,8 @@ class ALiBi:
 
     def bias(self, seq:Seq, kpos:torch.Tensor) -> torch.Tensor:   # (B or 1,H,T,S)
         "What is added to the scores"
-        def table(): return -self.slopes(kpos.device)[:,None,None] * _distance(seq, kpos)
+        def table():
+            return -self.slopes(kpos.device)[:,None,None] * _distance(seq, kpos)
         return seq.once(('alibi', self.n_heads, kpos.shape[1]), table)
 
 # %% ../nbs/18_positions.ipynb #b6c96ff1

@@ -24,8 +24,8 @@ class ParallelBlock(Block):
                  attn:Callable, # bound constructor: attn() makes the attention
                  mlp:Callable, # bound constructor: mlp() makes the MLP
                  norm:Callable, # norm(C)
-                 dropout:float=0., # share of the attention's answer zeroed while training
-                 two_norms:bool=False, # a norm for each (Black et al. 2022, GPT-NeoX)?
+                 dropout:float=0., # share of attention's answer zeroed in training
+                 two_norms:bool=False, # one each (Black et al. 2022, GPT-NeoX)?
                  ):
         super().__init__(C, attn, mlp, norm, dropout)
         if not two_norms: self.norm2 = None
@@ -48,12 +48,13 @@ class ScaledBlock(Block):
                  norm:Callable, # norm(C)
                  layer:int=0, # this layer
                  n_layers:int=1, # of so many
-                 h:tuple=(1.15, 1.05), # the stream's scale at the start, first layer and last
-                 z:tuple=(.20, .05), # the share of x0; h=(1, 1), z=(0, 0): a plain block
-                 dropout:float=0., # share of the attention's answer zeroed while training
+                 h:tuple=(1.15, 1.05), # the stream's scale: first layer, last layer
+                 z:tuple=(.20, .05), # x0's share, likewise; (1, 1) and (0, 0) begin plain
+                 dropout:float=0., # share of attention's answer zeroed in training
                  ):
         super().__init__(C, attn, mlp, norm, dropout)
-        depth = layer/max(1, n_layers-1)                          # 0 first layer, 1 last
+        # 0 first layer, 1 last
+        depth = layer/max(1, n_layers-1)
         self.h = nn.Parameter(torch.tensor([_between('h', h, depth)]))
         self.z = nn.Parameter(torch.tensor([_between('z', z, depth)]))
 
@@ -61,21 +62,22 @@ class ScaledBlock(Block):
         return super().forward(self.h*x + self.z*seq.x0, seq)
 
 def _between(name, ends, depth):
-    numbers = isinstance(ends, (tuple, list)) and all(isinstance(v, (int, float)) for v in ends)
-    if not numbers or len(ends) != 2:
+    good = isinstance(ends, (tuple, list)) and len(ends) == 2
+    if not good or not all(isinstance(v, (int, float)) for v in ends):
         raise ValueError(f'{name} is a pair of numbers (first layer, last layer), '
                          f'such as (1.15, 1.05), not {ends!r}')
     return float(ends[0] + (ends[1] - ends[0])*depth)
 
 # %% ../nbs/16_stacks.ipynb #6aea76b5
 def roles(model:nn.Module) -> dict[str, str]:
-    "What each matrix and table of a GPT does: embed, table, head, answer, up, gate or matrix"
+    """What each matrix and table of a GPT does:
+    embed, table, head, answer, up, gate or matrix"""
     return {n: _role(n, m) for n, m in model.named_modules()
             if isinstance(m, (nn.Linear, nn.Embedding))}
 
 def _role(name, m):
     last, inside = name.split('.')[-1], name.startswith('blocks.')
-    # tokens and positions are embedded; a table inside a block holds values of tokens
+    # tokens and positions are embedded; a block's own table holds tokens' values
     if isinstance(m, nn.Embedding): return 'table' if inside else 'embed'
     if name.split('.')[0] == 'head': return 'head'
     # what is added to the stream
@@ -90,8 +92,9 @@ def draw_by_role(model:nn.Module, # changed in place
                  matrix:Callable, # draw(weight), for every role not named below
                  **draws:Callable, # role=draw
                  ):
-    """Fill each weight by its role, biases with zero; all else, such as a norm's gain,
-    keeps its own start; raises ValueError for a role that does not exist"""
+    """Fill each weight by its role, biases with zero;
+    all else, such as a norm's gain, keeps its own start;
+    raises ValueError for a role that does not exist"""
     if (odd := draws.keys() - set(_ROLES)):
         raise ValueError(f'no role is called {", ".join(sorted(odd))}; '
                          f'there are {", ".join(_ROLES)}')
@@ -112,8 +115,8 @@ def nanochat_init(model:nn.Module):
             bound = share*(3/(n or w.shape[1]))**.5
             nn.init.uniform_(w, -bound, bound)
         return draw
-    draw_by_role(model, even(1.), up=even(.4), table=even(1., C), answer=nn.init.zeros_,
-                 gate=partial(nn.init.uniform_, a=0., b=.02),
+    draw_by_role(model, even(1.), up=even(.4), table=even(1., C),
+                 answer=nn.init.zeros_, gate=partial(nn.init.uniform_, a=0., b=.02),
                  embed=_normal(1/C if tie else .8), head=_normal(.001))
 
 # %% ../nbs/16_stacks.ipynb #114423d3
@@ -126,14 +129,16 @@ def hlb_init(model:nn.Module):
 
 # %% ../nbs/16_stacks.ipynb #8de5ad56
 def mup_init(model:nn.Module, # changed in place
-             head:float=0., # an untied head is N(0, (head/width)²); 0 guesses uniformly
+             head:float=0., # untied: N(0, (head/width)²); 0 guesses uniformly
              ):
     """μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers);
     a tied table is N(0, 1/width²); raises ValueError for a negative head"""
     if head < 0: raise ValueError(f'head is a spread, at least 0, not {head}')
     C, tie = model.cfg.d_model, model.cfg.tie
-    def by_fan_in(w, scale=1., power=.5): nn.init.normal_(w, std=scale*w.shape[1]**-power)
-    draw_by_role(model, by_fan_in, answer=partial(by_fan_in, scale=(2*model.cfg.n_layers)**-.5),
+    def by_fan_in(w, scale=1., power=.5):
+        nn.init.normal_(w, std=scale*w.shape[1]**-power)
+    draw_by_role(model, by_fan_in,
+                 answer=partial(by_fan_in, scale=(2*model.cfg.n_layers)**-.5),
                  head=partial(by_fan_in, scale=head, power=1),
                  table=_normal(1.), embed=_normal(1/C if tie else 1.))
 
@@ -141,7 +146,7 @@ def mup_init(model:nn.Module, # changed in place
 def mup_groups(model:nn.Module, # a GPT
                base:GPTConfig, # the same stack, at the width at which lr was tuned
                lr:float=1e-3, # Adam's rate at that width
-               make:Callable=adamw, # its steps may not grow with the gradient, as adamw's
+               make:Callable=adamw, # steps that do not grow with the gradient
                ) -> list[Group]:
     """Groups for `Opt`: each matrix's rate falls with what it reads
     (Yang et al. 2022, table 3, Adam); raises TypeError if base is no config,
@@ -162,7 +167,8 @@ def _fan_in(model, m, p):
     # used both ways: the wider counts
     if m is getattr(model, 'widen', None): return max(p.shape)
     # a table reads one row; a tied table is a head, too
-    lookup = isinstance(m, nn.Embedding) and p is not getattr(model.head, 'weight', None)
+    tied = p is getattr(model.head, 'weight', None)
+    lookup = isinstance(m, nn.Embedding) and not tied
     return 1 if p.ndim < 2 or lookup else p[0].numel()
 
 def _ratios(now, was):
