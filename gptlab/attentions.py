@@ -10,6 +10,7 @@ __all__ = ['sdpa', 'OpenAttention', 'Add', 'Gate', 'ValueEmbedding', 'QKGain', '
 import inspect, math
 from collections.abc import Callable
 from functools import cache as memo, partial
+from itertools import product
 import torch
 from fastcore.basics import patch
 from fastcore.meta import delegates
@@ -32,10 +33,11 @@ def sdpa(attn:nn.Module, # the layer: its mask, window, softcap and positions co
     return attn._attend(*_one_width(q, k, v), mask)[...,:Dv]
 
 def _one_width(q, k, v):
-    "Zeros behind the narrower: the kernel is fast only if queries and values are equally wide"
+    "Zeros behind the narrower: the kernel is fast only where both are equally wide"
     D, Dv = q.shape[-1], v.shape[-1]
     if D > Dv: return q, k, F.pad(v, (0, D-Dv))
-    return (q, k, v) if D == Dv else (F.pad(q*math.sqrt(Dv/D), (0, Dv-D)), F.pad(k, (0, Dv-D)), v)
+    if D == Dv: return q, k, v
+    return F.pad(q*math.sqrt(Dv/D), (0, Dv-D)), F.pad(k, (0, Dv-D)), v
 
 # before the first block: the mask that all layers share
 sdpa.prepare = lambda attn, seq: attn._mask(seq, seq.pos, seq.docs)
@@ -43,7 +45,7 @@ sdpa.prepare = lambda attn, seq: attn._mask(seq, seq.pos, seq.docs)
 # %% ../nbs/22_attentions.ipynb #8c58a558
 @delegates()
 class OpenAttention(Attention):
-    "Attention with slots: widths of queries and values, parts before and after the average, backend, cache"
+    "Attention with slots: two widths, parts before and after the average, backend, cache"
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads of queries
@@ -51,7 +53,7 @@ class OpenAttention(Attention):
                  d_head:int|None=None, # width of a head before expansion; None is C/n_heads
                  qk_expand:float=1., # queries and keys are this many times wider
                  v_expand:float=1., # values are this many times wider
-                 adds:list=(), # constructors `add(C, n_heads, n_kv_heads, d_value)`, each an `Add`
+                 adds:list=(), # constructors add(C, n_heads, n_kv_heads, d_value), each an Add
                  backend:Callable=sdpa, # who computes the average: sdpa, matmul or flex
                  cache:Callable=Cache, # what is kept: Cache, StaticCache or RingCache
                  vocab_size:int|None=None, # offered to adds, as are the next two and d_head
@@ -62,26 +64,28 @@ class OpenAttention(Attention):
         base = d_head or C//n_heads
         wide = round(base*qk_expand) if d_head or qk_expand != 1 else None
         super().__init__(C, n_heads, n_kv_heads, d_head=wide, **kwargs)
-        self.Dv, self.R = round(base*v_expand), self.D                    # R: channels that a rotation turns
+        self.Dv, self.R = round(base*v_expand), self.D            # R channels are turned
         if self.Dv != self.D:
             bias = self.q.bias is not None
-            self.v, self.o = nn.Linear(C, self.K*self.Dv, bias=bias), nn.Linear(self.H*self.Dv, C, bias=bias)
+            self.v = nn.Linear(C, self.K*self.Dv, bias=bias)
+            self.o = nn.Linear(self.H*self.Dv, C, bias=bias)
         self.backend, self.cache, self.context_length = backend, cache, context_length
-        offers = dict(vocab_size=vocab_size, layer=layer, n_layers=n_layers, d_head=self.D)
-        self.adds = nn.ModuleList(build(a, C, self.H, self.K, self.Dv, **offers) for a in adds)
+        make = partial(build, vocab_size=vocab_size, layer=layer, n_layers=n_layers, d_head=self.D)
+        self.adds = nn.ModuleList(make(a, C, self.H, self.K, self.Dv) for a in adds)
 
 # %% ../nbs/22_attentions.ipynb #bc8b3e05
 @patch
-def forward(self:OpenAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:                          # (B,T,C)
+def forward(self:OpenAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B,T,C)
+    "Read the past, with whatever was added"
     B, T, _ = x.shape
     heads = (self.q, self.H), (self.k, self.K), (self.v, self.K)
-    q, k, v = (f(x).view(B, T, n, -1).transpose(1,2) for f, n in heads)                            # (B,H or K,T,D or Dv)
-    if self.qk_norm: q, k = F.rms_norm(q, (self.D,)), F.rms_norm(k, (self.D,))                     # (B,H or K,T,D)
+    q, k, v = (f(x).view(B, T, n, -1).transpose(1,2) for f, n in heads)  # (B,H,T,D), K, Dv
+    if self.qk_norm: q, k = F.rms_norm(q, (self.D,)), F.rms_norm(k, (self.D,))
     for a in self.adds: q, k, v = a.before(q, k, v, x, seq)
     if hasattr(self.pos, 'rotate'): q, k = self.pos.rotate(seq, q, k)
-    y = self.backend(self, q, *self._recall(seq, k, v))                                            # (B,H,T,Dv)
+    y = self.backend(self, q, *self._recall(seq, k, v))           # (B,H,T,Dv)
     for a in self.adds: y = a.after(y, x, seq)
-    return self.o(y.transpose(1,2).reshape(B, T, -1))                                              # (B,T,C)
+    return self.o(y.transpose(1,2).reshape(B, T, -1))             # (B,T,C)
 
 @patch
 def _recall(self:OpenAttention, seq, k, v):
@@ -98,7 +102,7 @@ def new_cache(self:OpenAttention):
 @patch
 def prepare(self:OpenAttention, seq:Seq, x:torch.Tensor):
     "Make what all layers of this kind share: rotations, and the mask of the backend"
-    some = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.R)                                      # (B,1,T,R) whatever is in it
+    some = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.R)     # (B,1,T,R) anything
     if hasattr(self.pos, 'rotate') and self.R: self.pos.rotate(seq, some, some)
     if hasattr(self.backend, 'prepare'): self.backend.prepare(self, seq)
 
@@ -109,7 +113,7 @@ def mix_flops(self:OpenAttention, T:int) -> int:
 
 # %% ../nbs/22_attentions.ipynb #69b9bfe9
 class Add(nn.Module):
-    "What may be added to an attention: a change before the average, a change after it; here none"
+    "What may be added: a change before the average, a change after it; here none"
     def before(self,
                q:torch.Tensor, # (B,H,T,D) queries, normed, not yet turned
                k:torch.Tensor, # (B,K,T,D) keys
@@ -117,7 +121,7 @@ class Add(nn.Module):
                x:torch.Tensor, # (B,T,C) what the layer was given
                seq:Seq, # ids, positions, documents
                ) -> tuple:
-        "The queries, keys and values to use; what this returns is also what the cache keeps"
+        "The queries, keys and values to use; the cache keeps what this returns"
         return q, k, v
 
     def after(self,
@@ -130,7 +134,7 @@ class Add(nn.Module):
 
 # %% ../nbs/22_attentions.ipynb #dac43d9d
 class Gate(Add):
-    "Multiply what heads found by a sigmoid of the token, per channel or per head (Qiu et al. 2025, G1)"
+    "Answers times a sigmoid of the token, per channel or head (Qiu et al. 2025, G1)"
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads of queries
@@ -139,14 +143,17 @@ class Gate(Add):
                  per_head:bool=False, # one gate for all channels of a head?
                  ):
         super().__init__()
-        self.H, self.gate = n_heads, nn.Linear(C, n_heads * (1 if per_head else d_value), bias=False)
+        self.H, width = n_heads, 1 if per_head else d_value
+        self.gate = nn.Linear(C, n_heads*width, bias=False)
 
-    def after(self, y, x, seq):                                       # (B,H,T,Dv)
+    def after(self, y, x, seq):                                   # (B,H,T,Dv)
         return y * self.gate(x).sigmoid().unflatten(-1, (self.H, -1)).transpose(1,2)
 
 # %% ../nbs/22_attentions.ipynb #d35dea9a
 class ValueEmbedding(Add):
-    "v += scale·sigmoid(gate(x's first channels))·table[id], in every n-th layer, the last included (nanochat: scale 2; gpt-lab: 3)"
+    """v += scale·sigmoid(gate(x's first channels))·table[id]
+
+    Every n-th layer has one, the last included. nanochat's scale is 2, gpt-lab's 3."""
     def __init__(self,
                  C:int, # width
                  n_heads:int, # not used
@@ -163,12 +170,14 @@ class ValueEmbedding(Add):
         self.K, self.scale, self.n = n_kv_heads, scale, min(gate_width, C)
         self.active = (n_layers-1-layer) % every == 0
         if not self.active: return
-        self.table, self.gate = nn.Embedding(vocab_size, n_kv_heads*d_value), nn.Linear(self.n, n_kv_heads, bias=False)
+        self.table = nn.Embedding(vocab_size, n_kv_heads*d_value)
+        self.gate = nn.Linear(self.n, n_kv_heads, bias=False)
 
-    def before(self, q, k, v, x, seq):                                # v: (B,K,T,Dv)
+    def before(self, q, k, v, x, seq):                            # v: (B,K,T,Dv)
         if not self.active: return q, k, v
-        e = self.table(seq.ids).unflatten(-1, (self.K, -1)).transpose(1,2)                         # (B,K,T,Dv)
-        return q, k, v + self.scale*self.gate(x[...,:self.n]).sigmoid().transpose(1,2)[...,None]*e
+        e = self.table(seq.ids).unflatten(-1, (self.K, -1)).transpose(1,2)  # (B,K,T,Dv)
+        share = self.gate(x[...,:self.n]).sigmoid().transpose(1,2)  # (B,K,T)
+        return q, k, v + self.scale*share[...,None]*e
 
 # %% ../nbs/22_attentions.ipynb #18d18acc
 class QKGain(Add):
@@ -191,11 +200,13 @@ def window_pattern(pattern:str, # such as 'SSSL', repeated over the layers
                    window:int, # of the layers marked S
                    attn:Callable=Attention, # what the layers are made of
                    ) -> list[Callable]:
-    """One attention per layer for `GPTConfig(attn=…)`: S short, L long, the last long;
-    raises ValueError for other letters, or a window that is no whole number from 1"""
+    """One attention per layer for `GPTConfig(attn=…)`: S short, L long, the last long
+
+    Raises ValueError for other letters, or a window that is no whole number from 1."""
     if not pattern or set(pattern) - set('SL'):
-        raise ValueError(f'a pattern is made of S (short) and L (long), such as SSSL, not {pattern!r}')
-    if _window(window) is None: raise ValueError('the layers marked S need a window: how many tokens they see')
+        raise ValueError(f'a pattern is made of S (short) and L (long), as SSSL, not {pattern!r}')
+    if _window(window) is None:
+        raise ValueError('the layers marked S need a window: how many tokens they see')
     marks = (pattern * n_layers)[:n_layers-1] + 'L'
     return [attn if m == 'L' else partial(attn, window=window) for m in marks]
 
@@ -208,11 +219,11 @@ def matmul(attn:nn.Module, # the layer
            kpos:torch.Tensor, # (B,S)
            kdocs:torch.Tensor|None, # (B,S)
            ) -> torch.Tensor: # (B,H,T,Dv)
-    "Backend: plain lines, in float32 or better, the whole (T,S) table in memory; no dropout of shares"
+    "Backend: plain lines, in float32 or better, the whole (T,S) table in memory; no dropout"
     m = visible(seq.pos, kpos, seq.docs, kdocs, attn.window)
     if hasattr(attn.pos, 'bias'): m = torch.where(m, attn.pos.bias(seq, kpos), -math.inf)
     exact = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))
-    wide  = lambda t: exact(t.repeat_interleave(q.shape[1]//t.shape[1], 1))                        # (B,H,S,D)
+    wide  = lambda t: exact(t.repeat_interleave(q.shape[1]//t.shape[1], 1))  # (B,H,S,D)
     return plain_attention(wide(q), wide(k), wide(v), m, attn.softcap).to(v.dtype)
 
 # %% ../nbs/22_attentions.ipynb #e79f87ba
@@ -224,16 +235,19 @@ def flex(attn:nn.Module, # the layer
          kpos:torch.Tensor, # (B,S)
          kdocs:torch.Tensor|None, # (B,S)
          ) -> torch.Tensor: # (B,H,T,Dv)
-    "Backend: torch's FlexAttention, compiled on CUDA; raises ValueError for training on a CPU: no backward there"
+    "Backend: torch's FlexAttention, compiled on CUDA; raises ValueError for training on a CPU"
     if q.device.type == 'cpu' and q.requires_grad:
         raise ValueError('FlexAttention cannot train on a CPU: use backend=sdpa, or torch.no_grad()')
     _, score = _flex_rules(attn, seq, kpos, kdocs)
     blocks, (_, kernel) = _flex_blocks(attn, seq, kpos, kdocs), _flex(q.device.type)
-    return kernel(q, k, v, score_mod=score, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+    shared = q.shape[1] != k.shape[1]
+    return kernel(q, k, v, score_mod=score, block_mask=blocks, enable_gqa=shared)
 
 def _flex_blocks(attn, seq, kpos, kdocs):
     (B, T), S, device = seq.pos.shape, kpos.shape[1], seq.pos.device
-    make = lambda: _flex(device.type)[0](_flex_rules(attn, seq, kpos, kdocs)[0], B, None, T, S, device=device)
+    def make():
+        see, _ = _flex_rules(attn, seq, kpos, kdocs)
+        return _flex(device.type)[0](see, B, None, T, S, device=device)
     return seq.once(('flex', attn.window, S), make)
 
 flex.prepare = lambda attn, seq: _flex_blocks(attn, seq, seq.pos, seq.docs)
@@ -248,9 +262,11 @@ def _flex(device):
 def _flex_rules(attn, seq, kpos, kdocs):
     "The mask and the scores as functions of one place: what `visible` and `bias` say for all"
     qpos, kpos, window, cap = seq.pos.contiguous(), kpos.contiguous(), attn.window or 2**30, attn.softcap
-    qdocs, kdocs = (torch.zeros_like(qpos), torch.zeros_like(kpos)) if seq.docs is None else (seq.docs, kdocs)
+    qdocs = torch.zeros_like(qpos) if seq.docs is None else seq.docs  # (B,T)
+    kdocs = torch.zeros_like(kpos) if seq.docs is None else kdocs  # (B,S)
     if hasattr(attn.pos, 'bias') and not hasattr(attn.pos, 'slopes'):
-        raise ValueError(f'flex needs slopes() of a bias: {type(attn.pos).__name__} has none; use backend=sdpa')
+        name = type(attn.pos).__name__
+        raise ValueError(f'flex needs slopes() of a bias: {name} has none; use backend=sdpa')
     slopes = attn.pos.slopes(qpos.device) if hasattr(attn.pos, 'slopes') else None
     def see(b, h, i, j):
         gap = qpos[b,i] - kpos[b,j]
@@ -262,19 +278,21 @@ def _flex_rules(attn, seq, kpos, kdocs):
 
 # %% ../nbs/22_attentions.ipynb #8d25aebb
 class StaticCache(Cache):
-    "Memory for the whole context, taken at the first token, filled in place; raises ValueError when full"
+    "Memory for the whole context, taken at once and filled in place; raises ValueError when full"
     def __init__(self,
                  context_length:int, # tokens it can hold
                  window:int|None=None, # return only what a window of this size can see
                  ):
-        if not context_length: raise ValueError('a static cache needs to know the longest row: context_length=…')
+        if not context_length:
+            raise ValueError('a static cache needs to know the longest row: context_length=…')
         super().__init__(window); self.places = context_length
 
     def add(self, **new:torch.Tensor) -> dict[str, torch.Tensor]:
-        "Write k, v (B,H,T,D), pos and docs (B,T) behind what is there; returns views of all that is visible"
+        "Write k, v (B,H,T,D), pos and docs (B,T); returns views of all that is visible"
         T = _fits(self, new, self.places); end = self.seen + T
         if end > self.places:
-            raise ValueError(f'this cache has room for {self.places} tokens, not {end}: make it with context_length={end}')
+            raise ValueError(f'this cache has room for {self.places} tokens, not {end}: '
+                             f'make it with context_length={end}')
         start = max(0, self.seen-self.window+1) if self.window else 0
         for n, t in new.items(): self.kept[n].narrow(_time(t), self.seen, T).copy_(t)
         self.seen = end
@@ -285,31 +303,35 @@ def _time(t): return -2 if t.ndim == 4 else -1
 
 def _fits(cache, new, places):
     "Make the empty places at the first call, check the names at later ones; returns T"
-    empty = lambda t: t.new_zeros([places if i == t.ndim+_time(t) else s for i, s in enumerate(t.shape)])
+    size  = lambda t: [places if i == t.ndim+_time(t) else s for i, s in enumerate(t.shape)]
+    empty = lambda t: t.new_zeros(size(t))
     if not cache.kept: cache.kept = {n: empty(t) for n, t in new.items()}
     if cache.kept.keys() != new.keys():
-        raise ValueError(f'this cache holds {sorted(cache.kept)}, not {sorted(new)}: pass docs at every call or at none')
+        raise ValueError(f'this cache holds {sorted(cache.kept)}, not {sorted(new)}: '
+                         'pass docs at every call or at none')
     return new['pos'].shape[1]
 
 # %% ../nbs/22_attentions.ipynb #32b48820
 class RingCache(Cache):
-    "As many places as a window looks back, the newest written over the oldest: memory does not grow"
+    "As many places as a window looks back, the newest over the oldest: memory does not grow"
     def __init__(self, window:int):
-        if not window: raise ValueError('a ring needs a window: what is never forgotten does not fit into a ring')
+        if not window:
+            raise ValueError('a ring needs a window: what is never forgotten does not fit into a ring')
         super().__init__(window)
 
     def add(self, **new:torch.Tensor) -> dict[str, torch.Tensor]:
-        "Write k, v (B,H,T,D), pos and docs (B,T) round the ring; returns what was there, then the new"
+        "Write k, v (B,H,T,D), pos and docs (B,T) round the ring; returns the old, then the new"
         n, T = self.window-1, _fits(self, new, self.window-1)
-        held, first = min(self.seen, n), self.seen % max(n, 1) if self.seen > n else 0             # first: the oldest
+        held = min(self.seen, n)
+        first = self.seen % max(n, 1) if self.seen > n else 0     # where the oldest lies
         old = lambda t, d: torch.cat([t.narrow(d, first, held-first), t.narrow(d, 0, first)], d)
         every = {m: torch.cat([old(self.kept[m], _time(t)), t], _time(t)) for m, t in new.items()}
         last = min(n, T)
         slots = (self.seen + T - last + torch.arange(last, device=new['pos'].device)) % max(n, 1)
-        for m, t in new.items(): self.kept[m].index_copy_(t.ndim+_time(t), slots, t.narrow(_time(t), T-last, last))
+        for m, t in new.items():
+            self.kept[m].index_copy_(t.ndim+_time(t), slots, t.narrow(_time(t), T-last, last))
         self.seen += T
         return every
-
 
 def cache_bytes(caches:list # of a model, or of one layer
                 ) -> int:
@@ -319,13 +341,13 @@ def cache_bytes(caches:list # of a model, or of one layer
 # %% ../nbs/22_attentions.ipynb #c2e30694
 @delegates(OpenAttention, but=['n_kv_heads', 'qk_expand', 'v_expand', 'adds', 'qk_norm', 'bias'])
 class MLA(OpenAttention):
-    "Multi-head latent attention (DeepSeek-AI 2024, section 2.1): keys and values of all heads from one latent"
+    "Multi-head latent attention: keys and values from one latent (DeepSeek-AI 2024, 2.1)"
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads
                  n_kv_heads:int|None=None, # None or n_heads: every head has its own keys
-                 d_latent:int|None=None, # width of what is kept per token; None is two heads' width
-                 d_rope:int|None=None, # rotated channels, shared by the heads; None is half a head's width
+                 d_latent:int|None=None, # width of what is kept per token; None is two heads
+                 d_rope:int|None=None, # turned channels that heads share; None is half a head
                  d_head:int|None=None, # width of a head; None is C/n_heads
                  pos:Callable|None=RoPE, # position scheme
                  absorb:bool=True, # read single tokens in the latent's own space?
@@ -335,26 +357,30 @@ class MLA(OpenAttention):
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
         self.pos, self.L = pos(R or 2, H) if pos else None, d_latent or 2*D
-        self.R = R = R if hasattr(self.pos, 'rotate') else 0              # none if positions do not rotate
-        self.q, self.latent = nn.Linear(C, H*(D+R), bias=False), nn.Linear(C, self.L+R, bias=False)
-        self.norm = RMSNorm(self.L)
+        self.R = R = R if hasattr(self.pos, 'rotate') else 0
+        self.q = nn.Linear(C, H*(D+R), bias=False)
+        self.latent, self.norm = nn.Linear(C, self.L+R, bias=False), RMSNorm(self.L)
         self.k, self.v = (nn.Linear(self.L, H*D, bias=False) for _ in 'kv')
 
 def _own_keys(name, n_heads, n_kv_heads):
     if n_kv_heads in (None, n_heads): return
-    raise ValueError(f'{name} gives every head its own keys: n_kv_heads must be None or {n_heads}, not {n_kv_heads}')
+    raise ValueError(f'{name} gives every head its own keys: n_kv_heads must be None or {n_heads}, '
+                     f'not {n_kv_heads}')
 
 # %% ../nbs/22_attentions.ipynb #1346cae2
 @patch
-def forward(self:MLA, x:torch.Tensor, seq:Seq) -> torch.Tensor:                                    # (B,T,C)
+def forward(self:MLA, x:torch.Tensor, seq:Seq) -> torch.Tensor:   # (B,T,C)
+    "Read the past from latents"
     B, T, _ = x.shape
-    q = self.q(x).view(B, T, self.H, -1).transpose(1,2)                                            # (B,H,T,D+R)
-    c, r = self.latent(x)[:,None].split([self.L, self.R], -1)                                      # (B,1,T,L), (B,1,T,R)
+    q = self.q(x).view(B, T, self.H, -1).transpose(1,2)           # (B,H,T,D+R)
+    c, r = self.latent(x)[:,None].split([self.L, self.R], -1)     # (B,1,T,L), (B,1,T,R)
     if self.R: q, r = self._turn(seq, q, r)
-    kept, kpos, kdocs = self._keep(seq, torch.cat([_normed(self.norm, c), r], -1))                 # (B,1,S,L+R)
-    read = self._in_latent if self.absorb and seq.cache is not None and T == 1 else self._in_heads
-    y = read(q, kept, seq, kpos, kdocs)                                                            # (B,H,T,D)
-    return self.o(y.transpose(1,2).reshape(B, T, -1))                                              # (B,T,C)
+    new = torch.cat([_normed(self.norm, c), r], -1)               # (B,1,T,L+R)
+    kept, kpos, kdocs = self._keep(seq, new)                      # (B,1,S,L+R)
+    single = self.absorb and seq.cache is not None and T == 1
+    read = self._in_latent if single else self._in_heads
+    y = read(q, kept, seq, kpos, kdocs)                           # (B,H,T,D)
+    return self.o(y.transpose(1,2).reshape(B, T, -1))             # (B,T,C)
 
 # under autocast x is narrower than the gain
 def _normed(norm, x): return norm(x.to(norm.weight.dtype)).to(x.dtype)
@@ -380,20 +406,23 @@ def _keep(self:MLA, seq, new):
 @patch
 def _in_heads(self:MLA, q, kept, seq, kpos, kdocs):
     "Unfold keys and values of every head"
-    c, r = kept.split([self.L, self.R], -1)                                                        # (B,1,S,L), (B,1,S,R)
-    k, v = (f(c[:,0]).unflatten(-1, (self.H, -1)).transpose(1,2) for f in (self.k, self.v))        # (B,H,S,D)
-    return self.backend(self, q, torch.cat([k, r.expand(-1, self.H, -1, -1)], -1), v, seq, kpos, kdocs)
+    c, r = kept.split([self.L, self.R], -1)                       # (B,1,S,L), (B,1,S,R)
+    heads = lambda f: f(c[:,0]).unflatten(-1, (self.H, -1)).transpose(1,2)
+    k, v = heads(self.k), heads(self.v)                           # (B,H,S,D)
+    k = torch.cat([k, r.expand(-1, self.H, -1, -1)], -1)          # (B,H,S,D+R)
+    return self.backend(self, q, k, v, seq, kpos, kdocs)
 
 @patch
 def _in_latent(self:MLA, q, kept, seq, kpos, kdocs):
-    "Fold the query, unfold the answer: heads stand in line, as tokens do, before the one wide head they share"
-    Wk, Wv = (f.weight.view(self.H, -1, self.L).to(q.dtype) for f in (self.k, self.v))             # (H,D,L)
+    "Fold the query, unfold the answer: heads stand in line, like tokens, before one wide head"
+    heads = lambda f: f.weight.view(self.H, -1, self.L).to(q.dtype)
+    Wk, Wv = heads(self.k), heads(self.v)                         # (H,D,L)
     plain, turned = q.split([self.Dv, self.R], -1)
-    wide = torch.cat([plain @ Wk, turned], -1).transpose(1,2)                                      # (B,1,H,L+R)
-    wide = wide * math.sqrt(wide.shape[-1]/q.shape[-1])                                            # the scale belongs to D+R
+    wide = torch.cat([plain @ Wk, turned], -1).transpose(1,2)     # (B,1,H,L+R)
+    wide = wide * math.sqrt(wide.shape[-1]/q.shape[-1])           # scores shrink by √(D+R)
     m = self._mask(seq, kpos, kdocs)
-    m = m.transpose(1,2) if torch.is_tensor(m) else None                                           # (B,1,1 or H,S)
-    return self._attend(wide, kept, kept, m)[...,:self.L].transpose(1,2) @ Wv.mT                   # (B,H,1,D)
+    m = m.transpose(1,2) if torch.is_tensor(m) else None          # (B,1,1 or H,S)
+    return self._attend(wide, kept, kept, m)[...,:self.L].transpose(1,2) @ Wv.mT  # (B,H,1,D)
 
 # %% ../nbs/22_attentions.ipynb #705f9fe1
 def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
@@ -404,33 +433,36 @@ def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
                fresh:torch.Tensor|None=None, # (B,T) True where the table is emptied first
                chunk:int=32, # tokens solved at once
                ) -> tuple[torch.Tensor, torch.Tensor]: # (B,H,T,Dv), (B,H,D,Dv)
-    "Linear attention with the delta rule (Schlag et al. 2021, eq. 24), chunk by chunk (Yang et al. 2024, section 3); in float32"
+    """Linear attention with the delta rule (Schlag et al. 2021, eq. 24), in float32
+
+    Chunk by chunk, as in Yang et al. 2024, section 3."""
     dtype, (q, k, v, beta) = v.dtype, (t.float() for t in (q, k, v, beta))
     if state is None: state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
-    if fresh is None: fresh = torch.zeros(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device)
-    pieces, parts = [], zip(*(t.split(chunk, 2) for t in (q, k, v, beta)), fresh.split(chunk, 1))
-    for p in parts:
-        y, state = _delta_chunk(*p, state)
-        pieces.append(y)
-    return torch.cat(pieces, 2).to(dtype), state
+    if fresh is None: fresh = torch.zeros_like(beta[:,0], dtype=torch.bool)
+    ys, cut = [], [t.split(chunk, 2) for t in (q, k, v, beta)]
+    for part in zip(*cut, fresh.split(chunk, 1)):
+        y, state = _delta_chunk(*part, state)
+        ys.append(y)
+    return torch.cat(ys, 2).to(dtype), state
 
 # %% ../nbs/22_attentions.ipynb #3ebf15b4
 def _delta_chunk(q, k, v, beta, fresh, state):
-    n = fresh.cumsum(1)[:,None]                                                                    # (B,1,T) documents begun
-    same, first = (n[...,:,None] == n[...,None,:]).tril(), (n == 0)[...,None]                      # (B,1,T,T), (B,1,T,1)
-    A = beta[...,None] * (k @ k.mT) * same                                                         # (B,H,T,T)
-    asked = beta[...,None] * (v - first * (k @ state))                                             # (B,H,T,Dv)
-    wrote = torch.linalg.solve_triangular(A, asked, upper=False, unitriangular=True)               # (B,H,T,Dv), diagonal 1
-    y = first * (q @ state) + ((q @ k.mT) * same) @ wrote                                          # (B,H,T,Dv)
-    return y, first[:,:,-1:] * state + (k * same[:,:,-1,:,None]).mT @ wrote                        # (B,H,D,Dv)
+    n = fresh.cumsum(1)[:,None]                                   # (B,1,T) documents begun
+    same = (n[...,:,None] == n[...,None,:]).tril()                # (B,1,T,T)
+    first = (n == 0)[...,None]                                    # (B,1,T,1) still in the old one
+    A = beta[...,None] * (k @ k.mT) * same                        # (B,H,T,T)
+    asked = beta[...,None] * (v - first * (k @ state))            # (B,H,T,Dv)
+    wrote = torch.linalg.solve_triangular(A, asked, upper=False, unitriangular=True)  # (B,H,T,Dv)
+    y = first * (q @ state) + ((q @ k.mT) * same) @ wrote         # (B,H,T,Dv)
+    return y, first[:,:,-1:] * state + (k * same[:,:,-1,:,None]).mT @ wrote  # (B,H,D,Dv)
 
 # %% ../nbs/22_attentions.ipynb #d1dbb661
 class StateCache:
-    "What a recurrent layer knows of what it read: one table of fixed size, and the document it was in"
+    "All that a recurrent layer keeps: a table of fixed size, and the document it was in"
     def __init__(self): self.seen, self.plain, self.kept = 0, True, {}
 
 class DeltaAttention(nn.Module):
-    "Linear attention with the delta rule (DeltaNet, Yang et al. 2024, without its short convolutions)"
+    "Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)"
     def __init__(self,
                  C:int, # width
                  n_heads:int, # tables
@@ -441,14 +473,17 @@ class DeltaAttention(nn.Module):
                  ):
         super().__init__(); _own_keys('DeltaAttention', n_heads, n_kv_heads)
         if d_head is None and C % n_heads:
-            raise ValueError(f'width {C} does not divide into {n_heads} heads: choose a multiple, or give d_head')
+            raise ValueError(f'width {C} does not divide into {n_heads} heads: '
+                             'choose a multiple, or give d_head')
         self.H, self.D, self.chunk = n_heads, d_head or C//n_heads, chunk
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
         self.pos = pos(self.D, n_heads) if pos else None
         if hasattr(self.pos, 'bias'):
-            raise ValueError(f'the delta rule has no scores to which {type(self.pos).__name__} could add: use pos=None or a rotation')
+            name = type(self.pos).__name__
+            raise ValueError(f'the delta rule has no scores to which {name} could add: '
+                             'use pos=None or a rotation')
 
 # %% ../nbs/22_attentions.ipynb #7de7a2f7
 @patch
@@ -462,29 +497,34 @@ def mix_flops(self:DeltaAttention, T:int) -> int:
     return self.H*self.D*(6*self.D + 7*min(T, self.chunk))
 
 @patch
-def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:                         # (B,T,C)
-    q, k, v = (F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2) for f in (self.q, self.k, self.v))
-    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)                                          # (B,H,T,D)
+def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B,T,C)
+    "Write into the table, and read from it"
+    heads = lambda f: F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2)
+    q, k, v = heads(self.q), heads(self.k), heads(self.v)               # (B,H,T,D)
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)               # (B,H,T,D)
     if self.pos: q, k = self.pos.rotate(seq, q, k)
-    old, beta = {} if seq.cache is None else seq.cache.kept, self.beta(x).sigmoid().transpose(1,2) # (B,H,T)
-    docs, fresh = _settled(seq.docs, old.get('docs')), None                                        # (B,1+T)
-    if docs is not None: beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]   # padding writes nothing
+    beta = self.beta(x).sigmoid().transpose(1,2)                        # (B,H,T)
+    old = {} if seq.cache is None else seq.cache.kept
+    docs, fresh = _settled(seq.docs, old.get('docs')), None             # (B,1+T)
+    if docs is not None:                                          # padding writes nothing
+        beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]
     y, state = delta_rule(q, k, v, beta, old.get('state'), fresh, self.chunk)
     if seq.cache is not None:
         seq.cache.seen += x.shape[1]
-        seq.cache.kept = dict(state=state) | ({} if docs is None else dict(docs=docs[:,-1:].clone()))
-    return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2))                                # (B,T,C)
+        seq.cache.kept = dict(state=state)
+        if docs is not None: seq.cache.kept['docs'] = docs[:,-1:].clone()
+    return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2))     # (B,T,C)
 
 def _settled(docs, last):
-    "Each token's document behind that of the token before the row; padding (−1) counts to the one it follows"
+    "Each token's document, and before them the last one's; padding (−1) counts to the one it follows"
     if docs is None: return None
-    every = torch.cat([docs[:,:1] if last is None else last, docs], 1)                             # (B,1+T)
-    at = torch.where(every >= 0, torch.arange(every.shape[1], device=docs.device), 0).cummax(1).values
-    return every.gather(1, at)
+    every = torch.cat([docs[:,:1] if last is None else last, docs], 1)  # (B,1+T)
+    here = torch.arange(every.shape[1], device=docs.device)             # (1+T)
+    return every.gather(1, torch.where(every >= 0, here, 0).cummax(1).values)
 
 # %% ../nbs/22_attentions.ipynb #91961e20
 class Grid(dict):
-    "(attention, position) → {cache: Report, or None where it makes no sense}; shows itself as a table"
+    "(attention, position) → {cache: Report, or None: makes no sense}; shows itself as a table"
     def __repr__(self):
         passed = sum(r.ok for r in self.reports)
         return f'{passed} of {len(self.reports)} combinations pass; {self.senseless} make no sense'
@@ -510,13 +550,15 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
                positions:dict[str, Callable|None], # name → position scheme
                caches:dict[str, Callable], # name → cache constructor
                ) -> Grid:
-    "Run `check_attn` on every combination; one whose constructor says no (ValueError) makes no sense"
+    "Run `check_attn` on all combinations; one whose constructor says no (ValueError) makes no sense"
     def one(attn, kw):
         try: build(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
         except ValueError: return None
         return check_attn(partial(attn, **kw))
-    fits = lambda attn, **kw: {k: v for k, v in kw.items() if k in inspect.signature(attn).parameters}
-    def row(attn, pos):                                               # an attention with a cache of its own is tried once
+    def fits(attn, **kw): return {k: kw[k] for k in kw if k in inspect.signature(attn).parameters}
+    def row(attn, pos):
+        "An attention with a cache of its own is tried once"
         return {c: one(attn, fits(attn, pos=pos, cache=cache)) for c, cache in caches.items()
                 if c == next(iter(caches)) or fits(attn, cache=cache)}
-    return Grid({(a, p): row(attn, pos) for a, attn in attentions.items() for p, pos in positions.items()})
+    pairs = product(attentions.items(), positions.items())
+    return Grid({(a, p): row(attn, pos) for (a, attn), (p, pos) in pairs})

@@ -22,17 +22,19 @@ from .optimizers import Group
 # %% ../nbs/23_moe.ipynb #72ef6bd0
 def route(scores:torch.Tensor, # (N,E) how well each expert suits each token, positive
           k:int, # experts per token
-          bias:torch.Tensor|None=None, # (E,) added for the choice alone, never for the weights (Wang et al. 2024)
+          bias:torch.Tensor|None=None, # (E,) added for the choice, not for the weights (Wang et al. 2024)
           normalise:bool=True, # should the k weights sum to 1?
           ) -> tuple[torch.Tensor, torch.Tensor]: # weights (N,k), experts (N,k)
-    "Choose k experts per token, best first, and say how much each counts (Shazeer et al. 2017)"
-    chosen = (scores if bias is None else scores + bias).topk(k, -1).indices                       # (N,k)
-    w = scores.gather(-1, chosen)                                                                  # (N,k)
+    "Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)"
+    chosen = (scores if bias is None else scores + bias).topk(k, -1).indices  # (N,k)
+    w = scores.gather(-1, chosen)                                 # (N,k)
     return (w / w.sum(-1, keepdim=True) if normalise else w), chosen
 
 # %% ../nbs/23_moe.ipynb #76f2bd37
 class MoE(nn.Module):
-    "Mixture of experts: each token asks k of them (Shazeer et al. 2017), and all shared ones (Dai et al. 2024)"
+    """Mixture of experts: each token asks k of them, and the shared ones besides
+
+    Shazeer et al. 2017; shared experts: Dai et al. 2024. Without a capacity no token is dropped."""
     def __init__(self,
                  C:int, # width
                  d_ff:int, # hidden width of each expert
@@ -41,66 +43,77 @@ class MoE(nn.Module):
                  shared:int=0, # asked by all tokens
                  d_expert:int|None=None, # hidden width of each expert where it is not d_ff
                  expert:Callable=MLP, # expert(C, d_ff), any MLP
-                 gate:str='softmax', # scores by 'softmax' over experts, or 'sigmoid' of each (DeepSeek-V3)
+                 gate:str='softmax', # scores: 'softmax', or 'sigmoid' of each (DeepSeek-V3)
                  normalise:bool|None=None, # weights sum to 1? None: if k > 1
                  balance:str|None='loss', # even load by 'loss', by 'bias', or not at all
-                 capacity:float|None=None, # most tokens of an expert, times the mean; None drops nothing
+                 capacity:float|None=None, # most tokens of an expert, in mean loads; None: all
                  dropout:float=0., # offered to the experts
                  ):
         super().__init__()
         _check_moe(n_experts, k, gate, balance)
         make = partial(build, expert, C, d_expert or d_ff, dropout=dropout)
-        self.experts, self.shared = (nn.ModuleList(make() for _ in range(n)) for n in (n_experts, shared))
-        self.router = nn.Linear(C, n_experts, bias=False) if n_experts > 1 else None                # one: nothing to choose
-        self.bias = nn.Parameter(torch.zeros(n_experts)) if balance == 'bias' and n_experts > 1 else None
-        self.k, self.gate, self.normalise = k, gate, k > 1 if normalise is None else normalise
-        self.balance, self.capacity = balance, capacity
+        self.experts = nn.ModuleList(make() for _ in range(n_experts))
+        self.shared = nn.ModuleList(make() for _ in range(shared))
+        choice = n_experts > 1
+        self.router = nn.Linear(C, n_experts, bias=False) if choice else None
+        self.bias = nn.Parameter(torch.zeros(n_experts)) if choice and balance == 'bias' else None
+        self.k, self.gate, self.balance, self.capacity = k, gate, balance, capacity
+        self.normalise = k > 1 if normalise is None else normalise
 
     def extra_repr(self) -> str:
-        return f'{self.k} of {len(self.experts)}, {len(self.shared)} shared, gate={self.gate}, balance={self.balance}'
+        counts = f'{self.k} of {len(self.experts)}, {len(self.shared)} shared'
+        return f'{counts}, gate={self.gate}, balance={self.balance}'
 
 # %% ../nbs/23_moe.ipynb #17dc35f1
 def _check_moe(E, k, gate, balance):
-    if not 1 <= k <= E: raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
-    if gate not in ('softmax', 'sigmoid'): raise ValueError(f"gate is 'softmax' or 'sigmoid', not {gate!r}")
-    if balance not in ('loss', 'bias', None): raise ValueError(f"balance is 'loss', 'bias' or None, not {balance!r}")
+    if not 1 <= k <= E:
+        raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
+    if gate not in ('softmax', 'sigmoid'):
+        raise ValueError(f"gate is 'softmax' or 'sigmoid', not {gate!r}")
+    if balance not in ('loss', 'bias', None):
+        raise ValueError(f"balance is 'loss', 'bias' or None, not {balance!r}")
 
 # %% ../nbs/23_moe.ipynb #683b5c1f
 @patch
 def choose(self:MoE, x:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "For tokens x (N,C): weights (N,k), experts (N,k), and the scores (N,E) as shares of 1"
-    s = self.router(x)                                                                             # (N,E)
+    s = self.router(x)                                            # (N,E)
     s = s.softmax(-1) if self.gate == 'softmax' else s.sigmoid()
     return *route(s, self.k, self.bias, self.normalise), s / s.sum(-1, keepdim=True)
 
 @patch
 def _ask(self:MoE, x):
     if self.router is None: return sum([m(x) for m in self.shared], self.experts[0](x))
-    flat = x.flatten(0, -2)                                                                        # (N,C)
+    flat = x.flatten(0, -2)                                       # (N,C)
     (w, chosen, scores), y = self.choose(flat), torch.zeros_like(flat)
     for e, m in enumerate(self.experts):
-        n, slot = (chosen == e).nonzero(as_tuple=True)                                             # tokens of this expert
+        n, slot = (chosen == e).nonzero(as_tuple=True)            # tokens of this expert
         n, slot = n[:self._most(len(flat))], slot[:self._most(len(flat))]
         # asked even about no token: then its gradient is 0, not missing
-        y = y.index_add(0, n, (w[n,slot,None] * m(flat[n])).to(y.dtype))                           # (N,C)
-    y = sum([m(flat) for m in self.shared], y).view_as(x)                                          # (B,T,C)
+        y = y.index_add(0, n, (w[n,slot,None] * m(flat[n])).to(y.dtype))  # (N,C)
+    y = sum([m(flat) for m in self.shared], y).view_as(x)         # (B,T,C)
     return y if self.balance is None else (y, self._unevenness(chosen, scores))
 
 @patch
 def _most(self:MoE, N):
     "How many tokens an expert may take of N"
-    return N if self.capacity is None else math.ceil(self.capacity*N*self.k/len(self.experts))
+    if self.capacity is None: return N
+    return math.ceil(self.capacity*N*self.k/len(self.experts))
 
 @patch
 def forward(self:MoE, x:torch.Tensor): # (B,T,C) -> (B,T,C), or (that, auxiliary loss)
-    # numbers of tokens differ at every step, so compiling would never end
-    return torch.compiler.disable(MoE._ask)(self, x) if torch.compiler.is_compiling() else self._ask(x)
+    "Each token's experts, as one; with the auxiliary loss, if there is one"
+    # not compiled: numbers of tokens differ at every step, so compiling would never end
+    if torch.compiler.is_compiling(): return torch.compiler.disable(MoE._ask)(self, x)
+    return self._ask(x)
 
 # %% ../nbs/23_moe.ipynb #759d18ac
 def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
                  scores:torch.Tensor, # (N,E) of every expert, each row sums to 1
                  ) -> torch.Tensor:
-    "1 when the load is even, up to E when one expert has it all (Fedus et al. 2021, eq. 4; Lepikhin et al. 2020)"
+    """1 when the load is even, up to E when one expert has it all
+
+    Fedus et al. 2021, eq. 4; Lepikhin et al. 2020."""
     E = scores.shape[-1]
     return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
 
@@ -120,7 +133,7 @@ def _unevenness(self:MoE, chosen, scores):
 def steer_rule(grad:torch.Tensor, # load minus an even load; only its sign counts
                state:dict, # not used
                ) -> torch.Tensor:
-    "One fixed step against the gradient's sign: how balance biases move (Wang et al. 2024, algorithm 1)"
+    "The gradient's sign: how balance biases move (Wang et al. 2024, algorithm 1)"
     return grad.sign()
 
 def balance_bias(name:str, # as in model.named_parameters()
@@ -141,10 +154,13 @@ def steer(lr:float=.001, # step of a bias; scores lie between 0 and 1
 def expert_load(model:nn.Module, # any model with mixtures in it
                 batch:dict, # ids, and what else the model takes
                 ) -> torch.Tensor: # (layers with a mixture, E)
-    "Each expert's share of a batch's tokens, layer by layer; raises ValueError where there is no mixture"
-    mixes, loads = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None], []
+    "Each expert's share of a batch's tokens, by layer; raises ValueError where there is no mixture"
+    mixes = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None]
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
-    see = lambda m, args: loads.append(load_of(m.choose(args[0].flatten(0, -2))[1], len(m.experts)))
+    loads = []
+    def see(m, args):
+        _, chosen, _ = m.choose(args[0].flatten(0, -2))
+        loads.append(load_of(chosen, len(m.experts)))
     hooks = [m.register_forward_pre_hook(see) for m in mixes]
     try: model(**{k: v for k, v in batch.items() if k != 'targets'})
     finally:
@@ -171,21 +187,24 @@ def mix_flops(self:MoE, T:int) -> int:
 
 def active_params(model:nn.Module) -> int:
     "Parameters that one token uses; `n_params` counts those that are held"
-    return sum(p.numel() for p in model.parameters()) - sum(m._idle() for m in model.modules() if isinstance(m, MoE))
+    idle = sum(m._idle() for m in model.modules() if isinstance(m, MoE))
+    return sum(p.numel() for p in model.parameters()) - idle
 
 # %% ../nbs/23_moe.ipynb #79db212d
 def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
-    "True for the best share of each row, at least one: looks at all of it, so at the future (Raposo et al. 2024)"
-    best = r.topk(_share_of(r.shape[1], share), 1).indices                                         # (B,K)
+    "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
+    best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
     return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
 def _share_of(T, share): return max(1, round(share*T))
 
 # %% ../nbs/23_moe.ipynb #d7d056c7
 class MoD(nn.Module):
-    "Mixture of depths: a block that works on a share of the tokens (Raposo et al. 2024, eq. 1; weights by a sigmoid)"
+    """Mixture of depths: a block that works on a share of the tokens
+
+    Raposo et al. 2024, eq. 1, with a sigmoid on the weights."""
     def __init__(self,
                  C:int, # width
                  attn:Callable, # bound constructor
@@ -198,29 +217,31 @@ class MoD(nn.Module):
                  ):
         super().__init__()
         if not 0 < share <= 1:
-            raise ValueError(f'share={share}: give the share of tokens to work on, above 0 and at most 1')
-        self.block, self.share, self.causal = build(inner, C, attn, mlp, norm, dropout=dropout), share, causal
+            raise ValueError(f'share={share}: give the share of tokens to work on, above 0, at most 1')
+        self.block, self.share = build(inner, C, attn, mlp, norm, dropout=dropout), share
+        self.causal = causal
         self.router, self.guess = nn.Linear(C, 1, bias=False), nn.Linear(C, 1)
 
     def forward(self, x:torch.Tensor, seq:Seq): # (B,T,C) -> (B,T,C), auxiliary loss
-        r, g = self.router(x)[...,0], self.guess(x.detach())[...,0]                                # (B,T)
-        best = top_share(r, self.share)                                                            # (B,T)
+        r, g = self.router(x)[...,0], self.guess(x.detach())[...,0]  # (B,T)
+        best = top_share(r, self.share)                           # (B,T)
         causal = not self.training if self.causal is None else self.causal
-        keep, K = (g > 0, None) if causal else (best, _share_of(x.shape[1], self.share))           # (B,T)
+        K = None if causal else _share_of(x.shape[1], self.share)  # None: whatever is kept
+        keep = g > 0 if causal else best                          # (B,T)
         y, aux = self._through(x, seq, keep, r.sigmoid(), K)
         return y, aux + F.binary_cross_entropy_with_logits(g, best.to(g.dtype))
 
 # %% ../nbs/23_moe.ipynb #006a5c22
 @patch
 def _through(self:MoD, x, seq, keep, w, K=None):
-    "The stream after the block worked on the tokens in `keep` (B,T), what it adds weighted by w (B,T)"
-    at, real = _places(keep, K)                                                                    # (B,K)
+    "The stream after the block worked on tokens in `keep` (B,T), what it adds weighted by w (B,T)"
+    at, real = _places(keep, K)                                   # (B,K)
     if seq.cache is not None: seq.cache.seen += x.shape[1]
     if not at.shape[1]: return x, 0.
-    xs, sub = _take(x, at), _subset(seq, at, real)                                                 # (B,K,C)
+    xs, sub = _take(x, at), _subset(seq, at, real)                # (B,K,C)
     out, aux = pair(self.block(xs, sub))
-    new = (out - xs) * (_take(w, at)*real)[...,None]                                               # (B,K,C)
-    y = x.scatter_add(1, at[...,None].expand_as(new), new.to(x.dtype))                             # (B,T,C)
+    new = (out - xs) * (_take(w, at)*real)[...,None]              # (B,K,C)
+    y = x.scatter_add(1, at[...,None].expand_as(new), new.to(x.dtype))  # (B,T,C)
     return y, 0. if aux is None else aux
 
 def _take(t, at):
@@ -228,22 +249,23 @@ def _take(t, at):
     return t.gather(1, at.view(*at.shape, *[1]*(t.ndim-2)).expand(*at.shape, *t.shape[2:]))
 
 def _places(keep, K=None):
-    "Where each row's kept tokens are, in order, filled up to K or to the longest row; which of these are kept"
+    "Where kept tokens are, in order, filled up to K or to the longest row; which of these are kept"
     if K is None: K = keep.sum(1).max()
-    at = (~keep).int().argsort(dim=1, stable=True)[:,:K]                                           # (B,K)
+    at = (~keep).int().argsort(dim=1, stable=True)[:,:K]          # (B,K)
     return at, keep.gather(1, at)
 
 def _subset(seq, at, real):
     "The view of the tokens at (B,K): fillers belong to document −1"
     docs = torch.zeros_like(seq.ids) if seq.docs is None else seq.docs
     caches = None if seq.cache is None else [seq.cache.inner]
-    sub = Seq(_take(seq.ids, at), _take(docs, at).masked_fill(~real, -1), _take(seq.pos, at), caches)
+    docs = _take(docs, at).masked_fill(~real, -1)                 # (B,K)
+    sub = Seq(_take(seq.ids, at), docs, _take(seq.pos, at), caches)
     sub.x0 = None if seq.x0 is None else _take(seq.x0, at)
     return sub.at(0)
 
 # %% ../nbs/23_moe.ipynb #4ff0c575
 class _Depth:
-    "The cache of a mixture of depths: `seen` counts every token, `inner` holds those that were worked on"
+    "A cache: `seen` counts every token, `inner` holds those that were worked on"
     def __init__(self, inner): self.inner, self.seen, self.plain = inner, 0, True
 
 @patch(as_prop=True)
@@ -254,7 +276,7 @@ def new_cache(self:MoD) -> Callable:
     return lambda: _Depth(_unbounded(make()))
 
 def _unbounded(cache):
-    "Fillers would push true tokens out of a window or a ring, so the inner cache grows; the mask sees to the window"
+    "It grows, for fillers would push true tokens out of a window or ring; the mask keeps the window"
     return Cache() if isinstance(cache, Cache) else cache
 
 # %% ../nbs/23_moe.ipynb #33f3f81d
