@@ -89,7 +89,11 @@ class LearnedPositions(nn.Embedding):
                  C:int, # width
                  context_length:int, # places in the table
                  ): super().__init__(context_length, C)
-    def forward(self, seq:Seq) -> torch.Tensor: return super().forward(seq.pos)
+
+    def forward(self, seq:Seq) -> torch.Tensor:                       # (B,T,C)
+        if not seq.plain and seq.pos.device.type == 'cpu' and seq.pos.max() >= len(self.weight):
+            raise ValueError(f'position {seq.pos.max()} lies beyond the table of {len(self.weight)}')
+        return super().forward(seq.pos)
 
 # %% ../nbs/07_attention.ipynb #ff692371
 def _rotate(x, cos, sin):                                # (B,H,T,D), (B,1,T,D/2)
@@ -108,7 +112,7 @@ class RoPE:
         self.D, self.theta = D, theta
 
     def _angles(self, seq):
-        i2 = torch.arange(0, self.D, 2, device=seq.pos.device)        # (D/2,)
+        i2 = torch.arange(0, self.D, 2, dtype=torch.float32, device=seq.pos.device)            # (D/2,)
         w = 1 / self.theta ** (i2 / self.D)                           # (D/2,)
         pos = seq.pos[:1] if seq.plain else seq.pos                   # (B or 1,T)
         a = pos[:,None,:,None] * w                               # (B or 1,1,T,D/2)
@@ -132,6 +136,8 @@ class Cache:
         if self.kept and self.kept.keys() != new.keys():
             raise ValueError(f'this cache holds {sorted(self.kept)}, not '
                              f'{sorted(new)}: pass docs at every call or at none')
+        if self.kept and len(self.kept['pos']) != len(new['pos']):
+            raise ValueError(f"this cache holds {len(self.kept['pos'])} rows, not {len(new['pos'])}")
         every = {n: torch.cat([self.kept[n], t], dim(t)) if self.kept else t
                  for n, t in new.items()}
         self.seen += new['pos'].shape[1]
@@ -173,7 +179,10 @@ class Attention(nn.Module):
         return Cache(self.window)
 
 def _heads(C, n_heads, n_kv_heads, d_head):
-    K = n_kv_heads or n_heads
+    K = n_heads if n_kv_heads is None else n_kv_heads
+    for name, n in (('n_heads', n_heads), ('n_kv_heads', K), ('d_head', d_head or 1)):
+        if type(n) is not int or n < 1:
+            raise ValueError(f'{name} is a whole number of at least 1, not {n!r}')
     if d_head is None and C % n_heads:
         raise ValueError(f'width {C} does not divide into {n_heads} heads: '
                          'choose a multiple, or give d_head')
@@ -220,7 +229,7 @@ def _attend(self:Attention, q, k, v, mask):
     if self.softcap:
         k, v = (t.repeat_interleave(self.H//self.K, 1) for t in (k, v)) # (B,H,S,D)
         return plain_attention(q, k, v, mask, self.softcap, p)
-    if causal: mask = None
+    mask = None if causal or mask is None else mask if mask.dtype == torch.bool else mask.to(q.dtype)
     shared = self.H != self.K
     return F.scaled_dot_product_attention(q, k, v, mask, p, causal, enable_gqa=shared)
 
@@ -262,11 +271,17 @@ def _cached_gap(attn, split):
 def _leaks(attn, where):
     "Does changing tokens `where` (a slice) move what must not see them: earlier tokens, or the other document?"
     x, ids, *_ = _rows()
-    docs = (torch.arange(24) >= 12).long().expand(3, 24)
+    docs = (torch.arange(24)//8).expand(3, 24)                        # three documents
     x2, ids2 = x.clone(), ids.clone(); x2[:,where] += 1; ids2[:,where] = (ids2[:,where]+1) % 16
-    other = slice(0, 12) if where.start >= 12 else slice(12, 24)
-    d = None if where.start >= 12 else docs
+    other, d = (slice(0, 12), None) if where.start >= 12 else (slice(16, 24), docs)
     return (_run(attn, x, ids, d) - _run(attn, x2, ids2, d))[:,other].abs().max().item() > 1e-5
+
+@torch.no_grad()
+def _padding_gap(attn):
+    "Largest difference between a row behind nine tokens of padding, and the same row alone"
+    x, ids, docs, pos = _rows()
+    padded = _run(attn, x, ids, docs, pos)[2:,9:]
+    return (padded - _run(attn, x[2:,9:], ids[2:,9:])).abs().max().item()
 
 # %% ../nbs/07_attention.ipynb #7e5f2bdf
 def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
@@ -285,8 +300,9 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
     dead = no_gradient(attn)
     missing = f': not {", ".join(dead)}' if dead else ''
     r = Report({'keeps the shape': True, 'every parameter gets a gradient' + missing: not dead,
-                'blind to the future': not _leaks(attn, slice(12, 24)),
-                'keeps documents apart': not _leaks(attn, slice(0, 12))})
+                'blind to the future': not any(_leaks(attn.train(t), slice(12, 24)) for t in (True, False)),
+                'keeps documents apart': not _leaks(attn, slice(0, 16)),
+                'does not see padding': _padding_gap(attn) < 1e-4})
     never = 'cannot be cached (no new_cache): the text is read again for every token'
     if not hasattr(attn, 'new_cache'): return Report(r | {never: '–'})
     gap = max(_cached_gap(attn, s) for s in ([1]*24, [24], [7,1,1,15], [12,12]))

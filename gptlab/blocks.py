@@ -112,10 +112,12 @@ def build(part:Callable, # a constructor
           *args, # what every such part takes
           **offers, # what it gets if its signature names it, unless already fixed by `partial`
           ):
-    "Call a constructor with its positional contract, plus the offers that its signature names"
+    "Call a constructor with its positional contract, plus the offers that its signature names; what `partial` fixed stays fixed"
     names, fixed = inspect.signature(part).parameters, getattr(part, 'keywords', {})
     wanted = {k: v for k, v in offers.items() if k in names and k not in fixed}
-    return part(*args, **wanted)
+    order = [*inspect.signature(getattr(part, 'func', part)).parameters][:len(args)]
+    if not fixed.keys() & {*order}: return part(*args, **wanted)
+    return part(**{n: a for n, a in zip(order, args) if n not in fixed}, **wanted)
 
 # %% ../nbs/06_blocks.ipynb #38095a46
 def no_gradient(module:nn.Module, # after a backward pass

@@ -7,7 +7,7 @@ __all__ = ['pair', 'Block', 'GPTConfig', 'modern_init', 'gpt2_init', 'GPT', 'lm_
            'llama_config', 'swap']
 
 # %% ../nbs/08_model.ipynb #bc92bdd9
-import math
+import contextlib, copy, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -76,7 +76,11 @@ def _check_config(c):
         v = getattr(c, n)
         if v is None and n in ('n_kv_heads', 'd_ff', 'd_embed'): continue
         if type(v) is not int or v < 1: raise ValueError(f'{n} must be a whole number of at least 1, not {v!r}')
-    if not 0 <= c.dropout < 1: raise ValueError(f'dropout is a share from 0 to below 1, not {c.dropout!r}')
+    if not (type(c.dropout) in (int, float) and 0 <= c.dropout < 1): raise ValueError(f'dropout is a share from 0 to below 1, not {c.dropout!r}')
+    if c.softcap is not None and not (type(c.softcap) in (int, float) and 0 < c.softcap < math.inf): raise ValueError(f'softcap is a number above 0, or None, not {c.softcap!r}')
+    if type(c.tie) is not bool: raise ValueError(f'tie is True or False, not {c.tie!r}')
+    for n in ('pos_embed', 'init'):
+        if getattr(c, n) is not None and not callable(getattr(c, n)): raise TypeError(f'{n} must be a function or a constructor, or None, not {getattr(c, n)!r}')
     for n in 'norm mlp attn block'.split():
         ps = getattr(c, n)
         for p in ps if isinstance(ps, (list, tuple)) else [ps]:
@@ -141,7 +145,7 @@ def forward(self:GPT,
             caches:list|None=None, # from `new_caches`, extended in place
             ): # logits (B,T,V); or (nll (B,T) in nats, auxiliary loss) when targets are given
     "Guess the next token at every place; raises ValueError for ids the model does not know or rows it cannot hold"
-    _check_ids(self.cfg, ids, caches, pos); _check_targets(self.cfg, ids, targets)
+    _check_ids(self.cfg, ids, caches, docs, pos); _check_targets(self.cfg, ids, targets)
     x, aux = self._hidden(ids, docs, pos, caches)                     # (B,T,C)
     return self._guess(x) if targets is None else (self._surprise(x, targets), aux)
 
@@ -155,7 +159,7 @@ def _guess(self:GPT, x):                                              # (…,C) 
 @patch
 def _surprise(self:GPT, x, targets):                                  # (B,T,C), (B,T) -> (B,T)
     nll = lambda x, y: F.cross_entropy(self._guess(x).float(), y, reduction='none', ignore_index=-100)
-    x, y, n = x.flatten(0,1), targets.flatten(), self.loss_chunk      # (N,C), (N,)
+    x, y, n = x.flatten(0,1), targets.flatten().long(), self.loss_chunk                            # (N,C), (N,)
     if n is None: return nll(x, y).view(targets.shape)
     if type(n) is not int or n < 1: raise ValueError(f'loss_chunk is a whole number of tokens, or None for all at once, not {n!r}')
     return torch.cat([checkpoint(nll, *p, use_reentrant=False) for p in zip(x.split(n), y.split(n))]).view(targets.shape)
@@ -178,20 +182,25 @@ def _hidden(self:GPT, ids, docs=None, pos=None, caches=None):
     return self.norm(x), aux
 
 # %% ../nbs/08_model.ipynb #e538b8a2
-def _check_ids(cfg, ids, caches, pos):
+def _check_ids(cfg, ids, caches, docs, pos):
+    if not isinstance(ids, torch.Tensor): raise TypeError(f'token ids must be a tensor of shape (rows, tokens), not {type(ids).__name__}: torch.tensor(ids)[None] makes one row of a list')
     if ids.dtype not in (torch.int64, torch.int32): raise ValueError(f'token ids must be whole numbers (torch.long), not {ids.dtype}')
     if ids.ndim != 2: raise ValueError(f'token ids must have the shape (rows, tokens), not {tuple(ids.shape)}; for one row use ids[None]')
+    if not ids.numel(): raise ValueError(f'there is nothing to read: token ids of the shape {tuple(ids.shape)}; a row has at least one token')
+    for name, t in (('docs', docs), ('pos', pos)):
+        if t is not None and t.shape != ids.shape: raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, not {tuple(t.shape)}')
+    if caches is not None and len(caches) != cfg.n_layers: raise ValueError(f'{len(caches)} caches for {cfg.n_layers} layers: model.new_caches() makes them')
     end = ids.shape[1] + (caches[0].seen if caches else 0)
     if end > cfg.context_length:
         raise ValueError(f'{end} tokens do not fit the context of {cfg.context_length}: give fewer, or build the model with context_length={end}')
-    if type(ids) is torch.Tensor and ids.device.type == 'cpu' and ids.numel() and not 0 <= ids.min() <= ids.max() < cfg.vocab_size:
+    if type(ids) is torch.Tensor and ids.device.type == 'cpu' and not 0 <= ids.min() <= ids.max() < cfg.vocab_size:      # elsewhere, looking would make a GPU wait
         bad = ids[(ids < 0) | (ids >= cfg.vocab_size)][0].item()
         raise ValueError(f'token id {bad} is outside the vocabulary of {cfg.vocab_size}: was this text encoded by another tokenizer?')
 
 def _check_targets(cfg, ids, targets):
     if targets is None: return
     if targets.shape != ids.shape: raise ValueError(f'targets must have the shape of ids, {tuple(ids.shape)}, not {tuple(targets.shape)}')
-    if type(targets) is not torch.Tensor or targets.device.type != 'cpu': return                   # looking would make a GPU wait
+    if type(targets) is not torch.Tensor or targets.device.type != 'cpu': return
     bad = (targets != -100) & ((targets < 0) | (targets >= cfg.vocab_size))
     if bad.any(): raise ValueError(f'target {targets[bad][0].item()} is outside the vocabulary of {cfg.vocab_size}; only −100 means that there is nothing to guess')
 
@@ -222,7 +231,8 @@ def _some_text(cfg, B=3):
 def _moves(model, ids, where, seen, **kw):
     "Do the guesses at `seen` change when the tokens at `where` do?"
     other = ids.clone(); other[where] = (other[where] + 1) % model.cfg.vocab_size
-    return not torch.allclose(model(ids, **kw)[seen], model(other, **kw)[seen], atol=1e-5, rtol=1e-4)
+    dice = torch.get_rng_state(); a = model(ids, **kw)[seen]; torch.set_rng_state(dice)            # dropout falls alike
+    return not torch.allclose(a, model(other, **kw)[seen], atol=1e-5, rtol=1e-4)
 
 def _pieces_gap(model, text, split):
     "Largest difference between reading at once and in pieces, as a share of the largest guess"
@@ -232,13 +242,15 @@ def _pieces_gap(model, text, split):
 
 @torch.no_grad()
 def _questions(model, ids, docs, pos):
-    T = ids.shape[1]; h, late, early = T//2, (slice(None), slice(T//2, None)), (slice(None), slice(0, T//2))
-    two = dict(docs=(torch.arange(T) >= h).long().expand(ids.shape), pos=(torch.arange(T) % h).expand(ids.shape))
+    T, every = ids.shape[1], slice(None); h, n = T//2, -(-T//3)
+    late, early, last, before = ((every, slice(*a)) for a in ((h, None), (0, h), (2*n, None), (0, 2*n)))
+    three = dict(docs=(torch.arange(T)//n).expand(ids.shape), pos=(torch.arange(T) % n).expand(ids.shape))             # documents
     rows = slice(1, None), slice(0, 1)
     swapped = ids.clone(); swapped[:,-3], swapped[:,-2] = ids[:,-2], ids[:,-3]
     r = {'blind to the future': not _moves(model, ids, late, early), 'rows do not see one another': not any(_moves(model, ids, *w) for w in (rows, rows[::-1])),
-         'keeps documents apart': not _moves(model, ids, early, late, **two), 'the same twice': torch.equal(model(ids), model(ids)),
+         'keeps documents apart': not _moves(model, ids, before, last, **three), 'the same twice': torch.equal(model(ids), model(ids)),
          'the order of the past matters': not torch.allclose(model(ids)[:,-1], model(swapped)[:,-1], atol=1e-6)}
+    r['blind to the future in training, too'] = not _moves(model.train(), ids, late, early); model.eval()
     if model.new_caches() is None: return r | {'cannot be cached: the text is read again for every token': '–'}
     gap = max(_pieces_gap(model, (ids, docs, pos), s) for s in ([1]*T, [T], [T//3, 1, 1, T-T//3-2], [h, T-h]))
     return r | {f'cached equals uncached: largest difference {gap:.0e} of the largest guess': gap < 1e-4}
@@ -247,16 +259,17 @@ def _questions(model, ids, docs, pos):
 def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
                 ) -> Report:
     "Try a whole model: first loss near log V, what it may not see, caches, order, gradients, determinism; says in words what it cannot do"
-    model = (GPT(make) if isinstance(make, GPTConfig) else make()).eval()
-    if model.cfg.context_length < 8: raise ValueError(f'check_model reads rows of at least 8 tokens, not {model.cfg.context_length}: give the config a larger context_length')
-    text, V = _some_text(model.cfg), model.cfg.vocab_size
-    ids = torch.randint(0, V, (16, text[0].shape[1]+1))               # (B,T+1)
-    first = model(ids[:,:-1], ids[:,1:])[0].mean().item()
-    perturb(model, .05)
-    total, _ = lm_loss(model, dict(ids=ids[:,:-1], targets=ids[:,1:])); total.backward()
-    dead = no_gradient(model)
-    return Report({f'first loss {first:.2f} is near log V, {math.log(V):.2f}': abs(first - math.log(V)) < .3,
-                   'every parameter gets a gradient' + f': not {", ".join(dead)}'*bool(dead): not dead} | _questions(model, *text))
+    with torch.random.fork_rng():                                     # your own dice stay as they were
+        model = (GPT(make) if isinstance(make, GPTConfig) else copy.deepcopy(make())).eval()
+        if model.cfg.context_length < 8: raise ValueError(f'check_model reads rows of at least 8 tokens, not {model.cfg.context_length}: give the config a larger context_length')
+        text, V = _some_text(model.cfg), model.cfg.vocab_size
+        ids = torch.randint(0, V, (32, text[0].shape[1]+1))           # (B,T+1)
+        first = model(ids[:,:-1], ids[:,1:])[0].mean().item()
+        perturb(model, .05)
+        total, _ = lm_loss(model, dict(ids=ids[:,:-1], targets=ids[:,1:])); total.backward()
+        dead = no_gradient(model)
+        return Report({f'first loss {first:.2f} is near log V, {math.log(V):.2f}': abs(first - math.log(V)) < .3,
+                       'every parameter gets a gradient' + f': not {", ".join(dead)}'*bool(dead): not dead} | _questions(model, *text))
 
 # %% ../nbs/08_model.ipynb #b29c2614
 @patch_to(Attention)
@@ -275,17 +288,20 @@ def flops_per_token(self:GPT,
                     training:bool=True, # forward and backward, three forwards; or forward alone?
                     ) -> int:
     "Operations per token, when rows have T tokens"
-    matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear)) + (self.widen.weight.numel() if self.widen else 0)     # on the way in, and out
-    mixing = sum(m.mix_flops(T or self.cfg.context_length) for m in self.modules() if hasattr(m, 'mix_flops'))
+    modules  = [m for _, m in self.named_modules(remove_duplicate=False)]                          # a part that is used twice works twice
+    matrices = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear)) + (self.widen.weight.numel() if self.widen else 0)      # that one on the way in, and out
+    mixing   = sum(m.mix_flops(T or self.cfg.context_length) for m in modules if hasattr(m, 'mix_flops'))
     return (3 if training else 1)*(2*matrices + mixing)
 
 # %% ../nbs/08_model.ipynb #e59d75ef
 class Ledger(TorchDispatchMode):
-    "While entered, counts the bytes of tensors that operations make: those alive `now`, and the `peak`"
-    def __init__(self, *known:torch.Tensor): super().__init__(); self.now = self.peak = 0; self.known = {t.untyped_storage()._cdata for t in known}
+    "While entered, counts the bytes of tensors that operations make: those alive `now`, and the `peak`; raises RuntimeError beyond `budget` operations"
+    budget = math.inf
+    def __init__(self, *known:torch.Tensor): super().__init__(); self.now = self.peak = self.n = 0; self.known = {t.untyped_storage()._cdata for t in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
+        self.n += 1; made = func(*args, **(kwargs or {}))
+        if self.n > self.budget: raise RuntimeError(f'more than {self.budget} operations')
         for t in tree_leaves(made):
             if isinstance(t, torch.Tensor): self._enter(t.untyped_storage())
         return made
@@ -304,15 +320,16 @@ def memory(self:GPT,
            B:int=1, # rows
            T:int|None=None, # tokens in a row; None is the context
            ) -> dict[str,int]:
-    "Bytes: the weights; a training step's activations and peak, beside weights and optimizer; a cache that has read the rows. Parts that decide by what they read, as experts do, cannot pretend: then the step is done in earnest"
+    "Bytes: the weights; a training step's activations and peak in their dtype, beside weights and optimizer; a cache that has read the rows. Parts that decide by what they read, as experts do, cannot pretend: then the step is done in earnest"
     ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=next(self.parameters()).device)
+    _check_ids(self.cfg, ids, None, None, None)
     try: return _pretend(self, ids)
     except RuntimeError: return _step_bytes(self, ids, lambda t: t.detach())
 
 # %% ../nbs/08_model.ipynb #e2a1d78a
-def _pretend(model, ids):
+def _pretend(model, ids, **kw):
     from torch._subclasses.fake_tensor import FakeTensorMode
-    with FakeTensorMode(allow_non_fake_inputs=True): return _step_bytes(model, torch.zeros(ids.shape, dtype=torch.long), lambda t: torch.empty_like(t, device='cpu'))
+    with FakeTensorMode(allow_non_fake_inputs=True): return _step_bytes(model, torch.zeros(ids.shape, dtype=torch.long), lambda t: torch.empty_like(t, device='cpu'), **kw)
 
 def _twins(model, twin):
     "Another tensor for every slot of every module: a shared one once, a shared module once, or torch would not put the old ones back"
@@ -320,19 +337,32 @@ def _twins(model, twin):
     made = {t: twin(t).requires_grad_(t.requires_grad) for t in set(slots.values())}
     return {n: made[t] for n, t in slots.items()}
 
-def _step_bytes(model, ids, twin):
-    state = _twins(model, twin)
-    call = partial(torch.func.functional_call, model, state, tie_weights=False)
-    with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'):                        # a compiled block that meets a ledger would stay uncompiled for good
-        with Ledger(ids, *state.values()) as step:
-            nll, aux = call((ids, ids)); kept = step.now
-            (nll.sum() + aux).backward(); del nll, aux
-        return dict(weights=sum(t.nbytes for t in {*state.values()}), activations=kept, peak=step.peak, cache=_cache_bytes(model, call, ids, state))
+@contextlib.contextmanager
+def _alone(model):
+    "Nobody else takes part: no hooks, no autocast, no dice; and no compiled block, which would stay uncompiled for good if it met a ledger"
+    hooks = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'
+    had = {m: (m.training, [getattr(m, h) for h in hooks]) for m in model.modules()}
+    for m in had: vars(m).update({h: type(getattr(m, h))() for h in hooks})
+    try:
+        with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), torch.autocast(next(model.parameters()).device.type, enabled=False): yield
+    finally:
+        for m, (mode, old) in had.items(): m.training = mode; vars(m).update(zip(hooks, old))
 
-@torch.no_grad()
-def _cache_bytes(model, call, ids, state):
-    if model.new_caches() is None: return None
-    with Ledger(ids, *state.values()) as reading: caches = model.new_caches(); call((ids,), dict(caches=caches)); return reading.now
+def _step_bytes(model, ids, twin, budget=math.inf):
+    state = _twins(model, twin)
+    call, ledger = partial(torch.func.functional_call, model, state, tie_weights=False), partial(Ledger, ids, *state.values())
+    with _alone(model):
+        with torch.enable_grad(), ledger() as step:
+            step.budget = budget; model.train()
+            nll, aux = call((ids, ids)); kept, total = step.now, nll.sum() + aux
+            if total.requires_grad: total.backward()
+            del nll, aux, total
+        need = dict(weights=sum(t.nbytes for t in {*state.values()}), activations=kept, peak=step.peak, cache=None)
+        with torch.no_grad(), ledger() as reading:
+            caches = model.eval().new_caches()
+            if caches is None: return need
+            call((ids,), dict(caches=caches))
+            return need | dict(cache=reading.now)
 
 # %% ../nbs/08_model.ipynb #54172775
 @patch
@@ -353,7 +383,7 @@ def _costs(self:GPT):
     yield 'operations per token, reading', ops(self.flops_per_token(training=False))
     yield 'operations per token, training', ops(self.flops_per_token())
     yield 'weights', size(sum(p.nbytes for p in self.parameters()))
-    try: need = _pretend(self, torch.zeros(1, T))
+    try: need = _pretend(self, torch.zeros(1, T), budget=20_000)       # some seconds' worth
     except Exception: return (yield 'activations, cache', '`model.memory()` measures them')         # a model that cannot be counted can still be shown
     yield f'activations, training on a row of {T:,}', size(need['activations'])
     yield f'cache of {T:,} tokens', size(need['cache'])
@@ -384,15 +414,28 @@ def llama_config(**kw) -> GPTConfig:
 # %% ../nbs/08_model.ipynb #676bae00
 def _pack(v):
     if isinstance(v, (list, tuple)): return [_pack(o) for o in v]
-    if isinstance(v, partial): return dict(part=dotted(v.func), args={k: _pack(o) for k, o in v.keywords.items()})
-    return dict(part=dotted(v)) if callable(v) else v
+    if not callable(v): return v
+    made = v.func if isinstance(v, partial) else v
+    if not getattr(made, '__name__', '<').isidentifier(): raise ValueError(f'{made!r} has no name by which it could be found again: use a class, or a function made by def')
+    if isinstance(v, partial) and v.args: raise ValueError(f'partial({made.__name__}, {", ".join(map(repr, v.args))}) cannot be saved: give its arguments by name')
+    return dict(part=dotted(made), args={k: _pack(o) for k, o in v.keywords.items()}) if isinstance(v, partial) else dict(part=dotted(made))
+
+def _is_part(made):
+    "Modules, position schemes, caches, and functions of tensors or modules; nothing that takes a path"
+    if isinstance(made, type): return issubclass(made, nn.Module) or any(hasattr(made, n) for n in ('rotate', 'bias', 'add'))
+    if getattr(made, '__module__', '') == 'torch.nn.functional': return True
+    kinds = [p.annotation for p in inspect.signature(made).parameters.values()] if inspect.isfunction(made) else []
+    return bool(kinds) and isinstance(kinds[0], type) and issubclass(kinds[0], (torch.Tensor, nn.Module)) and not any('str' in str(k) or 'Path' in str(k) for k in kinds)
 
 def _unpack(v, parts):
     if isinstance(v, list): return [_unpack(o, parts) for o in v]
     if not isinstance(v, dict): return v
+    if not (isinstance(v.get('part'), str) and isinstance(v.get('args', {}), dict)): raise ValueError(f"a part is described by {{'part': its name, 'args': its fixed arguments}}, not by {v!r}")
     made = resolve(v['part'], parts)
+    if made not in (parts or {}).values() and not _is_part(made): raise ValueError(f'{v["part"]!r} is no part of a model: a config may not name other things, for it may come from anywhere')
     return partial(made, **{k: _unpack(o, parts) for k, o in v['args'].items()}) if 'args' in v else made
 
+# %% ../nbs/08_model.ipynb #a16dad28
 @patch
 def to_dict(self:GPTConfig) -> dict:
     "Plain data that JSON can hold"
@@ -404,6 +447,7 @@ def from_dict(cls:GPTConfig,
               parts:dict|None=None, # your own classes: {'Mine': Mine}
               ) -> GPTConfig:
     "The config of `to_dict`; raises ValueError for unknown fields, naming the nearest, and for parts it may not look up"
+    if not isinstance(d, dict): raise ValueError(f'a config is a dictionary of fields, not {d!r}')
     names = [f.name for f in fields(cls)]
     for k in d:
         if k not in names:

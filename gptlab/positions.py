@@ -36,7 +36,7 @@ class Sinusoids(nn.Module):
         self.register_buffer('like', torch.zeros(0), persistent=False)
 
     def forward(self, seq:Seq) -> torch.Tensor:                    # (B,T,C)
-        pairs = torch.arange(0, self.C, 2, device=seq.pos.device)  # (C/2,)
+        pairs = torch.arange(0, self.C, 2, dtype=torch.float32, device=seq.pos.device)       # (C/2,)
         w = self.base ** (-pairs / self.C)                         # (C/2,)
         a = seq.pos[...,None] * w                                  # (B,T,C/2)
         both = torch.stack([a.sin(), a.cos()], -1).flatten(-2)     # (B,T,C)
@@ -63,7 +63,7 @@ class ScaledRoPE(RoPE):
         "Radians per token of each pair (D/2,)"
         return self._plain() / self.factor
 
-    def _plain(self): return 1 / self.theta ** (torch.arange(0, self.D, 2) / self.D)
+    def _plain(self): return 1 / self.theta ** (torch.arange(0, self.D, 2, dtype=torch.float32) / self.D)
 
     def _angles(self, seq):
         pos = (seq.pos[:1] if seq.plain else seq.pos)[:,None,:,None]  # (B or 1,1,T,1)
@@ -104,7 +104,7 @@ class NTK(ScaledRoPE):
     fast pairs stay, the slowest slows by `factor` (Peng et al. 2023, section 3.1)"""
     def speeds(self) -> torch.Tensor:
         base = self.theta * self.factor**(self.D/(self.D-2))
-        return 1 / base ** (torch.arange(0, self.D, 2) / self.D)
+        return 1 / base ** (torch.arange(0, self.D, 2, dtype=torch.float32) / self.D)
 
 # %% ../nbs/18_positions.ipynb #7d4084a9
 class YaRN(ScaledRoPE):
@@ -125,7 +125,7 @@ class YaRN(ScaledRoPE):
         low = max(math.floor(turns(self.fast)), 0)
         high = min(math.ceil(turns(self.slow)), self.D-1)
         # 0 keep, 1 divide
-        ramp = ((torch.arange(self.D//2) - low) / max(high-low, .001)).clamp(0, 1)
+        ramp = ((torch.arange(self.D//2, dtype=torch.float32) - low) / max(high-low, .001)).clamp(0, 1)
         return w*(1-ramp) + w/self.factor*ramp
 
 def _context(rope):
@@ -160,10 +160,10 @@ def extend(model:GPT, # changed in place, its config too
     parts = [partial(a, pos=how[id(m)]) if m else a
              for a, m in zip(_listed(cfg.attn)*cfg.n_layers, attns)]
     length = round(cfg.context_length*factor)
-    for m in turned: m.pos, m.context_length = how[id(m)](m.pos.D), length
     n = min(len(_listed(cfg.attn)), cfg.n_layers)
     attn = parts[:n] if isinstance(cfg.attn, (list, tuple)) else parts[0]
-    model.cfg = replace(cfg, context_length=length, attn=attn)
+    model.cfg = replace(cfg, context_length=length, attn=attn)        # says no before anything is changed
+    for m in turned: m.pos, m.context_length = how[id(m)](m.pos.D), length
     return len(turned)
 
 # %% ../nbs/18_positions.ipynb #d4a51aba
@@ -174,6 +174,8 @@ def _turned(model):
     if not turned:
         raise ValueError('this model has no rotary positions to stretch; '
                          'learnt ones end where their table ends')
+    if isinstance(model.places, nn.Embedding):
+        raise ValueError('this model adds learnt places, too, and they end where their table ends')
     if odd:
         raise ValueError(f'{type(odd[0].pos).__name__} may have speeds of its own: '
                          'extend knows RoPE and ScaledRoPE')
@@ -209,7 +211,7 @@ class ALiBi:
 
     def slopes(self, device:torch.device|str='cpu') -> torch.Tensor:
         "Penalty per token of distance (H,)"
-        return torch.tensor(_slopes(self.n_heads), device=device)
+        return torch.tensor(_slopes(self.n_heads), dtype=torch.float32, device=device)
 
     def bias(self, seq:Seq, kpos:torch.Tensor) -> torch.Tensor:   # (B or 1,H,T,S)
         "What is added to the scores"

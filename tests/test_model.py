@@ -43,6 +43,7 @@ RECIPES = dict(gradientlab=from_recipe('gradientlab', lambda r: r['gradientlab']
                hlb_gpt=from_recipe('hlb_gpt', lambda r: r['hlb_gpt'](.5, vocab_size=257, context_length=32)))
 PRESETS = {n: partial(GPTConfig, **SMALL | kw) for n, kw in OWN.items()} | dict(gpt2=partial(gpt2_config, **SMALL), llama=partial(llama_config, **SMALL, n_kv_heads=2)) | RECIPES
 every = pytest.mark.parametrize('name', PRESETS)
+NO_PRETENCE = ('experts', 'depths', 'depths_delta')                                            # what they do depends on what they read
 
 def lively(cfg, noise=.05):
     set_seed(0)
@@ -64,8 +65,9 @@ def grads(model, batch):
 def test_probes(name):
     set_seed(0)
     report = check_model(PRESETS[name]())
+    if name.startswith('depths'): assert not report.pop('blind to the future in training, too')       # top-k over time, as chapter 23 explains
     assert report.ok, report
-    assert len(report) == 8
+    assert len(report) == 8 + (not name.startswith('depths'))
 
 
 class Broken(Attention):
@@ -95,7 +97,18 @@ class Bag(nn.Module):
 def loud(model):
     gpt2_init(model); nn.init.normal_(model.head.weight, std=1.)
 
-MISTAKES = {'blind to the future': dict(attn=Broken), 'keeps documents apart': dict(attn=Forgets), 'rows do not see one another': dict(norm=BatchNorm), 'every parameter gets a gradient': dict(mlp=Dead),
+class BatchNormed(nn.BatchNorm1d):
+    "In training its statistics run over rows and time"
+    def forward(self, x): return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+class SecondSeesFirst(Attention):
+    "Documents 0 and 1 are kept apart, 2 sees 1"
+    def forward(self, x, seq):
+        if seq.docs is not None: seq = copy.copy(seq); seq.docs = seq.docs.clamp(max=1)
+        return super().forward(x, seq)
+    def prepare(self, seq, x): pass
+
+MISTAKES = {'blind to the future in training': dict(norm=BatchNormed), 'keeps documents': dict(attn=SecondSeesFirst), 'blind to the future': dict(attn=Broken), 'keeps documents apart': dict(attn=Forgets), 'rows do not see one another': dict(norm=BatchNorm), 'every parameter gets a gradient': dict(mlp=Dead),
             'the same twice': dict(mlp=Dice), 'first loss': dict(init=loud), 'the order of the past matters': dict(attn=Bag, n_layers=1)}
 
 @pytest.mark.parametrize('question', MISTAKES)
@@ -134,6 +147,29 @@ def test_memory_options_under_compile_and_autocast():
     for n in want: assert torch.allclose(want[n], got[n], atol=1e-6, rtol=1e-3), n
     with torch.autocast('cpu', torch.bfloat16): _, rough = grads(model, batch)
     for n in want: assert (want[n]-rough[n]).norm() <= .05*want[n].norm() + 1e-6, n
+
+def test_accounts_leave_everything_else_alone():
+    "Modes, hooks, gradients, dice; and no matter in which mode, precision or grad mode they are asked for"
+    model, seen = GPT(GPTConfig(**SMALL | dict(dropout=.2))), []
+    model.blocks[0].register_forward_hook(lambda m, a, o: seen.append(o)); model.blocks[1].register_forward_pre_hook(lambda m, a: seen.append(a))
+    model.train(); model.blocks[1].eval(); modes, dice = [m.training for m in model.modules()], torch.get_rng_state()
+    want = model.memory(2, 16); model._repr_markdown_()
+    assert not seen and modes == [m.training for m in model.modules()] and torch.equal(dice, torch.get_rng_state()) and all(p.grad is None for p in model.parameters())
+    model(torch.zeros(1, 4, dtype=torch.long)); assert len(seen) == 2                      # the hooks are back
+    assert model.eval().memory(2, 16) == want
+    with torch.no_grad(): assert model.memory(2, 16) == want
+    with torch.autocast('cpu', torch.bfloat16): assert model.memory(2, 16) == want
+    frozen = GPT(GPTConfig(**SMALL)).requires_grad_(False).memory(2, 16)
+    assert frozen['activations'] < want['activations'] and frozen['cache'] == want['cache']
+
+def test_a_model_that_takes_long_to_count_is_shown_all_the_same():
+    model = GPT(GPTConfig(**SMALL | dict(attn=partial(DeltaAttention, chunk=1), context_length=2000)))
+    assert 'measures them' in model._repr_markdown_()
+
+def test_a_block_that_is_used_twice_works_twice():
+    plain, shared = GPT(GPTConfig(**SMALL)), GPT(GPTConfig(**SMALL))
+    shared.blocks[2] = shared.blocks[0]
+    assert shared.flops_per_token() == plain.flops_per_token() and shared.n_params() < plain.n_params()
 
 def test_accounts_leave_the_compiler_alone():
     "A dispatch mode that meets a compiled block makes torch give up compiling it, silently and for good"
@@ -226,7 +262,7 @@ def test_bytes_are_those_that_are_allocated(name):
     model = GPT(cfg).train()
     ids = torch.zeros(2, 32, dtype=torch.long)
     real = _step_bytes(model, ids, lambda t: t.detach())
-    if name != 'experts': assert real == _pretend(model, ids)
+    if name not in NO_PRETENCE: assert real == _pretend(model, ids)
     assert model.memory(2, 32) == real
     assert all(type(p) is nn.Parameter for p in model.parameters())                        # everything is back in its place
     model.zero_grad()
@@ -259,7 +295,7 @@ def test_a_model_shows_its_accounts(name):
     state, page = torch.get_rng_state(), model._repr_markdown_()
     assert torch.equal(torch.get_rng_state(), state)                                       # looking changes nothing
     assert f'**{model.n_params():,}**' in page and 'operations per token, training' in page
-    assert ('measures them' in page) == (name == 'experts')
+    assert ('measures them' in page) == (name in NO_PRETENCE)
     assert sum(k for *_, k in model._rows()) > .9*model.n_params()
 
 def test_accounts_of_parts_that_cannot_pretend():
@@ -286,6 +322,42 @@ def test_configs_survive_json(name):
 @pytest.mark.parametrize('field,value', [('d_embed', 0), ('d_embed', 1.5), ('vocab_multiple', 0), ('vocab_multiple', None)])
 def test_widths_are_whole_numbers(field, value):
     with pytest.raises(ValueError, match=f'{field} must be a whole number'): GPTConfig(**{field: value})
+
+@pytest.mark.parametrize('kw', [dict(dropout='x'), dict(dropout=1.), dict(softcap='x'), dict(softcap=float('nan')), dict(softcap=-1.), dict(tie='false'), dict(tie=1), dict(init='x'), dict(pos_embed='x')], ids=str)
+def test_fields_of_another_kind(kw):
+    with pytest.raises((ValueError, TypeError), match=next(iter(kw))): GPTConfig(**kw)
+
+EVIL = {'gptlab.core.atomic_write': dict(path='x', data='y'), 'gptlab.hub.save': {}, 'gptlab.checkpoints.save_checkpoint': {}, 'gptlab.trainer.Trainer': {}, 'gptlab.core.subprocess': {}, 'gptlab.core.Path': {}, 'gptlab.data.fetch_wheel': {}}
+
+@pytest.mark.parametrize('name', EVIL)
+def test_a_config_names_parts_and_nothing_else(name):
+    "A config may come from anywhere: whatever it can name, it can have called"
+    for d in (dict(init=dict(part=name)), dict(attn=dict(part='gptlab.attentions.OpenAttention', args=dict(cache=dict(part=name, args=EVIL[name]))))):
+        with pytest.raises(ValueError, match='is no part of a model|is not in this version'): GPTConfig.from_dict(d)
+
+@pytest.mark.parametrize('d', [5, None, [], dict(attn={}), dict(attn=dict(part=3)), dict(attn=dict(part='gptlab.attention.Attention', args=[])), dict(norm=dict(args={}))], ids=str)
+def test_a_config_that_is_none(d):
+    with pytest.raises(ValueError, match='a config is a dictionary|a part is described by'): GPTConfig.from_dict(d)
+
+def power(x: torch.Tensor, n=2): return x**n
+
+def test_what_could_not_be_found_again_is_not_saved():
+    for act, words in ((lambda x: x, 'no name by which'), (nn.GELU(), 'no name by which'), (partial(power, 3), 'by name')):
+        with pytest.raises(ValueError, match=words): GPTConfig(mlp=partial(MLP, act=act)).to_dict()
+    kept = GPTConfig(mlp=partial(MLP, act=partial(power, n=3)))
+    assert GPTConfig.from_dict(kept.to_dict(), parts=dict(power=power)).mlp.keywords['act'].keywords == dict(n=3)
+    assert GPTConfig.from_dict(GPTConfig(mlp=partial(MLP, act=torch.nn.functional.silu)).to_dict()).mlp.keywords['act'] is torch.nn.functional.silu
+
+
+# ---- calls
+
+def test_calls_that_make_no_sense():
+    model = GPT(GPTConfig(**SMALL)); ids = torch.zeros(2, 6, dtype=torch.long)
+    for call, words in ((lambda: model([[1, 2]]), 'must be a tensor'), (lambda: model(ids[:,:0]), 'nothing to read'), (lambda: model(ids[:0]), 'nothing to read'), (lambda: model(ids, docs=ids[:,:4]), 'docs must have the shape'),
+                        (lambda: model(ids, pos=torch.arange(6)), 'pos must have the shape'), (lambda: model(ids, caches=[]), '0 caches for 4 layers'), (lambda: model(ids, caches=model.new_caches()[:1]), '1 caches for 4'),
+                        (lambda: model.memory(0), 'nothing to read'), (lambda: model.memory(1, 99), 'do not fit the context')):
+        with pytest.raises((ValueError, TypeError), match=words): call()
+    assert torch.equal(model(ids, ids.int())[0], model(ids, ids)[0])
 
 
 # ---- swapping
