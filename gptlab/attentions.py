@@ -61,10 +61,12 @@ class OpenAttention(Attention):
                  n_layers:int=1, # of so many
                  context_length:int|None=None, # offered to the cache
                  **kwargs):
+        if not (qk_expand > 0 and v_expand > 0):
+            raise ValueError(f'widths expand by a number above 0, not {qk_expand} and {v_expand}')
         base = d_head or C//n_heads
         wide = round(base*qk_expand) if d_head or qk_expand != 1 else None
         super().__init__(C, n_heads, n_kv_heads, d_head=wide, **kwargs)
-        self.Dv, self.R = round(base*v_expand), self.D            # R channels are turned
+        self.Dv, self.R = max(1, round(base*v_expand)), self.D    # R channels are turned
         if self.Dv != self.D:
             bias = self.q.bias is not None
             self.v = nn.Linear(C, self.K*self.Dv, bias=bias)
@@ -461,6 +463,17 @@ class StateCache:
     "All that a recurrent layer keeps: a table of fixed size, and the document it was in"
     def __init__(self): self.seen, self.plain, self.kept = 0, True, {}
 
+    def known(self,
+              rows:int, # how many are read now
+              docs:torch.Tensor|None, # their documents (B,T), if given
+              ) -> dict:
+        "What is kept; raises ValueError for other rows, or documents that come and go"
+        if self.kept and len(self.kept['state']) != rows:
+            raise ValueError(f"this cache holds {len(self.kept['state'])} rows, not {rows}")
+        if self.kept and ('docs' in self.kept) != (docs is not None):
+            raise ValueError('this cache was read in another way: pass docs at every call or at none')
+        return self.kept
+
 class DeltaAttention(nn.Module):
     "Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)"
     def __init__(self,
@@ -504,7 +517,7 @@ def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)               # (B,H,T,D)
     if self.pos: q, k = self.pos.rotate(seq, q, k)
     beta = self.beta(x).sigmoid().transpose(1,2)                        # (B,H,T)
-    old = {} if seq.cache is None else seq.cache.kept
+    old = {} if seq.cache is None else seq.cache.known(len(x), seq.docs)
     docs, fresh = _settled(seq.docs, old.get('docs')), None             # (B,1+T)
     if docs is not None:                                          # padding writes nothing
         beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]

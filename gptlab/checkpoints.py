@@ -172,10 +172,12 @@ def prune(folder:str|Path, # a run's folder
 def load_weights(model:nn.Module, # changed in place
                  state:dict, # name → tensor
                  ):
-    "Copy weights into a model; raises ValueError that lists every tensor that is missing, unknown or of another shape"
-    own = model.state_dict()
+    "Copy weights into a model; raises ValueError that lists every tensor that is missing, unknown, of another shape, or not tied as here"
+    own, first = model.state_dict(), {}
     wrong  = [f'{n} is {tuple(state[n].shape)} in the checkpoint and {tuple(own[n].shape)} here' for n in own if n in state and own[n].shape != state[n].shape]
     wrong += [f'{n} is missing from the checkpoint' for n in own if n not in state] + [f'{n} is unknown here' for n in state if n not in own]
+    for n in own: first.setdefault(own[n].data_ptr(), n)                                            # a shared tensor has two names
+    wrong += [f'{n} differs from {first[p]}, and here they are one' for n in own if (p := own[n].data_ptr()) and first[p] != n and first[p] in state and n in state and not torch.equal(state[n].cpu(), state[first[p]].cpu())]
     if wrong: raise ValueError('these weights belong to another architecture: ' + '; '.join(wrong[:8]) + (f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''))
     model.load_state_dict(state)
 

@@ -50,7 +50,7 @@ class MoE(nn.Module):
                  dropout:float=0., # offered to the experts
                  ):
         super().__init__()
-        _check_moe(n_experts, k, gate, balance)
+        _check_moe(n_experts, k, shared, gate, balance, capacity)
         make = partial(build, expert, C, d_expert or d_ff, dropout=dropout)
         self.experts = nn.ModuleList(make() for _ in range(n_experts))
         self.shared = nn.ModuleList(make() for _ in range(shared))
@@ -65,7 +65,11 @@ class MoE(nn.Module):
         return f'{counts}, gate={self.gate}, balance={self.balance}'
 
 # %% ../nbs/23_moe.ipynb #17dc35f1
-def _check_moe(E, k, gate, balance):
+def _check_moe(E, k, shared, gate, balance, capacity):
+    if type(shared) is not int or shared < 0:
+        raise ValueError(f'shared is a number of experts, 0 or more, not {shared!r}')
+    if capacity is not None and not capacity > 0:
+        raise ValueError(f'capacity is a multiple of the mean load, above 0, or None, not {capacity!r}')
     if not 1 <= k <= E:
         raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
     if gate not in ('softmax', 'sigmoid'):
@@ -236,7 +240,7 @@ class MoD(nn.Module):
 def _through(self:MoD, x, seq, keep, w, K=None):
     "The stream after the block worked on tokens in `keep` (B,T), what it adds weighted by w (B,T)"
     at, real = _places(keep, K)                                   # (B,K)
-    if seq.cache is not None: seq.cache.seen += x.shape[1]
+    if seq.cache is not None: seq.cache._note(x.shape[1], seq.docs)
     if not at.shape[1]: return x, 0.
     xs, sub = _take(x, at), _subset(seq, at, real)                # (B,K,C)
     out, aux = pair(self.block(xs, sub))
@@ -266,7 +270,12 @@ def _subset(seq, at, real):
 # %% ../nbs/23_moe.ipynb #4ff0c575
 class _Depth:
     "A cache: `seen` counts every token, `inner` holds those that were worked on"
-    def __init__(self, inner): self.inner, self.seen, self.plain = inner, 0, True
+    def __init__(self, inner): self.inner, self.seen, self.plain, self.docs = inner, 0, True, None
+
+    def _note(self, n, docs):
+        if self.seen and self.docs != (docs is not None):
+            raise ValueError('this cache was read in another way: pass docs at every call or at none')
+        self.seen, self.docs = self.seen + n, docs is not None
 
 @patch(as_prop=True)
 def new_cache(self:MoD) -> Callable:

@@ -389,3 +389,43 @@ def test_published_sizes():
         count = lambda cfg: GPT(cfg).n_params()
         assert [count(gpt2_config(n_layers=L, n_heads=H, d_model=C)) for L, H, C in ((12, 12, 768), (24, 16, 1024), (36, 20, 1280), (48, 25, 1600))] == [124_439_808, 354_823_168, 774_030_080, 1_557_611_200]
         assert [count(llama_config(n_layers=L, n_heads=H, d_model=C, d_ff=F)) for L, H, C, F in ((32, 32, 4096, 11008), (40, 40, 5120, 13824))] == [6_738_415_616, 13_015_864_320]
+
+
+# ---- caches
+
+@pytest.mark.parametrize('name', ['default', 'windows', 'latent', 'delta', 'depths', 'depths_delta', 'alibi'])
+def test_a_cache_is_read_in_one_way(name):
+    "Documents at every call or at none, and always the same rows: anything else would be a wrong answer, or torch's own words"
+    model, ids = lively(PRESETS[name]()).eval(), torch.zeros(2, 6, dtype=torch.long)
+    caches = model.new_caches(); model(ids, caches=caches)
+    with pytest.raises(ValueError, match='docs at every call or at none'): model(ids, docs=ids+1, caches=caches)
+    caches = model.new_caches(); model(ids, docs=ids, caches=caches)
+    with pytest.raises(ValueError, match='docs at every call or at none'): model(ids, caches=caches)
+    for rows in (1, 3):
+        caches = model.new_caches(); model(ids, caches=caches)
+        with pytest.raises(ValueError, match=f'2 rows, not {rows}'): model(torch.zeros(rows, 6, dtype=torch.long), caches=caches)
+
+@pytest.mark.parametrize('name', ['alibi', 'default', 'scaled', 'latent'])
+def test_other_precisions(name):
+    "Causal and equal in float64; positions stay exact where the default is bfloat16"
+    cfg = PRESETS[name](); model, ids = lively(cfg).eval(), text(cfg)['ids']
+    want = model(ids); model = model.double()
+    other = ids.clone(); other[:,12:] = (other[:,12:]+1) % 211
+    assert torch.allclose(model(ids).float(), want, atol=1e-4) and torch.allclose(model(ids)[:,:12], model(other)[:,:12])
+    seq = Seq(torch.zeros(1, 500, dtype=torch.long)); q = torch.ones(1, 1, 500, 8)
+    def positions(): return [RoPE(8).rotate(seq, q, q)[0], YaRN(8, factor=2., context_length=100).rotate(seq, q, q)[0], ALiBi(8, 4).bias(seq, seq.pos), Sinusoids(8)(seq)]
+    exact = positions(); torch.set_default_dtype(torch.bfloat16)
+    try: again = positions()
+    finally: torch.set_default_dtype(torch.float32)
+    for a, b in zip(exact, again): assert torch.allclose(a, b.float(), atol=.01, rtol=.01)
+
+def test_parts_that_fix_their_own_widths():
+    model = GPT(GPTConfig(**SMALL | dict(mlp=[MLP, partial(MLP, d_ff=64)], attn=[Attention, partial(Attention, n_kv_heads=2)])))
+    assert [b.mlp.up.out_features for b in model.blocks] == [48, 64, 48, 64] and [b.attn.K for b in model.blocks] == [4, 2, 4, 2]
+
+@pytest.mark.parametrize('make,words', [(lambda: Attention(32, 4, d_head=-2), 'd_head is a whole number'), (lambda: Attention(32, 4, 0), 'n_kv_heads is a whole number'), (lambda: MoE(8, 8, capacity=-1), 'capacity is a multiple'), (lambda: MoE(8, 8, shared=-1), 'shared is a number'),
+                                        (lambda: OpenAttention(32, 4, v_expand=0), 'expand by a number above 0'), (lambda: extend(GPT(llama_config(**SMALL)), 0), 'context_length must be'),
+                                        (lambda: extend(GPT(llama_config(**SMALL, pos_embed=LearnedPositions)), 2), 'learnt places'),
+                                        (lambda: GPT(gpt2_config(**SMALL))(torch.zeros(1, 4, dtype=torch.long), pos=torch.full((1, 4), 99)), 'beyond the table of 32')])
+def test_parts_that_cannot_be(make, words):
+    with pytest.raises(ValueError, match=words): make()
