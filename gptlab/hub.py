@@ -7,11 +7,13 @@ __all__ = ['FAMILIES', 'HubLlama3', 'HubYaRN', 'NormedLinear', 'HubAttention', '
            'write_config', 'tensor_names', 'empty_model', 'load', 'save', 'register', 'model_card', 'push', 'save_gguf']
 
 # %% ../nbs/28_hub.ipynb #6890b84b
-import importlib.abc, importlib.util, inspect, json, math, sys, tempfile
+import importlib.abc, importlib.util, inspect, json, math, os, re, shutil, sys, tempfile, uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 import torch
 from safetensors import safe_open, SafetensorError
@@ -21,11 +23,12 @@ from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE, GPT2_PATTERN
-from .checkpoints import load_model
+from .checkpoints import _sync, load_model
 from .core import atomic_write, best_device
 from .generation import generate_text, temperature, top_k
 from .model import _layer, GPT, gpt2_init, GPTConfig
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
+from .surgery import widen_vocab
 from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer
 
@@ -102,14 +105,17 @@ _acts = {silu: 'silu', gelu_tanh: 'gelu_pytorch_tanh', gelu: 'gelu', relu2: 'rel
 def _args(part):
     "(class, its arguments by name, defaults included) of a constructor or a partial of one"
     p = part if isinstance(part, partial) else partial(part)
-    return p.func, {n: v.default for n, v in inspect.signature(p.func).parameters.items() if v.default is not v.empty} | p.keywords
+    known = inspect.signature(p.func).parameters
+    return p.func, {n: v.default for n, v in known.items() if v.default is not v.empty} | dict(zip(known, p.args)) | p.keywords
+
+def _by_place(part): return ['arguments by position']*bool(getattr(part, 'args', ()))
 
 def _named(part, known=''):
     "A part's name, with every argument that is not at its default and that no question is about"
     cls, a = _args(part)
     p = inspect.signature(cls).parameters
-    more = [n for n, v in a.items() if n not in known.split() and (n not in p or v != p[n].default)]
-    return cls.__name__ + (' with ' + ', '.join(more) if more else '')
+    more = [n for n, v in a.items() if n not in known.split() and (n not in p or v != p[n].default)] + _by_place(part)
+    return getattr(cls, '__name__', type(cls).__name__) + (' with ' + ', '.join(more) if more else '')
 
 def _one(values):
     "The value, if all are equal, or 'mixed'"
@@ -130,6 +136,7 @@ def _rope(cfg, a):
     if a['pos'] is None: return None
     r = a['pos'](_width(cfg, a), cfg.n_heads)
     kind, more = _rope_kinds.get(type(r)), dict(factor=getattr(r, 'factor', 1.), original_max_position_embeddings=getattr(r, 'context_length', None))
+    if _by_place(a['pos']): return _named(a['pos'])
     if kind is None or getattr(r, 'interleaved', False): return type(r).__name__ + ', interleaved'*getattr(r, 'interleaved', False)
     if kind == 'default': return dict(rope_theta=r.theta*r.factor**(r.D/(r.D-2)) if type(r) is NTK else r.theta, rope_scaling=None)
     if kind == 'llama3': more |= dict(low_freq_factor=r.low, high_freq_factor=r.high)
@@ -153,7 +160,7 @@ def _mlp_answers(cfg, i):
             'mlp biases': 'all' if m.get('bias') else 'none', 'block': _named(_layer(cfg.block, i), 'dropout')}
 
 def _position(cfg, args):
-    places = _args(cfg.pos_embed)[0].__name__ if cfg.pos_embed else None
+    places = _named(cfg.pos_embed) if cfg.pos_embed else None
     schemes = [_rope(cfg, a) if 'pos' in a else 'its own' for a in args]
     if places: return f'{places} and more' if any(schemes) else 'learned' if places == 'LearnedPositions' else places
     if other := [s for s in schemes if isinstance(s, str)]: return other[0]
@@ -189,13 +196,39 @@ def _refused(have, asked):
 
 def obstacles(cfg:GPTConfig) -> dict[str,list[str]]:
     "Family → what keeps the model out of it; an empty list means that `transformers` can express it as that"
-    return {family: _refused(traits(cfg), asked) for family, asked in FAMILIES.items()}
+    have = traits(cfg)
+    return {family: _refused(have, asked) for family, asked in FAMILIES.items()}
 
 def family_of(cfg:GPTConfig) -> str|None:
     "The first family that can express the model, decided from its parts; None if there is none"
     return next((f for f, why in obstacles(cfg).items() if not why), None)
 
 # %% ../nbs/28_hub.ipynb #a6617072
+_whole  = lambda v: type(v) is int and v > 0
+_number = lambda v: type(v) in (int, float) and 0 <= v < 1e300
+_kinds  = {                                                           # what a field must be, and the fields; ? means: or null
+    'a whole number above 0': (_whole, 'vocab_size n_positions n_layer n_head n_embd n_inner? num_hidden_layers num_attention_heads num_key_value_heads? hidden_size intermediate_size '
+                                       'max_position_embeddings head_dim? sliding_window? no_rope_layer_interval original_max_position_embeddings?'),
+    'a number of at least 0': (_number, 'max_window_layers resid_pdrop partial_rotary_factor? mscale? mscale_all_dim?'),
+    'a number above 0': (lambda v: _number(v) and v > 0, 'layer_norm_epsilon rms_norm_eps rope_theta factor low_freq_factor high_freq_factor beta_fast? beta_slow? attention_factor?'),
+    'true or false': (lambda v: type(v) is bool, 'tie_word_embeddings attention_bias mlp_bias use_sliding_window? scale_attn_by_inverse_layer_idx? scale_attn_weights? add_cross_attention?'),
+    'a text': (lambda v: type(v) is str, 'model_type? activation_function hidden_act rope_type type'),
+    'a list with one of full_attention and sliding_attention for each layer': (lambda v: type(v) is list and all(k in ('full_attention', 'sliding_attention') for k in v), 'layer_types?'),
+    'a list with 0 or 1 for each layer': (lambda v: type(v) is list and all(k in (0, 1) for k in v), 'no_rope_layers?'),
+    'an object {…}': (lambda v: type(v) is dict, 'rope_scaling? rope_parameters? gptlab')}
+_asked  = {n.rstrip('?'): (told, test, n.endswith('?')) for told, (test, names) in _kinds.items() for n in names.split()}
+
+class _Fields(dict):
+    "The fields of a config.json, each checked when it is read"
+    def __getitem__(self, n):
+        v, (told, test, free) = super().__getitem__(n), _asked[n]
+        if not (test(v) or free and v is None): raise ValueError(f'config.json: {n} must be {told}{" or null"*free}, not {json.dumps(v)[:80]}')
+        L = self.get('num_hidden_layers') if type(v) is list else None
+        if L and len(v) != L: raise ValueError(f'config.json: {n} has {len(v)} entries for {L} layers: give one for each')
+        return v
+    def get(self, n, default=None): return self[n] if n in self else default
+
+# %% ../nbs/28_hub.ipynb #76b7e065
 _named_acts = {v: k for k, v in _acts.items()} | dict(gelu_new=gelu_tanh, gelu_fast=gelu_tanh, swish=silu)
 
 def _pick(what, name, known):
@@ -209,11 +242,12 @@ def _yarn_scale(r):
     return m(r['mscale'])/m(r['mscale_all_dim']) if r.get('mscale') and r.get('mscale_all_dim') else m(1)
 
 def _read_rope(d):
-    r = {'rope_theta': d.get('rope_theta', 1e4)} | (d.get('rope_scaling') or {}) | (d.get('rope_parameters') or {})
+    r = _Fields({'rope_theta': d.get('rope_theta', 1e4)} | (d.get('rope_scaling') or {}) | (d.get('rope_parameters') or {}))
+    if own := [n for n in r if type(dict.get(r, n)) is dict]: raise ValueError(f'config.json: the rotation has settings of its own for {", ".join(own)}: not known here')
     kind, theta = r.get('rope_type', r.get('type', 'default')), float(r['rope_theta'])
-    if d.get('partial_rotary_factor', r.get('partial_rotary_factor', 1.)) != 1.: raise ValueError('partial_rotary_factor of config.json: rotation of a part of the channels is not known here')
+    if (d.get('partial_rotary_factor') or r.get('partial_rotary_factor') or 1.) != 1.: raise ValueError('partial_rotary_factor of config.json: rotation of a part of the channels is not known here')
     if kind == 'default': return partial(RoPE, theta=theta)
-    r = dict(low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=d.get('max_position_embeddings')) | r
+    r = _Fields(dict(low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=d.get('max_position_embeddings')) | r)
     own = dict(linear=(ScaledRoPE, {}), llama3=(HubLlama3, dict(low='low_freq_factor', high='high_freq_factor')), yarn=(HubYaRN, dict(slow='beta_slow', fast='beta_fast', strength='attention_factor')))
     cls, fields = _pick('config.json: rope_type', kind, own)
     if kind == 'yarn': r |= dict(attention_factor=_yarn_scale(r), beta_slow=r.get('beta_slow') or 1., beta_fast=r.get('beta_fast') or 32.)
@@ -250,7 +284,7 @@ def _read_mistral(d): return _read_gated(d, windows=[d.get('sliding_window', 409
 def _read_qwen2(d): return _read_gated(d, HubAttention, _windows(d), bias=True)
 def _read_qwen3(d):
     b = d.get('attention_bias', False)
-    return _read_gated(d | dict(head_dim=d.get('head_dim', 128)), HubAttention, _windows(d), qk_gain=True, eps=d.get('rms_norm_eps', 1e-6), bias=b, out_bias=b)
+    return _read_gated(_Fields(d | dict(head_dim=d.get('head_dim', 128))), HubAttention, _windows(d), qk_gain=True, eps=d.get('rms_norm_eps', 1e-6), bias=b, out_bias=b)
 def _read_smollm3(d):
     every, L = d.get('no_rope_layer_interval', 4), d['num_hidden_layers']
     turned = d.get('no_rope_layers') or [(i+1) % every for i in range(L)]
@@ -260,7 +294,8 @@ def _read_smollm3(d):
 _readers = dict(gpt2=_read_gpt2, llama=_read_llama, mistral=_read_mistral, qwen2=_read_qwen2, qwen3=_read_qwen3, smollm3=_read_smollm3)
 
 def read_config(d:dict) -> GPTConfig:
-    "Our config for the content of a config.json; raises ValueError for an architecture or a variant that is not known, naming the nearest"
+    "Our config for the content of a config.json; raises ValueError for an architecture or a variant that is not known, naming the nearest, and for a field that is not what it must be"
+    d = _Fields(d)
     reader = _pick('config.json: model_type', d.get('model_type'), _readers)
     try: return reader(d)
     except KeyError as e: raise ValueError(f'config.json lacks {e}, which a {d["model_type"]} needs') from None
@@ -287,11 +322,12 @@ _classes = dict(gpt2='GPT2LMHeadModel', llama='LlamaForCausalLM', mistral='Mistr
 def write_config(cfg:GPTConfig, # of a model
                  family:str, # one that can express it
                  tok:Tokenizer|None=None, # says which id begins and ends a document
+                 dtype:torch.dtype=torch.float32, # of the weights
                  ) -> dict:
     "The content of config.json for a family"
     (_, n), (_, m), bos = _args(_layer(cfg.norm, 0)), _args(_layer(cfg.mlp, 0)), getattr(tok, 'bos', None)
     own = _write_gpt2(cfg, n, m) if family == 'gpt2' else _write_gated(cfg, n, m, family)
-    return dict(model_type=family, architectures=[_classes[family]], vocab_size=cfg.vocab_size, tie_word_embeddings=cfg.tie, torch_dtype='float32',
+    return dict(model_type=family, architectures=[_classes[family]], vocab_size=cfg.vocab_size, tie_word_embeddings=cfg.tie, torch_dtype=str(dtype).removeprefix('torch.'),
                 bos_token_id=bos, eos_token_id=bos, pad_token_id=bos) | own
 
 # %% ../nbs/28_hub.ipynb #716900d3
@@ -325,19 +361,39 @@ def _biased(cfg, family):
 def _turned(theirs): return '.c_' in theirs and theirs.endswith('.weight')       # GPT-2's matrices stand on their side
 
 # %% ../nbs/28_hub.ipynb #4f6443a5
+def _json(file):
+    "The object that a JSON file holds"
+    try: d = json.loads(file.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON: {e}') from None
+    if not isinstance(d, dict): raise ValueError(f'{file} must hold an object {{…}}, not {json.dumps(d)[:80]}')
+    return d
+
+def _plan(index):
+    "Name → file of each tensor, as an index says"
+    where = _json(index).get('weight_map')
+    if not isinstance(where, dict) or not where: raise ValueError(f'{index} needs a weight_map, an object that says in which file each tensor is; download or save the model again')
+    odd = [f for f in where.values() if not isinstance(f, str) or not re.fullmatch(r'[^/\\:]+\.safetensors', f)]
+    if odd: raise ValueError(f'{index} names {odd[0]!r}: only safetensors files beside it are opened')
+    return where
+
 def _headers(folder):
-    "Short name → (file, name in it, shape) of every tensor of a folder"
-    index = folder/'model.safetensors.index.json'
-    files = {folder/f for f in json.loads(index.read_text())['weight_map'].values()} if index.is_file() else sorted(folder.glob('*.safetensors'))
+    "Short name → (file, name in it, shape) of every tensor of a folder: of model.safetensors, else of the files of the index, else of all there are"
+    index, one = folder/'model.safetensors.index.json', folder/'model.safetensors'
+    where = _plan(index) if index.is_file() and not one.is_file() else {}
+    files = [one] if one.is_file() else sorted({folder/f for f in where.values()} or folder.glob('*.safetensors'))
     if not files: raise _no_weights(folder)
-    if gone := [f.name for f in files if not f.is_file()]: raise FileNotFoundError(f'{folder} is incomplete: {", ".join(sorted(gone))} of its index is missing; download or save it again')
-    return {_short(n): (f, n, s) for f in files for n, s in _shapes(f)}
+    if gone := [f.name for f in files if not f.is_file()]: raise FileNotFoundError(f'{folder} is incomplete: {", ".join(gone)} of its index is missing; download or save it again')
+    have = [(f, n, s) for f in files for n, s in _shapes(f) if where.get(n, f.name) == f.name]
+    if twice := [n for n, k in Counter(_short(n) for _, n, _ in have).items() if k > 1]:
+        raise ValueError(f'{folder} holds {", ".join(f"{n} ({f.name})" for f, n, _ in have if _short(n) == twice[0])}, which are one tensor under two names or in two files: keep one')
+    return {_short(n): (f, n, s) for f, n, s in have}
 
 def _shapes(file):
     try:
         with safe_open(file, 'pt') as f: return [(n, tuple(f.get_slice(n).get_shape())) for n in f.keys()]
     except (SafetensorError, OSError) as e: raise ValueError(f'{file} is damaged or no safetensors file: {e}') from None
 
+# %% ../nbs/28_hub.ipynb #1684a5c6
 def _short(name): return name.removeprefix('gpt.').removeprefix('transformer.').removeprefix('model.')      # some files have the prefix, some not
 
 def _no_weights(folder):
@@ -346,11 +402,17 @@ def _no_weights(folder):
     return ValueError(f'{folder} holds only pickled weights ({", ".join(pickles)}), which are refused: opening a pickle can run any code. Look for a safetensors version on the hub; '
                       f"or, if you trust the source, convert it: safetensors.torch.save_file(torch.load('{pickles[0]}', weights_only=True), 'model.safetensors')")
 
-# %% ../nbs/28_hub.ipynb #1684a5c6
+# %% ../nbs/28_hub.ipynb #adc8ccb3
 def _shape_there(own, ours, theirs):
     "Shape of the stack of our tensors under their name"
     shape = [sum(own[o].shape[0] for o in ours), *own[ours[0]].shape[1:]]
     return tuple(shape[::-1] if _turned(theirs) else shape)
+
+def _check_depth(d, have, folder):
+    "Raise ValueError if config.json describes more layers than the files hold: known before any is built"
+    told  = d['gptlab'].get('n_layers') if 'gptlab' in d else d.get('n_layer' if d.get('model_type') == 'gpt2' else 'num_hidden_layers')
+    found = {m[1] for n in have if (m := re.match(r'(?:blocks|layers|h)\.(\d+)\.', n))}
+    if isinstance(told, int) and told > len(found): raise ValueError(f'config.json in {folder} describes {told} layers, and the files hold {len(found)}: config and weights belong to different models; tensors there: {", ".join([*have][:3])}, …')
 
 _buffers = ('.attn.bias', '.attn.masked_bias', 'rotary_emb.inv_freq')            # masks and tables that old files carry along
 
@@ -362,37 +424,57 @@ def _compare(own, names, have, folder):
     wrong += [f'extra: {n} {have[n][2]}' for n in have if n not in want and not n.endswith(_buffers) and n not in ('lm_head.weight', 'head.weight')]   # tied: a copy of the embedding
     if wrong: raise ValueError(f'the tensors in {folder} are not those that its config.json describes:\n' + '\n'.join(wrong))
 
+def _tensor(there):
+    with safe_open(there[0], 'pt') as f: return f.get_tensor(there[1])
+
+def _check_tied(names, have, folder):
+    "A tied head may lie in the files as well, but only as a copy"
+    head, table = (next((n for n in have if n in known), None) for known in (('lm_head.weight', 'head.weight'), ('embed_tokens.weight', 'wte.weight', 'embed.weight')))
+    if head is None or any(_short(n) == head for n in names): return
+    if not torch.equal(_tensor(have[head]), _tensor(have[table])): raise ValueError(f'config.json in {folder} ties head and embedding, but {have[head][1]} is another matrix than {have[table][1]}: set tie_word_embeddings to false, or take the head out')
+
 @torch.no_grad()
 def _copy(own, names, have):
     for theirs, ours in names.items():
-        file, name, _ = have[_short(theirs)]
-        with safe_open(file, 'pt') as f: t = f.get_tensor(name)
+        t = _tensor(have[_short(theirs)])
         for o, part in zip(ours, (t.T if _turned(theirs) else t).chunk(len(ours)), strict=True): own[o].copy_(part)
 
-# %% ../nbs/28_hub.ipynb #adc8ccb3
+# %% ../nbs/28_hub.ipynb #82ed110a
 def empty_model(cfg:GPTConfig, # what to build
                 dtype:torch.dtype=torch.float32, # of its weights
                 ) -> GPT:
     "A model whose weights have their memory, but no values yet: nothing is initialised that a file will overwrite"
-    with torch.device('meta'): model = GPT(cfg)
+    return _with_memory(_outline(cfg), dtype)
+
+def _outline(cfg):
+    "A model of shapes alone, which takes no memory"
+    with torch.device('meta'): return GPT(cfg)
+
+def _with_memory(model, dtype):
+    kept = model.state_dict()
+    if any(n not in kept for n, b in model.named_buffers() if b.numel()): return GPT(model.cfg).to(dtype)      # tables that no file holds must be computed
     model = model.to(dtype).to_empty(device='cpu')
-    if cfg.tie: model.head.weight = model.embed.weight
+    if model.cfg.tie: model.head.weight = model.embed.weight
     return model
 
-# %% ../nbs/28_hub.ipynb #82ed110a
+# %% ../nbs/28_hub.ipynb #b93e425d
 def _from_folder(folder, parts, dtype):
-    d = _config_json(folder)
-    if 'gptlab' in d: cfg = GPTConfig.from_dict(d['gptlab'], parts); names = None
-    else: cfg = read_config(d); names = tensor_names(cfg, d['model_type'])
-    have, model = _headers(folder), empty_model(cfg, dtype)
-    own = model.state_dict()
-    names = names or {n: [n] for n in own if not (n == 'head.weight' and cfg.tie)}
-    _compare(own, names, have, folder); _copy(own, names, have)
+    d, have = _Fields(_json(folder/'config.json')), _headers(folder)
+    _check_depth(d, have, folder)
+    model, names = _described(d, parts, folder)
+    _compare(model.state_dict(), names, have, folder); _check_tied(names, have, folder)
+    model = _with_memory(model, dtype)
+    _copy(model.state_dict(), names, have)
     return model, _tokenizer_in(folder, parts)
 
-def _config_json(folder):
-    try: return json.loads((folder/'config.json').read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{folder/"config.json"} is no JSON: {e}') from None
+def _described(d, parts, folder):
+    "The model that config.json describes, without memory, and the names of its tensors there"
+    try:
+        model = _outline(GPTConfig.from_dict(d['gptlab'], parts) if 'gptlab' in d else read_config(d))
+        if 'gptlab' not in d: return model, tensor_names(model.cfg, d['model_type'])
+        return model, {n: [n] for n in model.state_dict() if not (n == 'head.weight' and model.cfg.tie)}
+    except ValueError: raise
+    except Exception as e: raise ValueError(f'config.json in {folder} describes no model that can be built: {type(e).__name__}: {e}') from e
 
 def _tokenizer_in(folder, parts):
     "The tokenizer of a folder: ours, or tokenizer.json, or a SentencePiece model; None without any"
@@ -400,7 +482,7 @@ def _tokenizer_in(folder, parts):
     found = [f for f in (folder/'tokenizer.json', folder/'tokenizer.model') if f.is_file()]
     return open_tokenizer(found[0]) if found else None
 
-# %% ../nbs/28_hub.ipynb #b93e425d
+# %% ../nbs/28_hub.ipynb #9d17f222
 def load(source:str|Path, # a folder of transformers, a checkpoint or run of ours, or a name on the hub such as 'Qwen/Qwen3-0.6B'
          parts:dict|None=None, # your own parts: {'Mine': Mine}
          device:str|None=None, # where to put it; None is the best here
@@ -409,9 +491,16 @@ def load(source:str|Path, # a folder of transformers, a checkpoint or run of our
          ) -> tuple:
     "A model, ready for use, and its tokenizer (or None), read from safetensors only; raises errors that list what does not fit"
     folder = Path(source) if Path(source).exists() else _pulled(str(source), revision)
+    if folder.is_file(): raise ValueError(f'{folder} is a file: name the folder, which holds config.json and the weights')
     if (folder/'config.json').is_file() and not (folder/'manifest.json').is_file(): model, tok = _from_folder(folder, parts, dtype)
+    elif not any(next(folder.glob(p + 'manifest.json'), None) for p in ('', '*/', '*/*/')): raise _no_config(folder)
     else: model, tok = load_model(folder, parts, 'cpu'); model = model.to(dtype)
     return model.eval().to(best_device(device)), tok
+
+def _no_config(folder):
+    if left := next(folder.glob('.saving-*/old'), None):
+        return FileNotFoundError(f'{folder} has no config.json, because a save into it was cut off: save again, or move what is in {left} back to have the model of before')
+    return FileNotFoundError(f'{folder} has no config.json, so it is no model of transformers, and no manifest.json, so it is no checkpoint or run of ours; it holds {", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"}')
 
 def _pulled(name, revision):
     if name.startswith(('.', '/', '~')) or name.count('/') > 1 or not name: raise FileNotFoundError(f'there is no folder {name}, and it is no name on the hub, such as Qwen/Qwen3-0.6B')
@@ -426,12 +515,18 @@ def _pulled(name, revision):
 def _filled(own, name, C):
     "Our tensor, or zeros for a bias and ones for a gain that the model does without"
     part, _, kind = name.rpartition('.')
-    return own[name] if name in own else torch.zeros(len(own[f'{part}.weight'])) if kind == 'bias' else torch.ones(C)
+    like = own['embed.weight']
+    return own[name] if name in own else like.new_zeros(len(own[f'{part}.weight'])) if kind == 'bias' else like.new_ones(C)
 
 def _stack(own, ours, theirs, C):
     "Their tensor, made of ours"
     t = torch.cat([_filled(own, o, C).detach().cpu() for o in ours]) if len(ours) > 1 else _filled(own, ours[0], C).detach().cpu()
     return (t.T if _turned(theirs) else t).contiguous()
+
+def _apart(tensors):
+    "The same tensors, none of which shares its memory with another"
+    uses = Counter(t.untyped_storage().data_ptr() for t in tensors.values())
+    return {n: t.clone() if uses[t.untyped_storage().data_ptr()] > 1 else t for n, t in tensors.items()}
 
 def _shards(names, own, limit):
     "Names in groups of at most `limit` bytes"
@@ -443,25 +538,71 @@ def _shards(names, own, limit):
     return groups
 
 # %% ../nbs/28_hub.ipynb #7712d308
+_model_files = [r'config\.json', r'model(-\d{5}-of-\d{5})?\.safetensors', r'model\.safetensors\.index\.json']         # the first to go, and the last to come, is config.json
+_vocabulary = 'tokenizer.json tokenizer_config.json gptlab_tokenizer.json special_tokens_map.json added_tokens.json'.split()
+
+@contextmanager
+def _aside(folder):
+    "A folder to write into; what is in it at the end takes the place of the old files of its kind. If anything fails, those stay"
+    new, fresh = folder/f'.saving-{uuid.uuid4().hex[:8]}', not folder.exists()
+    torn = lambda: [*new.glob('old/*')] and not (folder/'config.json').is_file()
+    try:
+        (new/'old').mkdir(parents=True)
+        yield new
+        _move_in(new, folder)
+        for left in folder.glob('.saving-*'): shutil.rmtree(left, ignore_errors=True)
+    except (OSError, SafetensorError) as e: raise OSError(f'could not write the model to {folder}: {e}; what was there before is {f"in {new}" if torn() else "untouched"}') from e
+    finally:
+        if not torn(): shutil.rmtree(new, ignore_errors=True)
+        if fresh and folder.is_dir() and not [*folder.iterdir()]: folder.rmdir()
+
+def _move_in(new, folder):
+    files = sorted((p for p in new.iterdir() if p.is_file()), key=lambda p: p.name == 'config.json')
+    gone  = [p for k in _model_files for p in folder.iterdir() if re.fullmatch(k, p.name)] + [folder/n for n in _vocabulary if (folder/n).is_file() and any((new/m).is_file() for m in _vocabulary)]
+    for p in files: _sync(p)
+    moved = []
+    try:
+        for a, b in [(p, new/'old'/p.name) for p in gone] + [(p, folder/p.name) for p in files]: os.replace(a, b); moved.append((a, b))
+    except BaseException:
+        for a, b in reversed(moved): os.replace(b, a)
+        raise
+    _sync(folder)
+
+# %% ../nbs/28_hub.ipynb #cde77672
+def _weights_of(model):
+    "Name → tensor; raises ValueError if the model is not what its config describes"
+    cfg, own, like = model.cfg, model.state_dict(), _outline(model.cfg)
+    if blank := [n for n, t in own.items() if t.is_meta]: raise ValueError(f'{len(blank)} tensors of the model are shapes without values (on the meta device), {blank[0]} for one: load weights into it first')
+    _check_parts(cfg, own, like.state_dict())
+    if cfg.tie and own['head.weight'].data_ptr() != own['embed.weight'].data_ptr():
+        raise ValueError('cfg.tie says that head and embedding are one matrix, but they are two, and one would be lost: set model.cfg.tie = False, or tie again, by model.head.weight = model.embed.weight')
+    if more := [g for g in _shared(model) if g not in _shared(like)]:
+        print(f'{len(more)} tensors are used in several places, as no config can say ({" = ".join(more[0])}): each place gets a copy of its own. The logits stay the same, but what is loaded shares nothing')
+    if cfg.tie: own.pop('head.weight')
+    return own
+
+def _shared(model):
+    "Lists of the names that stand for one parameter"
+    names = defaultdict(list)
+    for n, p in model.named_parameters(remove_duplicate=False): names[p].append(n)
+    return [v for v in names.values() if len(v) > 1]
+
+def _check_parts(cfg, own, like):
+    wrong  = [f'{n} is missing' for n in like if n not in own] + [f'{n} is in no part of it' for n in own if n not in like]
+    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
+    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
+
+# %% ../nbs/28_hub.ipynb #12ac51bf
 def _write_weights(folder, names, own, C, limit):
     groups, total = _shards(names, own, limit), 0
-    for old in [*folder.glob('model*.safetensors'), *folder.glob('model.safetensors.index.json')]: old.unlink()
     file = lambda i: 'model.safetensors' if len(groups) == 1 else f'model-{i+1:05}-of-{len(groups):05}.safetensors'
     for i, group in enumerate(groups):
-        tensors = {t: _stack(own, names[t], t, C) for t in group}
+        tensors = _apart({t: _stack(own, names[t], t, C) for t in group})
         total += sum(t.nbytes for t in tensors.values())
         save_file(tensors, folder/file(i), metadata=dict(format='pt'))
     where = {t: file(i) for i, group in enumerate(groups) for t in group}
     if len(groups) > 1: atomic_write(folder/'model.safetensors.index.json', json.dumps(dict(metadata=dict(total_size=total), weight_map=where), indent=1))
 
-def _check_parts(cfg, own):
-    "Raise ValueError if the model is no longer what its config describes"
-    with torch.device('meta'): like = GPT(cfg).state_dict()
-    wrong  = [f'{n} is missing' for n in like if n not in own and not (n == 'head.weight' and cfg.tie)] + [f'{n} is in no part of it' for n in own if n not in like]
-    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
-    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
-
-# %% ../nbs/28_hub.ipynb #cde77672
 def _write_tokenizer(folder, tok, context):
     if tok is None: return
     twin = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok    # bytes are a BPE without merges
@@ -473,33 +614,39 @@ def _write_tokenizer(folder, tok, context):
     atomic_write(folder/'tokenizer_config.json', json.dumps(dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=context, clean_up_tokenization_spaces=False,
         **(dict(bos_token=mark, eos_token=mark, pad_token=mark) if mark else {})), indent=1))
 
-# %% ../nbs/28_hub.ipynb #12ac51bf
+# %% ../nbs/28_hub.ipynb #ba0e07e4
 def save(model:GPT, # what to write
          tok:Tokenizer|None, # goes along with it
          folder:str|Path, # is made; weights of another model in it are replaced
          family:str|None=None, # 'llama' and so on: insist on it; None takes the first that fits, or our own class
          shard:int=5*10**9, # largest file in bytes
          ) -> Path:
-    "Write a model so that transformers opens it; raises ValueError with the reasons if a family that you insist on cannot express it"
+    "Write a model so that transformers opens it; raises ValueError with the reasons if a family that you insist on cannot express it, or the config does not describe it, and OSError. What fails leaves the folder as it was"
     cfg, folder, why = model.cfg, Path(folder), obstacles(model.cfg)
     if family is not None and _pick('family', family, why): raise ValueError(f'a {family} cannot express this model: {"; ".join(why[family])}')
-    family, own = family or family_of(cfg), model.state_dict()
-    if cfg.tie: own.pop('head.weight')
+    family, own = family or next((f for f in why if not why[f]), None), _weights_of(model)
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
-    _check_parts(cfg, own)
+    dtype = reduce(torch.promote_types, {t.dtype for t in own.values() if t.is_floating_point()})
+    text  = _config_text(write_config(cfg, family, tok, dtype) if family else _own_config(cfg, tok, dtype))
     if family: own |= {n: own[n][:cfg.vocab_size] for n in ('embed.weight', 'head.weight') if n in own}      # rows that only round up stay at home
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(folder, names, own, cfg.d_model, shard); _write_tokenizer(folder, tok, cfg.context_length)
-    atomic_write(folder/'config.json', json.dumps(write_config(cfg, family, tok) if family else _own_config(cfg, tok), indent=1))
+    with _aside(folder) as new:
+        atomic_write(new/'config.json', text)
+        _write_tokenizer(new, tok, cfg.context_length); _write_weights(new, names, own, cfg.d_model, shard)
     if not family: print('no family of transformers has all of these parts, so it is written as GPTLabForCausalLM: transformers opens it after `import gptlab.hub`.\n' + _reasons(why))
     return folder
 
 def _reasons(why): return '\n'.join(f'  {f}: {"; ".join(reasons)}' for f, reasons in why.items())
 
-def _own_config(cfg, tok):
+def _config_text(d):
+    def plain(o):
+        if getattr(o, 'ndim', None) == 0: return o.item()             # one number of NumPy or torch
+        raise ValueError(f'config.json cannot hold {o!r} of the config, which is of type {type(o).__name__}: give plain numbers, texts, lists, and parts by their names')
+    return json.dumps(d, indent=1, default=plain)
+
+def _own_config(cfg, tok, dtype):
     bos = getattr(tok, 'bos', None)
     return dict(model_type='gptlab', architectures=['GPTLabForCausalLM'], vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads,
-                max_position_embeddings=cfg.context_length, tie_word_embeddings=cfg.tie, torch_dtype='float32', bos_token_id=bos, eos_token_id=bos, pad_token_id=bos, gptlab=cfg.to_dict())
+                max_position_embeddings=cfg.context_length, tie_word_embeddings=cfg.tie, torch_dtype=str(dtype).removeprefix('torch.'), bos_token_id=bos, eos_token_id=bos, pad_token_id=bos, gptlab=cfg.to_dict())
 
 # %% ../nbs/28_hub.ipynb #3424d526
 _ours, _parts = {}, {}                                                # what `register` has made; classes that configs may name
@@ -531,7 +678,14 @@ def _add_model():
             super().__init__(config)
             self.gpt = GPT(GPTConfig.from_dict(config.gptlab, _parts))
             self.post_init()
+        supports_gradient_checkpointing = True
         def _init_weights(self, module): pass                         # GPT has initialised itself
+        def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=None, **kw): self.gpt.remat = self.gpt.gradient_checkpointing = enable
+        def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+            n, m = new_num_tokens or self.gpt.cfg.vocab_size, pad_to_multiple_of or 1
+            self.gpt = widen_vocab(self.gpt, -(-n//m)*m)
+            self.config.vocab_size, self.config.gptlab = self.gpt.cfg.vocab_size, self.gpt.cfg.to_dict()
+            return self.gpt.embed
         def get_input_embeddings(self): return self.gpt.embed
         def get_output_embeddings(self): return self.gpt.head
         def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kw): return dict(input_ids=input_ids, attention_mask=attention_mask)
@@ -624,7 +778,7 @@ def push(name:str, # on the hub: owner/name
         atomic_write(Path(folder)/'README.md', card or model_card(model, tok, name, **about))
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=['model*.safetensors', 'model.safetensors.index.json']).commit_url
+            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']).commit_url
         except HfHubHTTPError as e:
             if getattr(e.response, 'status_code', 0) not in (401, 403): raise
             raise PermissionError(f'the hub does not let you write to {name}: log in with `hf auth login`, with a token that may write, and name a repository of your own') from e
@@ -647,7 +801,6 @@ def _gguf_rope(w, cfg):
     r = a['pos'](_width(cfg, a), None)
     w.add_tensor('rope_freqs.weight', (ScaledRoPE(r.D, None, r.theta).speeds()/r.speeds()).float().numpy())      # by how much each pair is slowed down
 
-# %% ../nbs/28_hub.ipynb #0d697971
 def _gguf_tokens(w, tok, V):
     if tok is None: return w.add_tokenizer_model('no_vocab')
     tok = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
@@ -659,7 +812,7 @@ def _gguf_tokens(w, tok, V):
     w.add_token_merges([' '.join(m) for m in d['model']['merges']] or ['Ā Ā'])
     if tok.bos is not None: w.add_bos_token_id(tok.bos); w.add_eos_token_id(tok.bos)
 
-# %% ../nbs/28_hub.ipynb #e230e050
+# %% ../nbs/28_hub.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA
               tok:Tokenizer|None, # a BPE with GPT-2's pattern, or bytes; None leaves the vocabulary out
               path:str|Path, # the file
@@ -669,8 +822,7 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
     if dtype not in ('f32', 'f16'): raise ValueError(f"dtype is 'f32' or 'f16', not {dtype!r}")
     silent = [] if traits(model.cfg)['activation'] == 'silu' else ['the activation is not silu, which GGUF takes for granted']
     if why := obstacles(model.cfg)['llama'] + silent: raise ValueError(f'only the shape of a LLaMA is written to GGUF: {"; ".join(why)}')
-    gguf, c, own, path = _gguf(), model.cfg, model.state_dict(), Path(path)
-    _check_parts(c, own)
+    gguf, c, own, path = _gguf(), model.cfg, _weights_of(model), Path(path)
     d, names = write_config(c, 'llama', tok), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
     w = gguf.GGUFWriter(path.with_name(path.name + '.part'), 'llama')
     _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype]); _gguf_tokens(w, tok, c.vocab_size); _gguf_rope(w, c)
