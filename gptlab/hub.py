@@ -222,7 +222,7 @@ class _Fields(dict):
     "The fields of a config.json, each checked when it is read"
     def __getitem__(self, n):
         v, (told, test, free) = super().__getitem__(n), _asked[n]
-        if not (test(v) or free and v is None): raise ValueError(f'config.json: {n} must be {told}{" or null"*free}, not {json.dumps(v)[:80]}')
+        if not (test(v) or free and v is None): raise ValueError(f'config.json: {n} must be {told}{" or null"*free}, not {json.dumps(v, default=repr)[:80]}')
         L = self.get('num_hidden_layers') if type(v) is list else None
         if L and len(v) != L: raise ValueError(f'config.json: {n} has {len(v)} entries for {L} layers: give one for each')
         return v
@@ -295,6 +295,7 @@ _readers = dict(gpt2=_read_gpt2, llama=_read_llama, mistral=_read_mistral, qwen2
 
 def read_config(d:dict) -> GPTConfig:
     "Our config for the content of a config.json; raises ValueError for an architecture or a variant that is not known, naming the nearest, and for a field that is not what it must be"
+    if not isinstance(d, dict): raise ValueError(f'config.json must hold an object {{…}}, not {d!r}')
     d = _Fields(d)
     reader = _pick('config.json: model_type', d.get('model_type'), _readers)
     try: return reader(d)

@@ -341,6 +341,10 @@ def test_a_config_that_is_no_object(text, message, llama):
     (llama/'config.json').write_text(text, encoding='latin-1')
     with pytest.raises(ValueError, match=message): load(llama)
 
+def test_read_config_by_itself():
+    with pytest.raises(ValueError, match='must hold an object {…}, not None'): hub.read_config(None)
+    with pytest.raises(ValueError, match='vocab_size must be a whole number above 0, not "torch.float32"'): hub.read_config(dict(model_type='gpt2', vocab_size=torch.float32))
+
 def test_sizes_are_compared_before_memory_is_taken(llama):
     config(llama, hidden_size=10**9, intermediate_size=10**9, head_dim=8)
     with pytest.raises(ValueError, match=r'other shape: layers.0.mlp.gate_proj.weight is \(56, 32\), should be \(1000000000, 1000000000\)'): load(llama)
@@ -659,6 +663,7 @@ def test_gguf_says_what_it_cannot(tmp_path):
     assert abs(slow[0] - 1) < 1e-6 and abs(slow[-1] - 8) < 1e-5 and len(slow) == 4
     with pytest.raises(ValueError, match='only the shape of a LLaMA'): hub.save_gguf(GPT(GPTConfig()), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='activation is not silu'): hub.save_gguf(GPT(OURS['llama, tied, no gain, GEGLU'][1]), None, tmp_path/'n.gguf')
+    with pytest.raises(ValueError, match='cfg.tie says'): hub.save_gguf(untied(), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='YaRN'): hub.save_gguf(make_ours(OURS['llama, yarn'][1]), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='pattern'): hub.save_gguf(make_ours(gated()), CharTokenizer.train('abc'), tmp_path/'n.gguf')
 
