@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_listed():
     model = make('plain')
     for changes, says in ((dict(d_ff=50), 'blocks.0.mlp.up.weight is'), (dict(mlp=GLU), 'mlp.gate.weight is missing'), (dict(n_layers=1), 'blocks.1.*unknown here'), (dict(n_layers=3), 'blocks.2.*missing')):
         with pytest.raises(ValueError, match=says): transplant(model, **changes)
-    with pytest.raises(ValueError, match='two matrices at once'): transplant(model, tie=True)
+    with pytest.raises(ValueError, match='head.weight differs from embed.weight, and here they are one'): transplant(model, tie=True)
     with pytest.raises(TypeError): transplant(model, n_layer=3)
     swap(model, Attention, partial(to_gqa, n_kv_heads=2))
     for f in (transplant, partial(widen_vocab, n=70), partial(deepen, n_layers=3)):
