@@ -67,6 +67,18 @@ def lab(page_dir, tmp_path_factory):
         log.close()
 
 
+def ask(lab, what, **data):
+    "The server's answer, from JSON"
+    request = urllib.request.Request(f'{lab}/api/{what}?token=tok', json.dumps(data).encode() if data else None, {'Content-Type': 'application/json'})
+    return json.loads(urllib.request.urlopen(request, timeout=60).read())
+
+
+def kernel(lab):
+    "Start the page's kernel before the page is opened, which then finds it: on a slow machine JupyterLab would ask which one, again and again"
+    ask(lab, 'sessions', path='index.ipynb', name='index.ipynb', type='notebook', kernel=dict(name='python3'))
+    time.sleep(10)                                                                         # until somebody connects, its state is not told
+
+
 def start(page):
     "Run → Run All Cells, from the menu. A click before the kernel is ready is lost, and on a busy machine a dialog may stand in the way"
     from playwright.sync_api import TimeoutError as Late
@@ -78,6 +90,7 @@ def start(page):
             choices = page.locator('.jp-Dialog select option', has_text='Python 3')                # what is chosen may be "No Kernel"
             if choices.count(): page.locator('.jp-Dialog select').first.select_option(value=choices.first.get_attribute('value'))
             page.locator('.jp-Dialog .jp-mod-accept').last.click()
+            page.wait_for_timeout(10_000)                                                      # what was chosen starts; a run before that would ask again
         try:
             page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click(timeout=5_000)
             page.locator('[data-command="runmenu:run-all"]').click(timeout=5_000)
@@ -87,6 +100,7 @@ def start(page):
 
 
 def test_front_page_in_jupyterlab(lab, chromium):
+    kernel(lab)
     page = chromium.new_page(viewport=dict(width=1400, height=1000))
     page.goto(f'{lab}/lab/tree/index.ipynb?token=tok&reset', wait_until='load')
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
