@@ -45,7 +45,7 @@ class Seq:
         self.seen = caches[0].seen if caches else 0      # tokens already in the caches
         # plain: every row is one document from position 0 on; one mask serves all
         self.plain = docs is None and pos is None and (not caches or caches[0].plain)
-        for c in caches or []: c.plain = self.plain
+        for c in caches or []: _enter(c, len(ids), docs is not None, self.plain)
         if pos is None:
             count = self.seen + torch.arange(ids.shape[1], device=ids.device) # (T,)
             pos = count.expand(ids.shape)                             # (B,T)
@@ -61,6 +61,14 @@ class Seq:
         "f() the first time, the same object ever after"
         if key not in self._memo: self._memo[key] = f()
         return self._memo[key]
+
+def _enter(cache, rows, docs, plain):
+    "Any cache is read with the same rows at every call, and with documents at every call or at none"
+    was = getattr(cache, 'read', None) if cache.seen else None
+    if was and was[0] != rows: raise ValueError(f'this cache holds {was[0]} rows, not {rows}')
+    if was and was[1] != docs:
+        raise ValueError('this cache was read in another way: pass docs at every call or at none')
+    cache.plain, cache.read = plain, (rows, docs)
 
 # %% ../nbs/07_attention.ipynb #7f3723df
 def visible(qpos:torch.Tensor, # (B,T) positions of the queries
@@ -136,8 +144,6 @@ class Cache:
         if self.kept and self.kept.keys() != new.keys():
             raise ValueError(f'this cache holds {sorted(self.kept)}, not '
                              f'{sorted(new)}: pass docs at every call or at none')
-        if self.kept and len(self.kept['pos']) != len(new['pos']):
-            raise ValueError(f"this cache holds {len(self.kept['pos'])} rows, not {len(new['pos'])}")
         every = {n: torch.cat([self.kept[n], t], dim(t)) if self.kept else t
                  for n, t in new.items()}
         self.seen += new['pos'].shape[1]

@@ -463,17 +463,6 @@ class StateCache:
     "All that a recurrent layer keeps: a table of fixed size, and the document it was in"
     def __init__(self): self.seen, self.plain, self.kept = 0, True, {}
 
-    def known(self,
-              rows:int, # how many are read now
-              docs:torch.Tensor|None, # their documents (B,T), if given
-              ) -> dict:
-        "What is kept; raises ValueError for other rows, or documents that come and go"
-        if self.kept and len(self.kept['state']) != rows:
-            raise ValueError(f"this cache holds {len(self.kept['state'])} rows, not {rows}")
-        if self.kept and ('docs' in self.kept) != (docs is not None):
-            raise ValueError('this cache was read in another way: pass docs at every call or at none')
-        return self.kept
-
 class DeltaAttention(nn.Module):
     "Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)"
     def __init__(self,
@@ -517,7 +506,7 @@ def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)               # (B,H,T,D)
     if self.pos: q, k = self.pos.rotate(seq, q, k)
     beta = self.beta(x).sigmoid().transpose(1,2)                        # (B,H,T)
-    old = {} if seq.cache is None else seq.cache.known(len(x), seq.docs)
+    old = {} if seq.cache is None else seq.cache.kept
     docs, fresh = _settled(seq.docs, old.get('docs')), None             # (B,1+T)
     if docs is not None:                                          # padding writes nothing
         beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]

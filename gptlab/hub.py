@@ -28,7 +28,7 @@ from .core import atomic_write, best_device
 from .generation import generate_text, temperature, top_k
 from .model import _layer, GPT, gpt2_init, GPTConfig
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
-from .surgery import widen_vocab
+from .surgery import _check_described, widen_vocab
 from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer
 
@@ -455,7 +455,7 @@ def _with_memory(model, dtype):
     kept = model.state_dict()
     if any(n not in kept for n, b in model.named_buffers() if b.numel()): return GPT(model.cfg).to(dtype)      # tables that no file holds must be computed
     model = model.to(dtype).to_empty(device='cpu')
-    if model.cfg.tie: model.head.weight = model.embed.weight
+    if model.cfg.tie: model._tie()
     return model
 
 # %% ../nbs/28_hub.ipynb #b93e425d
@@ -574,7 +574,7 @@ def _weights_of(model):
     "Name → tensor; raises ValueError if the model is not what its config describes"
     cfg, own, like = model.cfg, model.state_dict(), _outline(model.cfg)
     if blank := [n for n, t in own.items() if t.is_meta]: raise ValueError(f'{len(blank)} tensors of the model are shapes without values (on the meta device), {blank[0]} for one: load weights into it first')
-    _check_parts(cfg, own, like.state_dict())
+    _check_described(model)
     if cfg.tie and own['head.weight'].data_ptr() != own['embed.weight'].data_ptr():
         raise ValueError('cfg.tie says that head and embedding are one matrix, but they are two, and one would be lost: set model.cfg.tie = False, or tie again, by model.head.weight = model.embed.weight')
     if more := [g for g in _shared(model) if g not in _shared(like)]:
@@ -587,11 +587,6 @@ def _shared(model):
     names = defaultdict(list)
     for n, p in model.named_parameters(remove_duplicate=False): names[p].append(n)
     return [v for v in names.values() if len(v) > 1]
-
-def _check_parts(cfg, own, like):
-    wrong  = [f'{n} is missing' for n in like if n not in own] + [f'{n} is in no part of it' for n in own if n not in like]
-    wrong += [f'{n} is {tuple(own[n].shape)}, not {tuple(like[n].shape)}' for n in own if n in like and own[n].shape != like[n].shape]
-    if wrong: raise ValueError(f'the model is not as its config says (swapped parts?): {"; ".join(wrong)}; change model.cfg too')
 
 # %% ../nbs/28_hub.ipynb #12ac51bf
 def _write_weights(folder, names, own, C, limit):

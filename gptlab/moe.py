@@ -240,7 +240,7 @@ class MoD(nn.Module):
 def _through(self:MoD, x, seq, keep, w, K=None):
     "The stream after the block worked on tokens in `keep` (B,T), what it adds weighted by w (B,T)"
     at, real = _places(keep, K)                                   # (B,K)
-    if seq.cache is not None: seq.cache._note(x.shape[1], seq.docs)
+    if seq.cache is not None: seq.cache.seen += x.shape[1]
     if not at.shape[1]: return x, 0.
     xs, sub = _take(x, at), _subset(seq, at, real)                # (B,K,C)
     out, aux = pair(self.block(xs, sub))
@@ -270,12 +270,7 @@ def _subset(seq, at, real):
 # %% ../nbs/23_moe.ipynb #4ff0c575
 class _Depth:
     "A cache: `seen` counts every token, `inner` holds those that were worked on"
-    def __init__(self, inner): self.inner, self.seen, self.plain, self.docs = inner, 0, True, None
-
-    def _note(self, n, docs):
-        if self.seen and self.docs != (docs is not None):
-            raise ValueError('this cache was read in another way: pass docs at every call or at none')
-        self.seen, self.docs = self.seen + n, docs is not None
+    def __init__(self, inner): self.inner, self.seen, self.plain = inner, 0, True
 
 @patch(as_prop=True)
 def new_cache(self:MoD) -> Callable:

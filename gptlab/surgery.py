@@ -29,8 +29,9 @@ def _blank(cfg):
 
 def _check_described(model):
     own, told = {n: tuple(t.shape) for n, t in model.state_dict().items()}, _blank(model.cfg)
-    if odd := [n for n in own | told if own.get(n) != told.get(n)]:
-        raise ValueError(f'the config does not describe this model: {", ".join(odd[:4])}; merge what is wrapped, and set model.cfg after a swap')
+    wrong  = [f'{n} is missing' for n in told if n not in own] + [f'{n} is in no part of it' for n in own if n not in told]
+    wrong += [f'{n} is {own[n]}, not {told[n]}' for n in own if n in told and own[n] != told[n]]
+    if wrong: raise ValueError(f'the config does not describe this model (swapped parts?): {"; ".join(wrong)}; merge what is wrapped, and change model.cfg too')
 
 @torch.no_grad()
 def _gap(a, b):

@@ -514,7 +514,7 @@ def test_a_family_that_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match='a llama cannot express this model: query-key norm is plain, not none; .*mlp is MLP, not GLU'): save(GPT(GPTConfig()), None, tmp_path, family='llama')
     with pytest.raises(ValueError, match="family 'lama' is not known here; the nearest is 'llama'"): save(GPT(GPTConfig()), None, tmp_path, family='lama')
     model = GPT(gated()); model.blocks[1].mlp = MLP(32, 56)
-    with pytest.raises(ValueError, match=r'not as its config says .swapped parts..: blocks.1.mlp.gate.weight is missing'): save(model, None, tmp_path)
+    with pytest.raises(ValueError, match=r'does not describe this model .swapped parts..: blocks.1.mlp.gate.weight is missing'): save(model, None, tmp_path)
     assert not list(tmp_path.iterdir())
 
 def test_families_are_decided_by_parts():
