@@ -6,9 +6,10 @@
 __all__ = ['Curve', 'points', 'constant', 'linear', 'wsd', 'cosine', 'inverse_sqrt', 'plot_curves', 'apply_schedule']
 
 # %% ../nbs/10_schedules.ipynb #bccade08
-import bisect, functools, inspect, math
+import bisect, functools, html, inspect, math
 from collections.abc import Callable
 import torch
+from .core import svg_image
 
 # %% ../nbs/10_schedules.ipynb #c51a9e9c
 class Curve:
@@ -21,11 +22,16 @@ class Curve:
     def __mul__(self, other:Callable) -> 'Curve': return Curve(lambda p: self(p) * other(p), f'{self} * {other}')
     def __repr__(self): return self.name
 
-    def _repr_svg_(self):
-        ys = [self(i/200) for i in range(201)]; top = max(1., *ys)
+    def _repr_html_(self):
+        ys  = [self(i/200) for i in range(201)]
+        top = max(1., *ys)
         line = ' '.join(f'{4+i*1.46:.1f},{56-50*y/top:.1f}' for i, y in enumerate(ys))
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 76" width="300" role="img"><title>{self.name}</title><path d="M4 56H296" stroke="#c3ccd5"/>'
-                f'<polyline points="{line}" fill="none" stroke="#c8401f" stroke-width="2"/><text x="4" y="72" font-size="11" font-family="sans-serif" fill="#22303c">{self.name}</text></svg>')
+        svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 76" width="300" height="76">'
+               f'<path d="M4 56H296" stroke="#c3ccd5"/>'
+               f'<polyline points="{line}" fill="none" stroke="#c8401f" stroke-width="2"/>'
+               f'<text x="4" y="72" font-size="11" font-family="sans-serif" fill="#22303c">'
+               f'{html.escape(self.name)}</text></svg>')
+        return svg_image(svg, f'The curve {self.name}')
 
 # %% ../nbs/10_schedules.ipynb #2cef6c0f
 def points(*corners:tuple, # (progress, multiplier), from left to right

@@ -11,6 +11,7 @@ import html, math, os, sys, time
 from collections.abc import Callable
 import torch
 from fastcore.basics import patch
+from .core import svg_image
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
@@ -46,7 +47,7 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
     drawn = ''.join(f'<polyline fill="none" stroke="{c}" stroke-width="1.5" points="{_points(xs, ys, w, h, min(at), max(at), lo, hi)}"/>' for c, (xs, ys) in zip(ink, lines.values()))
     names = ''.join(f'<text x="{w-4}" y="{14+15*i}" text-anchor="end" font-size="12" fill="{c}">{html.escape(k)}</text>' for i, (c, k) in enumerate(zip(ink, lines)))
     ends = f'<text x="2" y="11" font-size="10" fill="#556">{hi:.2f}</text><text x="2" y="{h-3}" font-size="10" fill="#556">{lo:.2f}</text>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img"><title>{html.escape(", ".join(lines))}</title>{drawn}{names}{ends}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" font-family="sans-serif">{drawn}{names}{ends}</svg>'
 
 # %% ../nbs/13_watching.ipynb #50bb20cd
 def _kernel():
@@ -57,7 +58,9 @@ def _kernel():
 
 def _sampled(text): return f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
 
-def _curves(trainer): return curve_svg(dict(training=trainer.series('loss'), validation=trainer.series('valid')))
+def _curves(trainer):
+    svg = curve_svg(dict(training=trainer.series('loss'), validation=trainer.series('valid')))
+    return svg and svg_image(svg, 'Curves of the training and validation loss')
 
 class LiveView:
     "A callback that shows a run in a notebook: progress, curves, samples"

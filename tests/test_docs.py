@@ -115,7 +115,7 @@ def look(browser, home, f):
     page.wait_for_timeout(50)
     if not page.locator('h1').first.is_visible(): bad.append(f'{f}: the title is not visible')
     if has_map(f):
-        box = page.locator('svg:has(title)').first.bounding_box()
+        box = page.locator('img[alt^="The flow of gptlab"]').first.bounding_box()
         if not box or box['width'] < 300 or box['height'] < 40: bad.append(f'{f}: the map is not visible: {box}')
     page.close()
     return bad

@@ -168,7 +168,7 @@ def test_opening(nb):
     if nb.name not in UNTAUGHT and not folder(nb):
         maps = [c for c in all_cells if c['cell_type'] == 'code' and 'flow_map(' in c['source'] and 'def flow_map' not in c['source']]
         if not maps: bad.append("no map: flow_map('…') in a cell of its own near the top")
-        elif not any('image/svg+xml' in o.get('data', {}) for o in maps[0]['outputs']): bad.append('the map was not saved as a picture; run the notebook')
+        elif not any('data:image/svg+xml' in text_of(o) for o in maps[0]['outputs']): bad.append('the map was not saved as a picture; run the notebook')
     complain([f'{name(nb)}: {b}' for b in bad])
 
 
@@ -224,6 +224,8 @@ def test_outputs_are_saved_and_clean(nb):
             kb = len(o.get('data', {}).get('image/png', '')) * 3/4 / 1024
             if kb >= 100: bad.append(f'{here}: a figure of {kb:.0f} kB; keep it under 100')
             kinds = set(o.get('data', {}))
+            if 'image/svg+xml' in kinds or '<svg' in text_of(o):
+                bad.append(f'{here}: bare SVG, which JupyterLab hides until the notebook is trusted; show it by svg_image')
             if any('widget-view' in k for k in kinds) and not kinds & {'text/html', 'image/png', 'image/svg+xml'}:
                 bad.append(f'{here}: a saved widget, of which a page shows nothing; save a picture or HTML of it instead')
         ds = dict(directives(c['source']))
