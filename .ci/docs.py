@@ -60,14 +60,16 @@ def to_mathml(match: re.Match) -> str:
     except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})') from None
 
 
+SOURCE = re.compile(r'<a [^>]*href="[^"]*/blob/main/([^"#]+)#L(\d+)"[^>]*>source</a>')      # an address that is not ours yet
 MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
 CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
 
 
 def repair(site: Path) -> None:
-    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN"
+    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN or leads to an address that is not ours yet"
     cfg = dict(re.findall(r'^(\w+)\s*=\s*(.*)$', (ROOT/'settings.ini').read_text(), re.M))
     home = cfg['doc_host'].rstrip('/') + cfg['doc_baseurl'].rstrip('/') + '/'
+    published = cfg['published'] == 'True'
     rename = {p.with_suffix('.html').as_posix(): (p.parent/page_name(p.stem)).as_posix() for p in pages()}
     for old, new in rename.items():
         if old != new and (site/old).exists(): (site/old).replace(site/new)
@@ -81,6 +83,7 @@ def repair(site: Path) -> None:
             up = '../' * (len(f.relative_to(site).parts) - 1) or './'
             text = re.sub(r'((?:href|src)=")' + re.escape(home), r'\1' + up, text)
             text = CDN.sub('', MATH.sub(to_mathml, text))
+            if not published: text = SOURCE.sub(r'<span class="source">\1, line \2</span>', text)
         f.write_text(text, encoding='utf-8')
 
 

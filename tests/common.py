@@ -1,10 +1,21 @@
 "What several tests need: where things are, and how to read a notebook without importing anything heavy."
-import ast, json, re
+import ast, importlib.util, json, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, LIB = ROOT/'nbs', ROOT/'gptlab'
-COLAB = 'https://colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/'
+
+
+def script(name):
+    "A script of .ci as a module"
+    spec = importlib.util.spec_from_file_location(name, ROOT/'.ci'/f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ADDRESS = script('address')
+PUBLISHED = ADDRESS.settings()['published']
 
 
 def notebooks():

@@ -2,7 +2,7 @@
 
 The suite runs in two workers (pyproject.toml: -n 2), so whatever a worker starts must not take both cores.
 """
-import os, shutil, sys
+import os, random, shutil, sys
 from pathlib import Path
 
 import pytest
@@ -37,21 +37,74 @@ def chromium():
         browser.close()
 
 
+# ---- two tiers: what people wait for, and what .ci/run does besides
+
+BUDGET = dict(quick=6, exhaustive=20)                    # minutes on two quiet cores; CONTRIBUTING.md says what each may hold
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup('gptlab')
+    group.addoption('--exhaustive', action='store_true', help='run what plain pytest leaves out: other recipes, whole grids, kernels, kills and fuzzing')
+    group.addoption('--count', type=int, metavar='N', help='run each test that draws at random N times, and each sampled grid on N cases')
+    group.addoption('--seed', type=int, default=0, metavar='S', help='the first seed of tests that draw at random')
+
+
+def pytest_configure(config):
+    mark = lambda text: config.addinivalue_line('markers', text)
+    mark('exhaustive: only with --exhaustive')
+    mark('grid(quick=1, sample=None): of the cases of a parametrized test `quick` run always, the others with --exhaustive, or a seeded sample of them')
+    mark('repeat(quick=1, exhaustive=10): a test that draws at random takes `seed`, and runs so often in each tier')
+
+
+def pytest_generate_tests(metafunc):
+    "Each seed of a repeated test is a test of its own, so that two workers share them and a failure names its seed"
+    if not (mark := metafunc.definition.get_closest_marker('repeat')): return
+    config, quick, more = metafunc.config, mark.kwargs.get('quick', 1), mark.kwargs.get('exhaustive', 10)
+    n = config.getoption('--count') or (more if config.getoption('--exhaustive') else quick)
+    metafunc.parametrize('seed', range(config.getoption('--seed'), config.getoption('--seed') + n))
+
+
+def quick_cases(n, quick):
+    "Which of n cases run always: the first, and others spread evenly over the rest"
+    return {i*n//quick for i in range(min(n, quick))}
+
+
+def in_tier(items, exhaustive, count=None, seed=0):
+    "The tests of a tier, in their order"
+    grids, keep = {}, set()
+    for item in items:
+        if (mark := item.get_closest_marker('grid')): grids.setdefault(item.nodeid.split('[')[0], (mark, []))[1].append(item)
+        elif bool(item.get_closest_marker('exhaustive')) == exhaustive or item.get_closest_marker('repeat'): keep.add(item)
+    for name, (mark, cases) in grids.items():
+        first = quick_cases(len(cases), mark.kwargs.get('quick', 1))
+        chosen = [c for i, c in enumerate(cases) if (i in first) != exhaustive]
+        n = (count or mark.kwargs.get('sample')) if exhaustive else None
+        keep.update(chosen if not n or n >= len(chosen) else random.Random(f'{name} {seed}').sample(chosen, n))
+    return [i for i in items if i in keep]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if any('::' in a for a in config.args): return                       # asked for by name, it runs
+    kept = in_tier(items, config.getoption('--exhaustive'), config.getoption('--count'), config.getoption('--seed'))
+    config.hook.pytest_deselected(items=[i for i in items if i not in set(kept)])
+    items[:] = kept
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "Each notebook goes to whichever worker is free; the tests of any other file stay together and share what they build"
+    "Tests that share nothing go to whichever worker is free; those of any other file stay together and share what they build"
     from xdist.scheduler import LoadScopeScheduling
+    alone = ('test_notebooks.py', 'test_kernels.py')
 
     class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return nodeid if 'test_notebooks.py' in nodeid else nodeid.split('::')[0]
+        def _split_scope(self, nodeid): return nodeid if any(f in nodeid for f in alone) else nodeid.split('::')[0]
 
     return ByFile(config, log)
 
 
-def pytest_terminal_summary(terminalreporter):
-    "The time of each notebook, slowest first"
-    reports = [r for key in ('passed', 'failed') for r in terminalreporter.stats.get(key, []) if r.when == 'call' and 'test_notebooks.py' in r.nodeid]
-    if reports:
-        terminalreporter.section('notebooks')
-        for r in sorted(reports, key=lambda r: -r.duration): terminalreporter.line(f'{r.duration:6.1f} s  {r.nodeid.split("[")[-1].rstrip("]")}')
-        terminalreporter.line(f'{sum(r.duration for r in reports):6.1f} s  in all')
+def pytest_terminal_summary(terminalreporter, config):
+    "What the tier cost, beside what it may cost"
+    tier, start = 'exhaustive' if config.getoption('--exhaustive') else 'quick', getattr(terminalreporter, '_session_start', None)
+    took = start.elapsed().seconds if start else float('nan')
+    terminalreporter.line(f'the {tier} tier took {took/60:.1f} minutes; whole, on two quiet cores, it may take {BUDGET[tier]}')

@@ -46,6 +46,7 @@ def test_every_attention_with_every_position_and_every_cache():
     assert len(grid.reports) == len(FULL)*9*2 + len(WINDOWED)*9*3 + len(DELTA)*7
 
 
+@pytest.mark.grid(quick=3)
 @pytest.mark.parametrize('name', [*FULL, *WINDOWED, *ALONE, *DELTA])
 def test_any_cut_at_all(name):
     "Twelve random cuts of a longer row, padding on the left, each kind of cache; beyond float rounding, in float64"
@@ -162,6 +163,7 @@ def outcome(layer, x, ids, docs=None, pos=None):
 def gap(got, want): return ((got - want).norm() / want.norm()).item()
 
 @pytest.mark.filterwarnings('ignore:flex_attention called without')
+@pytest.mark.grid(quick=3)
 @pytest.mark.parametrize('dtype,tol', {'float32': 2e-6, 'bfloat16': 1e-2}.items())       # 17 and 2.6 roundings of one number
 @pytest.mark.parametrize('kv', [None, 2, 1])
 @pytest.mark.parametrize('rows', ROWS)

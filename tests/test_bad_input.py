@@ -227,6 +227,7 @@ WAYS = dict(cut=lambda p: p.write_bytes(p.read_bytes()[:-3]), halved=lambda p: p
 def flip(path, at): b = bytearray(path.read_bytes()); b[at] ^= 1; path.write_bytes(b)
 
 
+@pytest.mark.grid(quick=7)
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('part', PARTS)
 def test_a_damaged_checkpoint(saved, tmp_path, part, way):

@@ -14,6 +14,7 @@ from gptlab.corpora import Mixture, Rows, capped, clip_bytes, count_shards, down
 from gptlab.data import Corpus, Source, again, corpus, parquet, skip, stories
 from gptlab.packing import batches
 from gptlab.tokenizer import ByteTokenizer
+from kills import ends, family, start
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='a matter of POSIX')
 
@@ -231,21 +232,20 @@ def slow(start):
 if __name__ == '__main__': reshard(Source(slow, 'tale'), sys.argv[1], docs_per_shard=400, workers=int(sys.argv[2]))
 '''
 
-def alive(session): return subprocess.run(['ps', '-o', 'pid=,args=', '-s', str(session)], capture_output=True, text=True).stdout.strip()
-
 @posix
+@pytest.mark.repeat(quick=1, exhaustive=6)
 @pytest.mark.parametrize('workers', [0, 2])
-def test_killed_in_the_middle_and_finished(tmp_path, uninterrupted, workers):
+def test_killed_in_the_middle_and_finished(tmp_path, uninterrupted, workers, seed):
     "kill -9 when some shards are written: no process is left over, no folder looks whole, and the second run ends where one run would have"
     (tmp_path/'slow.py').write_text(SLOW)
-    run = subprocess.Popen([sys.executable, tmp_path/'slow.py', tmp_path/'tale', str(workers)], start_new_session=True, stderr=subprocess.DEVNULL)
-    done = lambda: len(json.loads(f.read_text())['shards']) if (f := tmp_path/'tale.unfinished'/'progress.json').exists() else 0
-    end = time.time() + 60
-    while done() < 2 and time.time() < end: assert run.poll() is None; time.sleep(.02)
-    run.kill(); run.wait()
-    assert 2 <= done() < 7 and not (tmp_path/'tale').exists()
-    while alive(run.pid) and time.time() < end: time.sleep(.05)
-    assert not alive(run.pid)
+    at, rng = tmp_path/'tale.unfinished'/'progress.json', random.Random(f'{workers} {seed}')
+    def done(): return len(json.loads(at.read_text())['shards']) if at.exists() else 0
+    victim = start([sys.executable, tmp_path/'slow.py', tmp_path/'tale', workers], tmp_path/'said.txt')
+    victim.until(lambda: done() >= 2, pause=.02)
+    time.sleep(rng.random()*.3)
+    victim.strike()
+    assert 2 <= done() < 7 and not (tmp_path/'tale').exists(), victim.said()
+    assert ends(victim.pid, 60), family(victim.pid)
     kept = {f: p.stat().st_mtime_ns for f in ('shard_00000.parquet', 'shard_00001.parquet') if (p := tmp_path/'tale.unfinished'/f)}
     (tmp_path/'tale.unfinished'/'.shard_00009.parquet.abc').write_bytes(b'what a kill may leave')
     reshard(tale(), tmp_path/'tale', docs_per_shard=400)

@@ -107,6 +107,7 @@ def compare(ours, theirs, n=64):
 
 # ---- equal logits, both directions
 
+@pytest.mark.grid(quick=5)
 @pytest.mark.parametrize('name', THEIRS)
 def test_in(name, tmp_path):
     theirs = make_theirs(name)
@@ -122,6 +123,7 @@ def test_in(name, tmp_path):
     if name not in ('mistral',): assert new.model_type == kept.model_type      # without a window, Mistral is a LLaMA
 
 
+@pytest.mark.grid(quick=5)
 @pytest.mark.parametrize('name', OURS)
 def test_out(name, tmp_path, capsys):
     family, cfg = OURS[name]

@@ -16,6 +16,7 @@ from gptlab.data import again, corpus, hf_dataset, jsonl, parquet, skip, stories
 from gptlab.loader import Ahead, Prefetch, Ring, Slices, fast_batches, open_tokens, share, write_tokens
 from gptlab.packing import Batches, Blocks, FixedBatches, batches, best_fit, concat, fixed_batches, recut, tokenise, windows
 from gptlab.tokenizer import ByteTokenizer, Tokenizer
+from kills import ends, family, start
 
 TOK = ByteTokenizer()
 SIZE, B, T = 37, 3, 40
@@ -342,19 +343,17 @@ def test_each_damaged_file_of_a_token_folder_is_told(tmp_path, file, content):
     with pytest.raises(ValueError, match='cannot be read'): open_tokens(tmp_path/'t')
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path):
+@pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL')
+@pytest.mark.repeat(quick=1, exhaustive=5)
+def test_workers_end_with_the_process_that_started_them(tmp_path, seed):
     code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nfrom test_loader import *\na = Ahead(Blocks(texts(), TOK, 5), 2); s = Batches(a, 2, 16); next(s)\n"
-            "print(*[w.pid for w in a._due._workers], flush=True); time.sleep(60)")
-    p = subprocess.Popen([sys.executable, '-c', code, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
-    pids = list(map(int, p.stdout.readline().split())); p.kill(); p.wait()
-    def runs(pid):
-        try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
-        except FileNotFoundError: return False
-    if not Path('/proc/self').exists(): pytest.skip('no /proc here')
-    for _ in range(50):
-        if not any(map(runs, pids)): return
-        time.sleep(.1)
-    raise AssertionError(f'workers {pids} live on')
+            "print('reads', flush=True); time.sleep(60)")
+    victim = start([sys.executable, '-c', code, Path(__file__).parent], tmp_path/'said.txt')
+    victim.until(lambda: 'reads' in victim.said(), pause=.02)
+    assert len(family(victim.pid)) >= 3                                                       # the process and its two workers
+    time.sleep(random.Random(seed).random()*.2)
+    victim.strike()
+    assert ends(victim.pid), f'workers live on: {family(victim.pid)}'
 
 
 def test_a_buffer_waits_for_its_copy():

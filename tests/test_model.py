@@ -42,7 +42,10 @@ RECIPES = dict(gradientlab=from_recipe('gradientlab', lambda r: r['gradientlab']
                gpt_lab=from_recipe('gpt_lab', lambda r: r['gpt_lab'](4, d_head=64, vocab_size=257, context_length=64)),
                hlb_gpt=from_recipe('hlb_gpt', lambda r: r['hlb_gpt'](.5, vocab_size=257, context_length=32)))
 PRESETS = {n: partial(GPTConfig, **SMALL | kw) for n, kw in OWN.items()} | dict(gpt2=partial(gpt2_config, **SMALL), llama=partial(llama_config, **SMALL, n_kv_heads=2)) | RECIPES
-every = pytest.mark.parametrize('name', PRESETS)
+
+
+def every(test): return pytest.mark.grid(quick=3)(pytest.mark.parametrize('name', PRESETS)(test))
+
 NO_PRETENCE = ('experts', 'depths', 'depths_delta')                                            # what they do depends on what they read
 
 def lively(cfg, noise=.05):

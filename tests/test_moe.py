@@ -34,7 +34,10 @@ def padded(T=40):
     return dict(ids=torch.randint(0, 64, (3, T)), docs=torch.where(pos < 0, -1, 0), pos=pos.clamp(min=0))
 
 
-each = pytest.mark.parametrize('name', MODELS)
+
+
+def each(test): return pytest.mark.grid(quick=3)(pytest.mark.parametrize('name', MODELS)(test))
+
 
 
 @each

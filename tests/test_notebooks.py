@@ -6,7 +6,7 @@ import os, subprocess
 
 import pytest
 
-from common import ROOT, cells, directives, name, notebooks, number
+from common import ROOT, cells, directives, folder, name, notebooks, number
 
 LIMIT, LONG = 120, 300                                   # seconds, for a chapter and for the other pages: a slow machine, not a slow notebook
 SKIPPED = {'slow', 'cuda', 'mps', 'net', 'notest'}
@@ -19,9 +19,15 @@ def runs(cell):
 
 
 WITH_CODE = [p for p in notebooks() if any(map(runs, cells(p, 'code')))]
+ALWAYS = 'gradientlab.ipynb',                           # the recipe that stands for the others in the quick tier
 
 
-@pytest.mark.parametrize('nb', WITH_CODE, ids=name)
+def tiered(nb):
+    "Pages that use the library are many and alike: with --exhaustive, but for one recipe"
+    return pytest.param(nb, marks=[pytest.mark.exhaustive] if folder(nb) and nb.name not in ALWAYS else [])
+
+
+@pytest.mark.parametrize('nb', [*map(tiered, WITH_CODE)], ids=name)
 def test_notebook(nb):
     limit = LONG if number(nb) is None else LIMIT
     cmd = ['nbdev_test', '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']

@@ -3,7 +3,7 @@
 Real processes and real signals. A victim prints its steps; the test kills it at a random moment, and a new process goes on. What is compared is
 the last checkpoint: all weights, the optimizer's memory, the dice, the place in the data, and every line of the log but its clock.
 """
-import os, random, signal, subprocess, sys, time
+import os, random, shutil, signal, sys, time
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from gptlab.optimizers import Opt, adamw, hidden, muon
 from gptlab.packing import batches
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
+from kills import Forks
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL, and sends SIGINT to a whole console')
 
@@ -64,54 +65,47 @@ def go(pause, case, folder):
     budget, run = make(case, folder, float(pause))
     if checkpoints_in(folder): run.resume().fit()
     else: run.fit(**budget)
-
-for line in sys.stdin:             # one new process each, forked from this one, which has done nothing but import
-    said, *args = line.rstrip().split('|')
-    if not (pid := os.fork()):
-        fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC); os.dup2(fd, 1); os.dup2(fd, 2); code = 1
-        try: go(*args); code = 0
-        except BaseException: traceback.print_exc()
-        sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 '''
 
 
-class Runs:
-    "Starts runs, strikes them, takes them up again"
-    def __init__(self, d):
-        self.d, self.seed = d, random.randrange(10**6)
-        self.dice, self.code, self.said, self.kept = random.Random(self.seed), {}, {}, {}
-        (d/'train.py').write_text(SCRIPT)
-        self.server = subprocess.Popen([sys.executable, d/'train.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def go(self, case, name, how=None):
-        "Run a case in the folder `name`; `how` is the signal to send at a random step and a random part of the next"
-        said, at = self.d/f'{name}.txt', self.dice.randrange(3, 11)
-        self.server.stdin.write(f'{said}|{.02 if how else 0}|{case}|{self.d/name}\n'); self.server.stdin.flush()
-        pid, until = int(self.server.stdout.readline()), time.monotonic() + 60
-        if how:
-            while not said.exists() or said.read_text().count('step ') < at:
-                assert time.monotonic() < until, said.read_text()
-                time.sleep(.001)
-            time.sleep(self.dice.random()*.05)
-            os.kill(pid, how)
-        self.code[name], self.said[name], self.kept[name] = int(self.server.stdout.readline()), said.read_text(), checkpoints_in(self.d/name)
-
-
 STRUCK = dict(steps='steps', tokens='tokens', flops='flops', sigint='notices', sigterm='notices')
+SIGNAL = dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM)
+
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    r = Runs(tmp_path_factory.mktemp('runs'))
-    for name, case in STRUCK.items(): r.go(case, name, dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM).get(name, signal.SIGKILL))
-    r.first = {k: dict(getattr(r, k)) for k in ('code', 'said', 'kept')}
-    r.go('tokens', 'tokens', signal.SIGKILL)                                               # killed, taken up, killed again
-    r.again = r.code['tokens'], r.said['tokens']
-    for case in set(STRUCK.values()): r.go(case, f'whole_{case}')
-    for name, case in STRUCK.items(): r.go(case, name)
-    r.server.stdin.close(); r.server.wait(10)
-    return r
+    forks = Forks(tmp_path_factory.mktemp('runs'), SCRIPT)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope='module')
+def whole(runs):
+    "The last checkpoint of each case's run that nobody touched, made once"
+    made = {}
+    def of(case):
+        if case not in made:
+            folder = runs.folder/f'whole_{case}'
+            victim = runs.start(0, case, folder)
+            assert victim.end() == 0, victim.said()
+            made[case] = state(folder)
+        return made[case]
+    return of
+
+
+def struck(runs, rng, case, folder, how):
+    "Run a case, or go on with it, and strike it at a random step and a random part of the next"
+    victim, at = runs.start(.02, case, folder), rng.randrange(3, 11)
+    victim.until(lambda: victim.said().count('step ') >= at or not alive(victim.pid))
+    time.sleep(rng.random()*.05)
+    victim.strike(how)
+    return victim
+
+
+def alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    return True
 
 
 CLOCK = {'seconds', 'tokens_per_second', 'wait'}
@@ -135,31 +129,35 @@ def state(folder):
 
 
 @posix
+@pytest.mark.repeat(quick=1, exhaustive=12)
 @pytest.mark.parametrize('name', STRUCK)
-def test_struck_and_taken_up_it_ends_the_same(runs, name):
-    assert runs.code[name] == runs.code[f'whole_{STRUCK[name]}'] == 0, f'seed {runs.seed}: {runs.said}'
-    whole, again = state(runs.d/f'whole_{STRUCK[name]}'), state(runs.d/name)
-    assert whole['trainer']['step'] == 24 == len(whole['trainer']['log'])
-    assert whole['trainer']['opt']['state'] and whole['model']                              # there is something to compare
-    bad = same(whole, again)
-    assert not bad, f'seed {runs.seed}, first {runs.first["said"][name]}: {bad[:10]}'
+def test_struck_and_taken_up_it_ends_the_same(runs, whole, name, seed):
+    rng, case, folder = random.Random(f'{name} {seed}'), STRUCK[name], runs.folder/f'{name}_{seed}'
+    how = SIGNAL.get(name, signal.SIGKILL)
+    first = struck(runs, rng, case, folder, how)
+    said = first.said()
+    if how == signal.SIGKILL: assert first.code == -signal.SIGKILL and 'step 24\n' not in said    # on the way, not at the end
+    else: a_notice_is_taken(first, name, checkpoints_in(folder))
+    if rng.random() < .5:                                                                 # killed, taken up, killed again
+        again = struck(runs, rng, case, folder, signal.SIGKILL)
+        assert again.code in (0, -signal.SIGKILL) and 'step 1\n' not in again.said()
+    last = runs.start(0, case, folder)
+    assert last.end() == 0, last.said()
+    found = state(folder)
+    assert found['trainer']['step'] == 24 == len(found['trainer']['log'])
+    assert found['trainer']['opt']['state'] and found['model']                              # there is something to compare
+    bad = same(whole(case), found)
+    assert not bad, f'first {said}: {bad[:10]}'
+    shutil.rmtree(folder)
 
 
-@posix
-@pytest.mark.parametrize('name', ['steps', 'tokens', 'flops'])
-def test_the_killed_were_killed_on_the_way(runs, name):
-    assert runs.first['code'][name] == -signal.SIGKILL and 'step 24\n' not in runs.first['said'][name]
-    assert runs.again[0] == -signal.SIGKILL and 'step 24\n' not in runs.again[1] and 'step 1\n' not in runs.again[1]
-
-
-@posix
-@pytest.mark.parametrize('name', ['sigint', 'sigterm'])
-def test_a_notice_is_taken(runs, name):
-    said = runs.first['said'][name]
+def a_notice_is_taken(victim, name, kept):
+    "SIGINT and SIGTERM: the step is finished, saved, and what comes next is said"
+    said = victim.said()
     last = [s for s in said.splitlines() if s.startswith('step')][-1].split()[1]
-    assert runs.first['code'][name] == 0 and 'Traceback' not in said
+    assert victim.code == 0 and 'Traceback' not in said
     assert f'stopped by {name.upper()} after step {last}' in said and 'resume() in a new process' in said
-    assert int(last) < 24 and runs.first['kept'][name][-1].name == f'step_{int(last):06}'
+    assert int(last) < 24 and kept[-1].name == f'step_{int(last):06}'
 
 
 def small(**kw):

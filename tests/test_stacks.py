@@ -33,6 +33,7 @@ def make(seed=0, **kw):
     return GPT(GPTConfig(**DIMS | kw))
 
 
+@pytest.mark.grid(quick=3)
 @pytest.mark.parametrize('stack', STACKS)
 @pytest.mark.parametrize('init', INITS)
 def test_every_start_of_every_stack(stack, init):
@@ -42,6 +43,7 @@ def test_every_start_of_every_stack(stack, init):
     assert report.ok, report
 
 
+@pytest.mark.grid(quick=3)
 @pytest.mark.parametrize('stack', STACKS)
 @pytest.mark.parametrize('block', BLOCKS)
 def test_every_block_of_every_stack(stack, block):
@@ -138,6 +140,7 @@ def test_spreads_of_mup():
     assert not make(init=mup_init).head.weight.any()
 
 
+@pytest.mark.grid(quick=3)
 @pytest.mark.parametrize('init', NAMED)
 @pytest.mark.parametrize('stack', STACKS)
 def test_the_seed_decides_all(init, stack):

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from common import COLAB, LIB, cells, directives, folder, module_of, name, notebooks, number, text_of, tree
+from common import ADDRESS, LIB, cells, directives, folder, module_of, name, notebooks, number, text_of, tree
 
 ALL = notebooks()
 BOOK = [p for p in ALL if (number(p) if number(p) is not None else 99) <= 15]
@@ -162,9 +162,9 @@ def test_opening(nb):
     first = all_cells[0]
     if first['cell_type'] != 'markdown' or not re.match(r'# \S.*\n\s*\n> \S.*', first['source']):
         bad.append('the first cell is "# Title", an empty line, "> one-line subtitle"')
-    link = f'[Open in Colab]({COLAB}{name(nb)})'
+    line = ADDRESS.run_line(name(nb), ADDRESS.settings())
     second = next((c for c in all_cells[1:] if c['cell_type'] == 'markdown'), dict(source=''))
-    if link not in second['source']: bad.append(f'the first prose below the title ends with {link}; `python .ci/colab.py` writes it')
+    if line not in second['source']: bad.append('the first prose below the title ends with how it is run; `python .ci/address.py` writes it')
     if nb.name not in UNTAUGHT and not folder(nb):
         maps = [c for c in all_cells if c['cell_type'] == 'code' and 'flow_map(' in c['source'] and 'def flow_map' not in c['source']]
         if not maps: bad.append("no map: flow_map('…') in a cell of its own near the top")

@@ -28,7 +28,10 @@ CONFIGS = dict(plain=CFG, tied=replace(CFG, tie=True), grouped=replace(CFG, n_kv
     gpt2=gpt2_config(vocab_size=61, context_length=32, n_layers=2, n_heads=4, d_model=32), glu=replace(CFG, mlp=partial(GLU, bias=True), norm=LayerNorm), moe=replace(CFG, mlp=partial(MoE, n_experts=3)),
     depth=replace(CFG, block=MoD), parallel=replace(CFG, block=ParallelBlock), latent=replace(CFG, attn=MLA),
     scaled=replace(CFG, block=ScaledBlock), delta=replace(CFG, attn=DeltaAttention), qwen=replace(CFG, n_kv_heads=2, attn=partial(HubAttention, qk_gain=True, bias=True)))
-each = pytest.mark.parametrize('name', CONFIGS)
+
+
+def each(test): return pytest.mark.grid(quick=3)(pytest.mark.parametrize('name', CONFIGS)(test))
+
 IDS = torch.randint(0, 61, (2, 32), generator=torch.Generator().manual_seed(0))
 
 
