@@ -1,5 +1,5 @@
 "What several tests need: where things are, and how to read a notebook without importing anything heavy."
-import ast, importlib.util, json, re
+import ast, importlib, importlib.util, json, os, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,6 +12,23 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def extras():
+    "The extras of pyproject.toml: library → the extra that brings it"
+    text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
+    block = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
+    lists = re.findall(r'^(\w+) = \[(.*?)\]', block, re.S | re.M)
+    return {lib: name for name, libs in lists if name != 'dev' for lib in re.findall(r'"([\w-]+)', libs)}
+
+
+def extra(module):
+    "A library that an extra brings: a test skips without it, unless GPTLAB_REQUIRE names the extra"
+    import pytest
+    lib = module.split('.')[0]
+    name = extras()[lib]
+    if name in os.environ.get('GPTLAB_REQUIRE', '').split(): return importlib.import_module(module)
+    return pytest.importorskip(module, reason=f"{lib} is not installed: pip install -e '.[{name}]'")
 
 
 ADDRESS = script('address')

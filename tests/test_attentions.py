@@ -8,6 +8,7 @@ from fastcore.meta import delegates
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, RoPE, Seq, _rows, _run
 from gptlab.attentions import (DeltaAttention, Gate, MLA, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, check_grid, delta_rule,
                                flex, matmul, sdpa, window_pattern)
@@ -211,7 +212,7 @@ def test_operations_are_those_that_torch_counts(name, left_out):
 
 @pytest.mark.parametrize('kind,scheme', [('linear', ScaledRoPE), ('yarn', YaRN), ('llama3', Llama3RoPE)])
 def test_speeds_are_those_of_transformers(kind, scheme):
-    pytest.importorskip('transformers')
+    extra('transformers')
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     scaling = dict(rope_type=kind, factor=8., rope_theta=5e5, low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=512)

@@ -11,6 +11,7 @@ import regex
 import tiktoken_ext.openai_public
 from pydoc_data.topics import topics
 
+from common import extra
 from gptlab import bpe
 from gptlab.bpe import (BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, count_pieces, find_pattern, learn_merges, merge_pair,
                         rustbpe_engine, show_vocab, tokenizers_engine)
@@ -276,17 +277,17 @@ def test_a_vocabulary_is_shown_escaped(trained):
 def test_library_engines_learn_the_same_merges(pattern):
     docs = DOCS + FUZZ
     ours = BPE.train(docs, 1500, pattern)
-    pytest.importorskip('rustbpe')
+    extra('rustbpe')
     assert BPE.train(docs, 1500, pattern, engine=rustbpe_engine).merges == ours.merges
-    pytest.importorskip('tokenizers')
+    extra('tokenizers')
     assert tokenizers_engine(docs, 1243, pattern) == learn_merges(count_pieces(docs, pattern), 1243, VISIBLE)
 
 
 def test_every_merge_of_a_corpus_equals_that_of_the_libraries(tmp_path, counts):
     "All there are, until every piece is whole; gigabpe reads lines and knows one pattern"
     every, shown = learn_merges(counts, 10**6), learn_merges(counts, 10**6, VISIBLE)
-    pytest.importorskip('rustbpe');    assert rustbpe_engine([MANUAL], len(every), GPT2_PATTERN) == every
-    pytest.importorskip('tokenizers'); assert tokenizers_engine([MANUAL], len(shown), GPT2_PATTERN) == shown
+    extra('rustbpe');    assert rustbpe_engine([MANUAL], len(every), GPT2_PATTERN) == every
+    extra('tokenizers'); assert tokenizers_engine([MANUAL], len(shown), GPT2_PATTERN) == shown
     giga = pytest.importorskip('gigabpe')
     (tmp_path/'text').write_text(MANUAL, encoding='utf-8')
     _, merges = giga.train_bpe([str(tmp_path/'text')], 4000, special_tokens=[], pretokenizer='bytelevel', threads=1)
@@ -313,14 +314,14 @@ def test_tokenizers_gives_the_same_ids(pattern, tmp_path):
     tok  = BPE.train(DOCS + FUZZ, 1500, pattern)
     file = tok.to_tokenizer_json(tmp_path/'tokenizer.json')
     assert BPE.from_tokenizer_json(file).merges == tok.merges
-    other = pytest.importorskip('tokenizers').Tokenizer.from_file(str(file))
+    other = extra('tokenizers').Tokenizer.from_file(str(file))
     for t in FUZZ + DOCS[::10] + ['\n\t\r\n', ''.join(map(chr, range(2048)))]: assert other.encode(t).ids == tok.encode(t) and other.decode(tok.encode(t)) == t
     assert (other.get_vocab_size(), other.token_to_id(BOS)) == (tok.vocab_size, tok.bos)
     assert other.encode('naïve\n\ttext').tokens == [''.join(bpe._symbols()[b] for b in tok._raw[i]) for i in tok.encode('naïve\n\ttext')]
 
 
 def test_transformers_gives_the_same_ids(trained, tmp_path):
-    other = pytest.importorskip('transformers').PreTrainedTokenizerFast(tokenizer_file=str(trained.to_tokenizer_json(tmp_path/'tokenizer.json')))
+    other = extra('transformers').PreTrainedTokenizerFast(tokenizer_file=str(trained.to_tokenizer_json(tmp_path/'tokenizer.json')))
     for t in FUZZ[:100] + DOCS[::20]: assert other.encode(t) == trained.encode(t)
 
 

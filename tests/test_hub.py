@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from common import extra
 from gptlab import hub
 from gptlab.attention import Attention, LearnedPositions, RoPE
 from gptlab.blocks import gelu, GLU, LayerNorm, MLP, perturb, RMSNorm
@@ -26,7 +27,7 @@ from gptlab.model import GPT, gpt2_config, GPTConfig, llama_config
 from gptlab.positions import ALiBi, NTK, ScaledRoPE, YaRN
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer
 
-transformers = None if __name__ == '__main__' else pytest.importorskip('transformers', reason='transformers is not installed: pip install transformers')
+transformers = None if __name__ == '__main__' else extra('transformers')
 
 SHAPE = dict(vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=160, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 GQA   = dict(num_key_value_heads=2)
@@ -629,8 +630,8 @@ def test_light_import_push_and_pull(tmp_path):
 @pytest.mark.parametrize('name', ['llama', 'llama, tied, no gain, GEGLU', 'own head width'])
 def test_gguf(name, tmp_path):
     "The file gives the same logits and the same ids where transformers reads it"
-    pytest.importorskip('gguf', reason='gguf is not installed: pip install gguf')
-    pytest.importorskip('accelerate', reason='accelerate, with which transformers reads GGUF, is not installed: pip install accelerate')
+    extra('gguf')
+    extra('accelerate')
     tok = BPE.train(' '.join(f'{i} naïve foxes jumped' for i in range(300)), 350)
     cfg = OURS[name][1] if name in OURS else gated(vocab_size=352, d_model=48, attn=partial(llama_attn, d_head=12))
     cfg = replace(cfg, vocab_size=352, mlp=gated().mlp)   # a LLaMA's activation is silu, for which GGUF has no field
@@ -648,7 +649,7 @@ def test_gguf(name, tmp_path):
 
 def test_gguf_holds_every_number(tmp_path):
     "Read back by the package itself: the tensors are ours, rows of queries and keys dealt so that neighbours make a pair"
-    gguf = pytest.importorskip('gguf', reason='gguf is not installed: pip install gguf')
+    gguf = extra('gguf')
     model = make_ours(OURS['llama, biases'][1])
     read = gguf.GGUFReader(hub.save_gguf(model, None, tmp_path/'m.gguf', dtype='f32'))
     have = {t.name: torch.tensor(t.data.copy()) for t in read.tensors}
@@ -659,7 +660,7 @@ def test_gguf_holds_every_number(tmp_path):
     assert read.fields['llama.attention.head_count_kv'].contents() == 2 and read.fields['llama.context_length'].contents() == 160
 
 def test_gguf_says_what_it_cannot(tmp_path):
-    gguf = pytest.importorskip('gguf', reason='gguf is not installed: pip install gguf')
+    gguf = extra('gguf')
     hub.save_gguf(make_ours(OURS['llama, llama3 rope'][1]), None, tmp_path/'m.gguf')
     slow = next(t for t in gguf.GGUFReader(tmp_path/'m.gguf').tensors if t.name == 'rope_freqs.weight').data
     assert abs(slow[0] - 1) < 1e-6 and abs(slow[-1] - 8) < 1e-5 and len(slow) == 4

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common import extra
 from gptlab.attention import Attention, RoPE, Seq
 from gptlab.bpe import BPE
 from gptlab.core import set_seed
@@ -142,7 +143,7 @@ def test_a_stream_of_text_never_holds_half_a_character():
 
 def test_every_byte_survives_the_export(tmp_path):
     "LAB: newline, tab and all bytes above 0x7E turned into other symbols, so that those merges never fired and bytes were miscounted"
-    tokenizers = pytest.importorskip('tokenizers')
+    tokenizers = extra('tokenizers')
     text = '\n\n\tdéjà vu\r\n\t\tüber Ελλάδα \u00a0日本 \x7f\x80 \0 ' * 20
     tok = BPE.train([text], 400)
     other, raw = tokenizers.Tokenizer.from_file(str(tok.to_tokenizer_json(tmp_path/'tokenizer.json'))), [tok.decode_bytes([i]) for i in range(tok.vocab_size)]

@@ -9,6 +9,7 @@ import pytest
 import tiktoken, tiktoken.load
 from pydoc_data.topics import topics
 
+from common import extra
 from gptlab.bpe import BPE, GPT2_PATTERN
 from gptlab.cli import main
 from gptlab.tokenizer import BOS, ByteTokenizer, CharTokenizer, Tokenizer, check_tokenizer, fuzz_texts, load_tokenizer, show_tokens
@@ -138,7 +139,7 @@ def test_ranks_from_files(small, turned, tmp_path):
 
 
 def test_tokenizer_json_there_and_back(small, turned, tmp_path):
-    hf = pytest.importorskip('tokenizers')
+    hf = extra('tokenizers')
     for k, tok in enumerate((small, turned, truncate(turned, 400))):
         f = tok.to_tokenizer_json(tmp_path/f'{k}.json')
         again, other = RankTokenizer.from_tokenizer_json(f), hf.Tokenizer.from_file(str(f))
@@ -174,7 +175,7 @@ def test_published_ranks(name, tmp_path):
     assert cut.vocab_size == 8192 and cut.bos == 8191
     check_tokenizer(cut, FUZZ)
     if name in ('gpt2', 'cl100k'):
-        hf = pytest.importorskip('tokenizers').Tokenizer.from_file(str(tok.to_tokenizer_json(tmp_path/'tok.json')))
+        hf = extra('tokenizers').Tokenizer.from_file(str(tok.to_tokenizer_json(tmp_path/'tok.json')))
         for t in FUZZ: assert hf.encode(t).ids == tok.encode(t)
         check_tokenizer(tok, FUZZ[:100])
 
@@ -209,7 +210,7 @@ def test_unknown_names():
 # ---- other libraries
 
 def test_hugging_face_byte_level(small, turned, tmp_path):
-    hf = pytest.importorskip('tokenizers')
+    hf = extra('tokenizers')
     f = turned.to_tokenizer_json(tmp_path/'tokenizer.json')
     for source in (f, str(f), json.loads(f.read_text(encoding='utf-8')), hf.Tokenizer.from_file(str(f))):
         tok = HFTokenizer(source)
@@ -222,7 +223,7 @@ def test_hugging_face_byte_level(small, turned, tmp_path):
 
 
 def test_ai_labs_bpe_changes_the_text_and_says_so():
-    hf = pytest.importorskip('tokenizers')
+    hf = extra('tokenizers')
     tk = hf.Tokenizer(hf.models.BPE(unk_token='<unk>'))
     tk.normalizer, tk.pre_tokenizer, tk.decoder = hf.normalizers.NFKC(), hf.pre_tokenizers.ByteLevel(add_prefix_space=True), hf.decoders.ByteLevel()
     tk.train_from_iterator(DOCS, hf.trainers.BpeTrainer(vocab_size=600, special_tokens=['<unk>', '<eos>', '<pad>'], initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
@@ -233,7 +234,7 @@ def test_ai_labs_bpe_changes_the_text_and_says_so():
 
 
 def test_metaspace_with_and_without_bytes():
-    hf = pytest.importorskip('tokenizers')
+    hf = extra('tokenizers')
     for fallback in (False, True):
         tk = hf.Tokenizer(hf.models.BPE(unk_token='<unk>', byte_fallback=fallback))
         tk.pre_tokenizer = hf.pre_tokenizers.Metaspace()
@@ -254,7 +255,7 @@ def test_metaspace_with_and_without_bytes():
 
 
 def test_a_fast_tokenizer_of_transformers(turned, tmp_path):
-    tf = pytest.importorskip('transformers')
+    tf = extra('transformers')
     fast = tf.PreTrainedTokenizerFast(tokenizer_file=str(turned.to_tokenizer_json(tmp_path/'tokenizer.json')))
     tok = HFTokenizer(fast)
     for t in FUZZ[:-1]: assert fast(t, add_special_tokens=False)['input_ids'] == tok.encode(t) == turned.encode(t)
@@ -262,7 +263,7 @@ def test_a_fast_tokenizer_of_transformers(turned, tmp_path):
 
 
 def test_fastokens_gives_the_same_ids(turned, small, tmp_path):
-    pytest.importorskip('fastokens'); pytest.importorskip('tokenizers')
+    extra('fastokens'); extra('tokenizers')
     whole = RankTokenizer({b: 255-i if i < 256 else i for b, i in small.ranks.items()}, special={'<|endoftext|>': len(small.ranks)})
     for k, tok in enumerate((small, whole, truncate(turned, 500))):
         fast = HFTokenizer(tok.to_tokenizer_json(tmp_path/f'{k}.json'), engine='fastokens')
@@ -273,7 +274,7 @@ def test_fastokens_gives_the_same_ids(turned, small, tmp_path):
 
 
 def test_sentencepiece(tmp_path):
-    spm = pytest.importorskip('sentencepiece')
+    spm = extra('sentencepiece')
     for kind in ('bpe', 'unigram'):
         tok = SentencePieceTokenizer.train(DOCS, 700, kind)
         assert not tok.lossy and tok.bos == 1 and tok.vocab_size == 700
@@ -292,7 +293,7 @@ def test_sentencepiece(tmp_path):
 
 
 def test_sentencepiece_that_tidies():
-    pytest.importorskip('sentencepiece')
+    extra('sentencepiece')
     tidy = SentencePieceTokenizer.train(DOCS, 700, 'unigram', normalization_rule_name='nmt_nfkc', add_dummy_prefix=True, remove_extra_whitespaces=True, byte_fallback=False)
     assert tidy.lossy and tidy.normal(' ﬁve   ① ') == ' five 1' and '�' in tidy.normal('a 猫 b')
     for t in FUZZ: assert tidy.normal(t) in ('', tidy.decode(tidy.sp.encode(t)))
@@ -392,7 +393,7 @@ def test_one_str_is_one_name(small):
     assert tok.special == {'<|user|>': 512}
     assert encode_special(tok, 'a<|user|>', allowed='<|user|>')[-1] == 512
     with fails(ValueError, 'is no name'): add_special(tok, [None])
-    pytest.importorskip('sentencepiece')
+    extra('sentencepiece')
     assert SentencePieceTokenizer.train(DOCS[:20], 400, special='<|bos|>').special == {'<|bos|>': 1}
 
 def test_whole_numbers_only(small):
@@ -403,7 +404,7 @@ def test_ranks_need_a_pattern_that_tiktoken_knows(small):
 
 @pytest.mark.parametrize('content', ['5', 'null', '{"tokenizer": 5}', '{"model": 5}', '['*200_000], ids=range(5))
 def test_an_odd_file_is_named(content, tmp_path):
-    pytest.importorskip('tokenizers')
+    extra('tokenizers')
     (tmp_path/'odd.json').write_text(content)
     with fails(ValueError, 'odd.json'): open_tokenizer(tmp_path/'odd.json')
 
@@ -411,5 +412,5 @@ def test_what_to_open():
     assert open_tokenizer(Path('bytes')).vocab_size == 257
     for name in ('no.json', 'no.model', 'no.tiktoken', '~/no.json'):
         with fails(FileNotFoundError, name): open_tokenizer(name)
-    pytest.importorskip('tokenizers')
+    extra('tokenizers')
     with fails(TypeError, 'got NoneType'): HFTokenizer(None)
