@@ -295,7 +295,7 @@ def prctl(*numbers):
 
 def die_with_parent():
     "This process ends when the one that began it does."
-    prctl(1, signal.SIGKILL)
+    prctl(1, 9)
 
 
 def adopt_orphans():
@@ -382,15 +382,16 @@ def quiet(command, limit):
 
 # ---- the whole
 
-def environment(paths, tiny):
-    "Of the phases: our repository and the wheels first, no display, no downloads."
+def environment(paths, tiny, folder):
+    "Of the phases: our repository and the wheels first, no display, no downloads, no old kernels."
     before = os.environ.get('PYTHONPATH')
     path = os.pathsep.join([str(ROOT), *paths, *([before] if before else [])])
     env = os.environ | dict(PYTHONPATH=path, MPLBACKEND='agg', HF_HUB_OFFLINE='1',
                             TOKENIZERS_PARALLELISM='false', PYTHONIOENCODING='utf-8')
     for k in ('GPTLAB_MAX_STEPS', 'IN_TEST'):
         env.pop(k, None)
-    return env | (dict(TORCHINDUCTOR_COMPILE_THREADS='1') if tiny else {})
+    fresh = dict(TORCHINDUCTOR_CACHE_DIR=str(Path(folder)/'compiled'))
+    return env | (dict(TORCHINDUCTOR_COMPILE_THREADS='1') if tiny else fresh)
 
 
 def tail(path, n=30):
@@ -412,7 +413,7 @@ def run_phase(name, args, env, limit):
     with open(log, 'w') as f:
         p = subprocess.Popen(command, stdout=f, stderr=f, stdin=subprocess.DEVNULL, env=env,
                              cwd=ROOT, start_new_session=True)
-        code = finish(p, limit)
+        code, stopped = wait_for(p, limit)
     found = read_json(draft) or {}
     draft.unlink(missing_ok=True)
     result = dict(phase=name, about=PHASES[name].about, device=args.device, dry=args.tiny,
@@ -422,7 +423,17 @@ def run_phase(name, args, env, limit):
     if state(result) not in DONE:
         result['log'] = tail(log)
     write_json(args.out/f'{name}.json', result)
+    if stopped:
+        raise stopped
     return result
+
+
+def wait_for(process, limit):
+    "The exit code of a process as `finish` gives it, and what stopped the waiting, if anything."
+    try:
+        return finish(process, limit), None
+    except (KeyboardInterrupt, SystemExit) as e:
+        return 'interrupted', e
 
 
 def outcome(found, code, limit):
@@ -430,6 +441,8 @@ def outcome(found, code, limit):
     finished = found.get('status', 'running') != 'running'
     if code is None and not finished:
         return dict(status=f'out of time: killed after {limit:.0f} s')
+    if code == 'interrupted':
+        return dict(status='failed: interrupted')
     if not finished:
         return dict(status=f'failed: the process ended with code {code}')
     return {}
@@ -469,7 +482,7 @@ def run_all(names, kept, args, deadline):
     results = {}
     with tempfile.TemporaryDirectory() as d:
         paths = unpack(args.wheels, d, (deadline - time.monotonic())/2) if args.wheels else []
-        env = environment(paths, args.tiny)
+        env = environment(paths, args.tiny, d)
         for k in names:
             left = deadline - time.monotonic() - 1
             results[k] = kept.get(k) or begin(k, args, env, left)
@@ -647,7 +660,8 @@ def our_line(frame):
         line = f'{path.name}:{frame.f_lineno}: {text[:100]}'
         if ROOT/'gptlab' in path.parents:
             return line
-        if outside is None and 'torch' not in path.parts and path != HERE:
+        passing = 'torch' in path.parts or path.name == 'warnings.py' or path == HERE
+        if outside is None and not passing:
             outside = line
         frame = frame.f_back
     return outside or 'elsewhere'
@@ -666,7 +680,7 @@ def driver_reads(f, n):
         return None
     lines = []
     def note(message, *rest, **kwargs):
-        if 'synchroniz' in str(message).lower():
+        if 'called a synchronizing' in str(message):
             lines.append(our_line(sys._getframe(1)))
     with warnings.catch_warnings():
         warnings.simplefilter('always')
@@ -684,8 +698,11 @@ VALUES = ('_local_scalar_dense', 'nonzero', 'equal', 'masked_select', '_unique2'
 METHODS = ('tolist', 'cpu', 'numpy')
 
 
-def operation_reads(f, n):
-    "Reads as operations show them, on any device, uncompiled: scalars, and copies to the host."
+def operation_reads(f, n, device='cpu'):
+    """Reads as operations show them, uncompiled: values and copies that the device gives the host.
+
+    On the CPU, where nothing waits, these are the lines at which another device would wait, and
+    besides them the checks of ids that are made on the CPU alone."""
     import torch
     from torch.overrides import TorchFunctionMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -697,20 +714,23 @@ def operation_reads(f, n):
 
     def copies(name, given, made):
         if name == 'copy_':
-            return given[0].device.type == 'cpu' and places(given) - {'cpu'}
-        return name == '_to_copy' and 'cpu' in places(made) and places(given) - {'cpu'}
+            return given[0].device.type == 'cpu' and device in places(given) != {'cpu'}
+        return name == '_to_copy' and places(made) == {'cpu'} != places(given)
+
+    def reads(name, given, made):
+        return device in places(given) if name in VALUES else copies(name, given, made)
 
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             made = func(*args, **(kwargs or {}))
             name = func.overloadpacket.__name__
-            if name in VALUES or copies(name, args, made):
+            if reads(name, args, made):
                 lines.append(our_line(sys._getframe(1)))
             return made
 
     class Methods(TorchFunctionMode):            # on the CPU these are no operations
         def __torch_function__(self, func, types, args=(), kwargs=None):
-            here = args and isinstance(args[0], torch.Tensor) and args[0].device.type == 'cpu'
+            here = device == 'cpu' and args and isinstance(args[0], torch.Tensor)
             if here and getattr(func, '__name__', '') in METHODS:
                 lines.append(our_line(sys._getframe(1)))
             return func(*args, **(kwargs or {}))
@@ -721,9 +741,9 @@ def operation_reads(f, n):
     return per_call(lines, n)
 
 
-def host_reads(f, n=1):
+def host_reads(f, n, device):
     "How often n calls of f make the host wait for a value of the device, counted in two ways."
-    return dict(driver=driver_reads(f, n), operations=operation_reads(f, n))
+    return dict(driver=driver_reads(f, n), operations=operation_reads(f, n, device))
 
 
 # ---- phase 1: arithmetic
@@ -1274,10 +1294,16 @@ def measure_steps(job, model, make_opt, sizes, peak, compile):
     row = dict(rows=B, tokens=T, first_step_s=round(first, 3), step_s=step, fastest_s=took[0],
                slowest_s=took[-1], steps=n, tokens_per_s=round(B*T/step),
                peak_memory_mb=peak_memory(job.device), loss=trainer.log[-1]['loss'],
+               compiled=is_compiled(model),
                utilisation=model.flops_per_token(T)*B*T/step/peak,
                reader_wait=statistics.median(r['wait'] for r in trainer.log[-n:]))
     once_more = lambda: trainer.fit(steps=trainer.step + 1)
     return row, once_more
+
+
+def is_compiled(model):
+    "Whether any part of a model is."
+    return any(m._compiled_call_impl is not None for m in model.modules())
 
 
 def graphs():
@@ -1294,7 +1320,7 @@ def batch_sizes(job):
     if job.device != 'cuda':
         return [(1, 256, 3, 1), (2, 256, 3, 1)]
     small = torch.cuda.get_device_properties(0).total_memory < 20e9
-    return [(B, 1024, 20, 3) for B in ((2, 4, 8, 16) if small else (8, 32, 64, 128))]
+    return [(B, 1024, max(8, 160//B), 2) for B in ((2, 4, 8, 16) if small else (8, 32, 64, 128))]
 
 
 def gpt2(job):
@@ -1314,18 +1340,15 @@ def best_of(table):
 
 
 def one_size(job, model, sizes, peak, table, compile):
-    "All optimizers at one batch size; rows go into the table. Returns the seconds it took."
-    began = time.monotonic()
+    "All optimizers at one batch size; rows go into the table."
     for name, make in optimizers().items():
         reads = {}
         row, once_more = measure_steps(job, model, make, sizes, peak, compile and not table)
         if not any(r['optimizer'] == name for r in table):
-            driver = driver_reads(once_more, 2)
-            reads = dict(host_reads=dict(driver=driver, operations=operation_reads(once_more, 2)))
+            reads = dict(host_reads=host_reads(once_more, 2, job.device))
         table.append(dict(optimizer=name) | row | reads)
         job.keep(table=table, best=best_of(table), graphs=graphs())
         del once_more
-    return time.monotonic() - began
 
 
 def train_headline(table, peak):
@@ -1333,10 +1356,45 @@ def train_headline(table, peak):
     r = next(iter(best_of(table).values()))
     reads = next(r['host_reads'] for r in table if 'host_reads' in r)
     some = reads['driver'] or reads['operations']
-    return (f'{r["optimizer"]}, {r["rows"]} × {r["tokens"]}: {r["tokens_per_s"]:,} tokens/s, '
+    how = '' if r['compiled'] else 'not compiled, '
+    return (f'{how}{r["optimizer"]}, {r["rows"]} × {r["tokens"]}: {r["tokens_per_s"]:,} tokens/s, '
             f'step {1000*r["step_s"]:.1f} ms, first {r["first_step_s"]:.1f} s, '
             f'{r["peak_memory_mb"]:,} MB, {r["utilisation"]:.0%} of {peak/1e12:.3g} TFLOP/s, '
             f'{some["per_call"]:g} host reads per step')
+
+
+def upward(job, model, peak, table, compile):
+    "Growing batch sizes until time or memory ends; returns why it stopped."
+    import torch
+    before, spent, first = None, 0, 0
+    for sizes in batch_sizes(job):
+        growth = sizes[0]/before if before else 1
+        if job.left() < first + 1.3*growth*(spent - first) + 4:
+            return f'no time for {sizes[0]} rows'
+        began, n = time.monotonic(), len(table)
+        try:
+            one_size(job, model, sizes, peak, table, compile)
+        except torch.OutOfMemoryError:
+            if not table:
+                raise
+            return f'out of memory at {sizes[0]} rows'
+        before, spent, first = sizes[0], time.monotonic() - began, table[n]['first_step_s']
+        job.keep(headline=train_headline(table, peak))
+    return 'all sizes tried'
+
+
+def compiled_or_not(job, model, peak, table):
+    "Compiled if that is possible, else as it is, with the reason kept; returns why it stopped."
+    import torch
+    try:
+        return upward(job, model, peak, table, job.device != 'mps')
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:
+        if table:
+            raise
+        job.keep(not_compiled=f'{type(e).__name__}: {e}'[:1000])
+    return upward(job, gpt2(job), peak, table, False)
 
 
 @phase(order=40, limit=150, least=60)
@@ -1344,25 +1402,11 @@ def train(job):
     "Measure a compiled training step of GPT-2 124M in bfloat16, at growing batch sizes."
     import torch
     from gptlab.watching import matmul_peak
-    peak = matmul_peak(job.device, torch.bfloat16, 256 if job.tiny else 2048
-                       if job.device == 'cpu' else 8192)
-    model, table, took, stopped = gpt2(job), [], 0, 'all sizes tried'
+    size = 256 if job.tiny else 8192 if job.device == 'cuda' else 2048
+    model, peak = gpt2(job), matmul_peak(job.device, torch.bfloat16, size)
     job.keep(peak_flops=peak, parameters=model.n_params(),
              flops_per_token=model.flops_per_token(batch_sizes(job)[0][1]))
-    compile = job.device != 'mps'
-    for sizes in batch_sizes(job):
-        if job.left() < 1.6*took + 3:
-            stopped = f'no time for {sizes[0]} rows'
-            break
-        try:
-            took = one_size(job, model, sizes, peak, table, compile)
-        except torch.OutOfMemoryError:
-            if not table:
-                raise
-            stopped = f'out of memory at {sizes[0]} rows'
-            break
-        job.keep(headline=train_headline(table, peak))
-    job.keep(stopped=stopped)
+    job.keep(stopped=compiled_or_not(job, model, peak, []))
 
 
 # ---- phase 5: decoding
@@ -1390,7 +1434,7 @@ def measure_decode(job, model, rows, prompt, n, bandwidth):
     return dict(rows=rows, prompt=prompt, first_token_s=first, step_s=took,
                 prefill_s=prefill(job, model, ids), tokens_per_s=rows/took,
                 bound_tokens_per_s=rows*bound, share_of_bound=1/took/bound,
-                host_reads=host_reads(advance))
+                host_reads=host_reads(advance, 1, job.device))
 
 
 def prefill(job, model, ids, n=5):
@@ -1411,15 +1455,21 @@ def decode(job):
     bandwidth = copy_bandwidth(job.device, 2**22 if job.tiny else 2**30)
     prompt, n = (16, 8) if job.tiny else (512, 16) if job.device == 'cpu' else (512, 128)
     job.keep(copy_bytes_per_s=bandwidth, prompt=prompt, tokens=n)
-    for dtype in (torch.bfloat16, torch.float32):
+    took, stopped = 0, 'all tried'
+    for dtype, rows in itertools.product((torch.bfloat16, torch.float32), (1, 8)):
+        if job.left() < 2*took + 3:
+            stopped = f'no time for {str(dtype)[6:]} × {rows}'
+            break
+        began = time.monotonic()
+        clear(job.device)
         model = gpt2(job).eval().to(dtype)
-        for rows in (1, 8):
-            clear(job.device)
-            row = measure_decode(job, model, rows, prompt, n, bandwidth)
-            table.append(dict(dtype=str(dtype)[6:]) | row)
-            told = ', '.join(f'{r["dtype"]} × {r["rows"]} {r["tokens_per_s"]:,.0f} '
-                             f'({r["share_of_bound"]:.1%})' for r in table)
-            job.keep(table=table, headline=f'tokens/s (share of bound): {told}')
+        row = measure_decode(job, model, rows, prompt, n, bandwidth)
+        table.append(dict(dtype=str(dtype)[6:]) | row)
+        took = time.monotonic() - began
+        told = ', '.join(f'{r["dtype"]} × {r["rows"]} {r["tokens_per_s"]:,.0f} '
+                         f'({r["share_of_bound"]:.1%})' for r in table)
+        job.keep(table=table, headline=f'tokens/s (share of bound): {told}')
+    job.keep(stopped=stopped)
 
 
 # ---- phase 6: FlexAttention
@@ -1440,7 +1490,7 @@ class FlexCase:
         self.ids = torch.zeros(B, T, dtype=torch.long, device=job.device)
         length = max(T*2//7, 1)
         some = torch.arange(T, device=job.device)//length
-        self.docs = some.expand(B, T) if docs else None               # (B,T)
+        self.docs = some.expand(B, T).contiguous() if docs else None  # (B,T)
         self.seq = lambda: Seq(self.ids, docs=self.docs)
 
     def layer(self, backend, dtype):
@@ -1517,7 +1567,7 @@ def flex_forward(job):
     job.keep(forward=found, headline=f'forward alone, float32: error {max(found.values()):.0e}')
 
 
-@phase(order=60, limit=75, least=30)
+@phase(order=60, limit=100, least=30)
 def flex(job):
     "Compare FlexAttention with SDPA under a mask, for windows and documents."
     from gptlab.attentions import flex as kernel, sdpa

@@ -168,6 +168,25 @@ def test_a_hanging_phase_is_killed_with_its_children(tmp_path):
     assert kept['figure'] == 1 and not alive(kept['child'])
 
 
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
+def test_who_ends_the_script_ends_all_and_keeps_what_was_found(tmp_path):
+    (tmp_path/'phases.py').write_text(HANGS.replace('limit=9', 'limit=90'))
+    env = os.environ | dict(GPTLAB_GPU_PHASES=str(tmp_path/'phases.py'))
+    out = tmp_path/'out'
+    command = [sys.executable, str(SCRIPT), '--tiny', '--phases', 'hangs', '--out', str(out)]
+    p = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    draft = out/'.hangs.part.json'
+    for _ in range(600):
+        if draft.exists() and 'child' in draft.read_text():
+            break
+        time.sleep(.1)
+    p.terminate()
+    assert p.wait(timeout=30) == 143
+    found = results(out)['hangs']
+    assert found['status'] == 'failed: interrupted' and not alive(found['figures']['child'])
+
+
 FAILS = '''
 @phase(order=1, limit=20)
 def crashes(job):
@@ -296,6 +315,8 @@ def test_reads_by_operations_are_counted_at_the_line_that_asks(gpu):
     found = gpu.operation_reads(f, 2)
     assert found['per_call'] == 3 and len(found['lines']) == 3, found
     assert all(line.startswith('test_gpu_script.py') for line in found['lines'])
+    assert gpu.operation_reads(f, 2, 'cuda')['per_call'] == 0           # values of the host itself
+    assert gpu.operation_reads(lambda: x.to('meta'), 1, 'meta')['per_call'] == 0
 
 
 def test_reads_by_the_driver_are_the_warnings_it_gives(gpu, monkeypatch):
@@ -304,9 +325,10 @@ def test_reads_by_the_driver_are_the_warnings_it_gives(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'set_sync_debug_mode', modes.append)
     def f():
         warnings.warn('called a synchronizing CUDA operation', stacklevel=1)
-        warnings.warn('something else', stacklevel=1)
+        warnings.warn('Synchronization debug mode is a prototype feature', stacklevel=1)
     found = gpu.driver_reads(f, 3)
-    assert found['per_call'] == 1 and len(found['lines']) == 1
+    line, = found['lines']
+    assert found['per_call'] == 1 and line.startswith('test_gpu_script.py'), found
     assert modes == ['warn', 'default']
 
 
@@ -358,6 +380,31 @@ def test_data_of_a_folder_becomes_rows(gpu, job, tmp_path):
     assert 97 <= batch['ids'].min() and batch['ids'].max() < 123
     with pytest.raises(ValueError, match='fewer than a row'):
         next(gpu.stream(job, 3, 4096, 256))
+
+
+def test_training_goes_on_uncompiled_where_nothing_compiles(gpu, job, monkeypatch):
+    tried = []
+    def one_size(job, model, sizes, peak, table, compile):
+        tried.append(compile)
+        if compile:
+            raise RuntimeError('no compiler')
+        table.append(dict(first_step_s=1.))
+    monkeypatch.setattr(gpu, 'one_size', one_size)
+    monkeypatch.setattr(gpu, 'train_headline', lambda *args: 'shown')
+    assert gpu.compiled_or_not(job, None, 1., []) == 'all sizes tried'
+    assert tried == [True, False, False] and 'no compiler' in job.figures['not_compiled']
+
+
+def test_training_stops_where_time_or_memory_end(gpu, job, monkeypatch):
+    def one_size(job, model, sizes, peak, table, compile):
+        if table:
+            raise torch.OutOfMemoryError('too large')
+        table.append(dict(first_step_s=1.))
+    monkeypatch.setattr(gpu, 'one_size', one_size)
+    monkeypatch.setattr(gpu, 'train_headline', lambda *args: 'shown')
+    assert gpu.upward(job, None, 1., [], True).startswith('out of memory at')
+    job.limit = 2
+    assert gpu.upward(job, None, 1., [], True).startswith('no time for')
 
 
 def test_every_phase_says_what_it_does_in_one_line(gpu):
