@@ -1,12 +1,14 @@
 """Compare what two revisions compute, on one machine: nothing else can tell that a refactor is one.
 
     python tests/golden/compare.py OLD [NEW] [--only REGEX] [--renames FILE] [--expected FILE]
-                                   [--allow REGEX=REASON] [--sequential] [--keep FOLDER]
+                                   [--allow REGEX=REASON] [--strict] [--sequential]
+                                   [--keep FOLDER]
 
 OLD and NEW are revisions; without NEW it is the working tree. Today's facts are computed by both,
 each in a process of its own that imports that tree's package. For OLD they are first translated
 back through the table of renamed names, and its answers are translated forward. What OLD writes
-(checkpoints, models, tokenizers) NEW must read, to the same effect, or refuse with a ValueError.
+(checkpoints, models, tokenizers) NEW must read, to the same effect, or refuse with a ValueError;
+with --strict it may not refuse.
 
 The exit status is 1 if a fact differs, fails or is gone, unless `expected.tsv` or --allow names
 it with a reason. A row of that file, REGEX<TAB>REVISION<TAB>REASON, counts when OLD is that
@@ -42,22 +44,28 @@ GOOD = 'equal', 'refused', 'expected', 'only in new'
 def verdicts(old, new, table=None):
     "A verdict for each fact of two trees, in the order of the new one"
     table = table or Table()
-    names, found = {}, []
-    for n in old:
-        names[n if n in new else next((m for m in new if m == table.forward(n)), n)] = n
-    for n, value in new.items():
-        if n in names:
-            found.append(_verdict(n, old[names[n]], value, table))
-        else:
-            found.append(_alone(n, value, 'only in new'))
-    return found + [_alone(n, old[names[n]], 'only in old') for n in names if n not in new]
+    old = {n if n in new else today(n, table): value for n, value in old.items()}
+    both = [_verdict(n, old[n], new[n], table) for n in new if n in old]
+    return both + _alone(new, old, 'only in new') + _alone(old, new, 'only in old')
 
 
-def _alone(name, value, kind):
-    "The verdict about a fact that one tree has, be it that it failed there"
-    if _is(value, 'error'):
-        return Verdict(name, 'error', [f'{kind}: {value["error"]}'])
-    return Verdict(name, kind, [])
+def today(name, table):
+    "The name of a fact of the older tree, each of its parts translated"
+    return ''.join(table.forward(part) for part in re.split('(: |/)', name))
+
+
+def _alone(here, there, kind):
+    """Verdicts about facts that one tree alone has, or that failed in it
+
+    What is missing because a fact failed as a whole in the other tree is not told again.
+    """
+    found = []
+    for n, value in here.items():
+        if n not in there and _is(value, 'error'):
+            found.append(Verdict(n, 'error', [f'{kind}: {value["error"]}']))
+        elif n not in there and not _is(there.get(n.partition(': ')[0]), 'error'):
+            found.append(Verdict(n, kind, []))
+    return found
 
 
 def _verdict(name, old, new, table):
@@ -87,10 +95,11 @@ def excused(found, reasons):
     return [one(v) for v in found]
 
 
-def all_good(found):
+def all_good(found, strict=False):
     "Does every verdict let the comparison pass? Without a fact that both trees have, it does not"
+    bad = {'refused'} if strict else set()
     both = any(v.kind != 'only in new' for v in found)
-    return both and all(v.kind in GOOD for v in found)
+    return both and all(v.kind in GOOD and v.kind not in bad for v in found)
 
 
 def report(found, most=40):
@@ -163,17 +172,24 @@ class Job:
                 [sys.executable, str(script), *map(str, args)], cwd=folder, stdout=log,
                 stderr=subprocess.STDOUT, env=environment(tree, folder/'cache'))
 
-    def wait(self):
-        "Wait for its end; raises RuntimeError with its last lines if it failed"
-        if self.process.wait():
+    def ended(self):
+        "Is it done? Raises RuntimeError with its last lines if it failed"
+        if self.process.poll():
             said = self.log.read_text(errors='replace').splitlines()[-15:]
             what = f'the facts of {self.tree} could not be computed:'
             raise RuntimeError('\n'.join([what, *said]))
+        return self.process.poll() is not None
 
     def stop(self):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def wait_for(jobs):
+    "Wait for the end of all jobs, or the failure of one"
+    while not all([job.ended() for job in jobs]):
+        time.sleep(.1)
 
 
 def run_all(starts, sequential):
@@ -183,9 +199,8 @@ def run_all(starts, sequential):
         for start in starts:
             jobs.append(start())
             if sequential:
-                jobs[-1].wait()
-        for job in jobs:
-            job.wait()
+                wait_for(jobs)
+        wait_for(jobs)
     finally:
         for job in jobs:
             job.stop()
@@ -244,6 +259,7 @@ def parsed(argv):
     parser.add_argument('--renames', default=HERE/'renames.tsv', help='the table of renamed names')
     parser.add_argument('--expected', default=HERE/'expected.tsv', help='meant differences')
     parser.add_argument('--allow', action='append', default=[], metavar='REGEX=REASON')
+    parser.add_argument('--strict', action='store_true', help='a refusal is a difference')
     parser.add_argument('--sequential', action='store_true', help='one tree after the other')
     parser.add_argument('--keep', help='a folder for the facts of both trees, as JSON')
     return parser.parse_args(argv)
@@ -261,7 +277,7 @@ def main(argv=None):
             shutil.copy(file, args.keep)
     print(report(found))
     print(f'{len(found):,} facts in {time.perf_counter() - start:.0f} s')
-    return 0 if all_good(found) else 1
+    return 0 if all_good(found, args.strict) else 1
 
 
 if __name__ == '__main__':

@@ -31,12 +31,12 @@ SAVED = dict(llama=lambda: gated(), own=lambda: GPTConfig(61, 96, 2, 4, None, 32
 
 
 def refusable(f):
-    "Record a refusal with a clear ValueError as such"
+    "What f returns as one value, or that it refuses with a clear ValueError"
     def g(*args):
         try:
-            return f(*args)
+            return dict(read=f(*args))
         except ValueError as e:
-            return dict(result=dict(refused=str(e).replace(str(FOLDER), 'FOLDER')))
+            return dict(read=dict(refused=str(e).replace(str(FOLDER), 'FOLDER')))
     return g
 
 

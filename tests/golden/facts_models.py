@@ -315,7 +315,7 @@ def from_saved(make):
 
 @fact('model by flex', dict(window=dict(window=6), alibi=dict(pos=ALiBi), cap=dict(softcap=9.)))
 def by_flex(kw):
-    return read_facts(lively(opened(backend=flex, **kw)))['logits']
+    return logits_of(lively(opened(backend=flex, **kw)))
 
 
 @fact('model of the default size')
