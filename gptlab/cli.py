@@ -10,21 +10,16 @@ __all__ = ['SECONDS', 'COMMANDS', 'front_page_run', 'train', 'sample', 'tokenize
 import argparse, inspect, json, os, re, shlex, sys, time
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gptlab.data import Corpus
-    from gptlab.trainer import Trainer
 
 # %% ../nbs/40_cli.ipynb #5747bc1e
 SECONDS = 200.  # how long the front page trains
 
-def front_page_run(text:'Corpus', # what to learn
+def front_page_run(text:object, # what to learn: a Corpus
                    seed:int=42, # of weights and batches
                    vocab:int=2048, # tokens of the BPE
                    **kw, # passed to the Trainer
-                   ) -> 'Trainer':
-    "The run of the front page, ready to fit: a GPT of a million parameters, Muon and AdamW"
+                   ) -> object:
+    "The front page's Trainer, ready to fit: a GPT of a million parameters, Muon and AdamW"
     from gptlab.all import BPE, GPT, GPTConfig, Opt, Trainer
     from gptlab.all import adamw, batches, hidden, muon, set_seed
     set_seed(seed)
