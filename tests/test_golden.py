@@ -269,8 +269,8 @@ def test_facts_are_the_same_in_another_process(tmp_path):
     found = compare.verdicts(one, two)
     assert len(one) > 2000 and compare.all_good(found), compare.report(found)
     assert all(str(tmp_path) not in json.dumps(v) for v in one.values())
-    few = facts(ROOT, tmp_path/'few', '--only', 'a[^ ]* ?/?[m-r]')
-    assert len(few) > 100 and few == {n: one[n] for n in few}     # no fact hangs on another
+    few = facts(ROOT, tmp_path/'few', '--only', '^(text|sample/warm|stream/|merges/o|model/dep)')
+    assert len(few) > 50 and few == {n: one[n] for n in few}     # no fact hangs on another
 
 
 # file, what stands there, what is put there, facts that differ, facts that stay equal

@@ -304,7 +304,7 @@ SAMPLERS = dict(
 def sampled(make):
     ids = list(generate(writer(), list(b'Once upon'), 60, *make(), seed=7))
     prompts = [[1, 2, 3], list(b'a long prompt of its own'), [256]]
-    rows = torch.stack(list(generate_rows(writer(), prompts, 12, *make(), seed=8)))
+    rows = torch.stack(list(generate_rows(writer(), prompts, 25, *make(), seed=8)))
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(3))
     drawn = [draw(logits, make(), dice(s)) for s in range(5)]
     return dict(text=ids, rows=digest(rows), drawn=digest(drawn))
