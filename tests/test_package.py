@@ -16,7 +16,7 @@ from common import LIB, ROOT
 
 HEAVY = ['datasets', 'trackio', 'transformers', 'torch._dynamo', 'torchao', 'gradio', 'pyarrow',
          'tokenizers']
-UNSEEN = ('PYTHONPATH', 'VIRTUAL_ENV', 'OMP_WAIT_POLICY')      # of this process's environment
+UNSEEN = ('PYTHONPATH', 'VIRTUAL_ENV', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
 
 
 def run(cmd, cwd, timeout=300, **env):
@@ -128,15 +128,16 @@ def test_nbdev_3_is_told_what_settings_ini_says():
     assert told and {k: str(v) for k, v in told.items()} == {k: ini['DEFAULT'][k] for k in told}
 
 
-@pytest.mark.parametrize('own', [None, 'active'])
-def test_waiting_threads_sleep(own, tmp_path):
-    "OMP_WAIT_POLICY is set before torch can be loaded; a user's own value stays"
+@pytest.mark.parametrize('own, told', [
+    ({}, ['passive', '1000']), (dict(GOMP_SPINCOUNT='7'), ['passive', '7']),
+    (dict(OMP_WAIT_POLICY='active'), ['active', 'None'])], ids=['none', 'count', 'policy'])
+def test_waiting_threads_sleep(own, told, tmp_path):
+    "OpenMP is told how to wait before torch can be loaded; a user's own choice stays"
     code = """if 1:
         import os, sys, gptlab
         assert 'torch' not in sys.modules
-        print(os.environ['OMP_WAIT_POLICY'])"""
-    env = dict(OMP_WAIT_POLICY=own) if own else {}
-    assert run([sys.executable, '-c', code], cwd=tmp_path, **env).strip() == (own or 'passive')
+        print(*map(os.environ.get, ['OMP_WAIT_POLICY', 'GOMP_SPINCOUNT']))"""
+    assert run([sys.executable, '-c', code], cwd=tmp_path, **own).split() == told
 
 
 def test_the_command_trains_and_samples(venv, tmp_path):
