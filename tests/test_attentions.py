@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, RoPE, Seq, _rows, _run
-from gptlab.attentions import (DeltaAttention, Gate, MLA, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, check_grid, delta_rule,
-                               flex, matmul, sdpa, window_pattern)
+from gptlab.attentions import Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, flex, matmul, sdpa, window_pattern
 from gptlab.blocks import build, perturb
 from gptlab.core import set_seed
 from gptlab.generation import generate
+from gptlab.linear_attentions import DeltaAttention, MLA, check_grid, delta_rule
 from gptlab.model import GPT, GPTConfig, lm_loss
 from gptlab.positions import ALiBi, LinearBias, Llama3RoPE, NTK, ScaledRoPE, Sinusoids, YaRN, extend, halves_to_pairs, pairs_to_halves
 

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptlab.attention import Attention, LearnedPositions, Seq
-from gptlab.attentions import DeltaAttention, Gate, MLA, OpenAttention, ValueEmbedding
+from gptlab.attentions import Gate, OpenAttention, ValueEmbedding
 from gptlab.blocks import GLU, LayerNorm, MLP, perturb, RMSNorm
 from gptlab.core import set_seed
+from gptlab.linear_attentions import DeltaAttention, MLA
 from gptlab.model import Block, check_model, GPT, gpt2_init, GPTConfig, lm_loss, modern_init
 from gptlab.moe import MoE
 from gptlab.optimizers import adamw, muon, Opt

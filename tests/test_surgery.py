@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from gptlab.attention import Attention
-from gptlab.attentions import DeltaAttention, Gate, MLA, OpenAttention, ValueEmbedding
+from gptlab.attentions import Gate, OpenAttention, ValueEmbedding
 from gptlab.blocks import GLU, LayerNorm, perturb
 from gptlab.checkpoints import load_checkpoint, load_model, save_checkpoint
 from gptlab.core import set_seed
 from gptlab.hub import HubAttention, load, NormedLinear, save
+from gptlab.linear_attentions import DeltaAttention, MLA
 from gptlab.model import gpt2_config, GPT, GPTConfig, lm_loss, swap
 from gptlab.moe import MoD, MoE
 from gptlab.optimizers import adamw, hidden, muon, Opt
