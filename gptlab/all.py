@@ -37,6 +37,7 @@ from .positions import *
 from .attentions import *
 from .moe import *
 from .hub import *
+from .formats import *
 
 # %% ../nbs/39_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
