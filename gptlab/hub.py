@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'HubLlama3', 'HubYaRN', 'NormedLinear', 'HubAttention', 'traits', 'obstacles', 'family_of', 'read_config',
-           'write_config', 'tensor_names', 'empty_model', 'load', 'save', 'register', 'model_card', 'push', 'save_gguf']
+           'write_config', 'tensor_names', 'empty_model', 'load', 'save', 'register']
 
 # %% ../nbs/28_hub.ipynb #6890b84b
-import importlib.abc, importlib.util, inspect, json, math, os, re, shutil, sys, tempfile, uuid
+import importlib.abc, importlib.util, inspect, json, math, os, re, shutil, sys, uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
@@ -22,10 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
-from .bpe import BPE, GPT2_PATTERN
+from .bpe import BPE
 from .checkpoints import _sync, load_model
 from .core import atomic_write, best_device
-from .generation import generate_text, temperature, top_k
 from .model import _layer, GPT, gpt2_init, GPTConfig
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import _check_described, widen_vocab
@@ -717,119 +716,3 @@ def _await_transformers():
         sys.meta_path.insert(0, _Finder({auto + 'configuration_auto': _add_config, auto + 'modeling_auto': _add_model}))
 
 _await_transformers()
-
-# %% ../nbs/28_hub.ipynb #3999c597
-def _open_with(name, family):
-    lines = [] if family else ['import gptlab.hub']
-    lines += ['from transformers import AutoModelForCausalLM, AutoTokenizer', f"model, tok = AutoModelForCausalLM.from_pretrained('{name}'), AutoTokenizer.from_pretrained('{name}')", '',
-              '# or, in gptlab', 'from gptlab.hub import load', f"model, tok = load('{name}')"]
-    return '```python\n' + '\n'.join(lines) + '\n```'
-
-def _losses(log, rows=8):
-    "A table of at most so many lines of a run's log, the last included"
-    keys = [k for k in ('step', 'tokens', 'loss', 'valid', 'bpb') if any(k in r for r in log)]
-    told = [r for r in log if 'valid' in r] or log
-    told = [told[round(i*(len(told)-1)/max(1, min(rows, len(told))-1))] for i in range(min(rows, len(told)))]
-    cell = lambda v: f'{v:,.4f}' if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else ''
-    return f'| {" | ".join(keys)} |\n|{"---:|"*len(keys)}\n' + '\n'.join('| ' + ' | '.join(cell(r.get(k)) for k in keys) + ' |' for r in told)
-
-def _samples(model, tok, prompts, n):
-    write = lambda p: p + ''.join(generate_text(model, tok, p, min(n, model.cfg.context_length-len(tok.encode(p))-1), temperature(.8), top_k(40), seed=0))
-    return '\n\n'.join('```text\n' + write(p).replace('```', "\'\'\'") + '\n```' for p in prompts)
-
-# %% ../nbs/28_hub.ipynb #e76f3a2e
-def model_card(model:GPT, # what the card is about
-               tok:Tokenizer|None=None, # writes the samples
-               name:str='me/my-model', # on the hub
-               run:object=None, # the Trainer: its log and its identity
-               data:object=None, # the Corpus it read: anything with a licence that prints itself
-               licence:str|None=None, # of the weights, as the hub spells it, such as 'mit'
-               prompts:Iterable[str]=('',), # samples continue these
-               ) -> str:
-    "The README.md of a model: how to open it, config, data, losses, samples"
-    c, family, info = model.cfg, family_of(model.cfg), getattr(run, 'info', {})
-    head = ['---', f'library_name: {"transformers" if family else "gptlab"}', 'pipeline_tag: text-generation', 'tags: [gptlab]', *([f'license: {licence}'] if licence else []), '---']
-    parts = {f'# {name}': f'A GPT of {model.n_params():,} parameters, trained with gptlab' + (f', in the family {family}.' if family else '; no family of transformers has its parts.'), '## Open it': _open_with(name, family),
-             '## Config': f'{c.n_layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.context_length}, vocabulary {c.vocab_size}\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in traits(c).items()),
-             '## Data': data._repr_markdown_() if hasattr(data, '_repr_markdown_') else str(data) if data is not None else 'Not stated.'}
-    if getattr(run, 'log', None): parts['## Training'] = _losses(run.log) + '\n\n' + ', '.join(f'{k} {info[k]}' for k in ('run_id', 'date', 'commit', 'torch') if k in info)
-    if tok is not None: parts['## Samples'] = _samples(model, tok, prompts, 80)
-    return '\n'.join(head) + '\n\n' + '\n\n'.join(f'{k}\n\n{v}' for k, v in parts.items()) + '\n'
-
-# %% ../nbs/28_hub.ipynb #72b4cb64
-def push(name:str, # on the hub: owner/name
-         model:GPT, # what to send
-         tok:Tokenizer|None=None, # goes along
-         card:str|None=None, # the README.md; None writes one
-         private:bool=True, # visible to you alone?
-         message:str='From gptlab', # of the commit
-         **about:object, # for `model_card`: run, data, licence, prompts
-         ) -> str:
-    "Send a model to the hub, from where `load(name)` pulls it; returns the commit's address. Raises PermissionError without a valid login"
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, tok, folder)
-        atomic_write(Path(folder)/'README.md', card or model_card(model, tok, name, **about))
-        try:
-            api.create_repo(name, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']).commit_url
-        except HfHubHTTPError as e:
-            if getattr(e.response, 'status_code', 0) not in (401, 403): raise
-            raise PermissionError(f'the hub does not let you write to {name}: log in with `hf auth login`, with a token that may write, and name a repository of your own') from e
-
-# %% ../nbs/28_hub.ipynb #4cd196b6
-def _deal_rows(t, heads):
-    "Rows (H·D,…) in the order in which neighbours make a pair"
-    return t.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(t.shape)
-
-def _gguf_numbers(w, c, d, quant):
-    w.add_context_length(c.context_length); w.add_embedding_length(c.d_model); w.add_block_count(c.n_layers); w.add_feed_forward_length(d['intermediate_size'])
-    w.add_head_count(c.n_heads); w.add_head_count_kv(d['num_key_value_heads']); w.add_layer_norm_rms_eps(d['rms_norm_eps']); w.add_rope_freq_base(d['rope_theta'])
-    w.add_rope_dimension_count(d['head_dim']); w.add_key_length(d['head_dim']); w.add_value_length(d['head_dim']); w.add_vocab_size(c.vocab_size); w.add_file_type(quant)
-
-def _gguf_rope(w, cfg):
-    a = _args(_layer(cfg.attn, 0))[1]
-    kind = (_rope(cfg, a)['rope_scaling'] or {}).get('rope_type')
-    if kind == 'yarn': raise ValueError('YaRN is not written to GGUF here: its strength has another meaning there')
-    if kind is None: return
-    r = a['pos'](_width(cfg, a), None)
-    w.add_tensor('rope_freqs.weight', (ScaledRoPE(r.D, None, r.theta).speeds()/r.speeds()).float().numpy())      # by how much each pair is slowed down
-
-def _gguf_tokens(w, tok, V):
-    if tok is None: return w.add_tokenizer_model('no_vocab')
-    tok = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
-    if getattr(tok, 'pattern', None) != GPT2_PATTERN: raise ValueError('GGUF knows the pattern of a tokenizer by its name only, and this one is not GPT-2\'s: pass tok=None, and keep the tokenizer beside the file')
-    with tempfile.TemporaryDirectory() as f: d = json.loads(tok.to_tokenizer_json(Path(f)/'tokenizer.json').read_bytes())
-    names = {i: s for s, i in d['model']['vocab'].items()} | {i: s for s, i in tok.special.items()}
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('gpt-2')
-    w.add_token_list([names.get(i, f'[PAD{i}]') for i in range(V)]); w.add_token_types([3 if i in tok.special.values() else 1 if i in names else 5 for i in range(V)])
-    w.add_token_merges([' '.join(m) for m in d['model']['merges']] or ['Ā Ā'])
-    if tok.bos is not None: w.add_bos_token_id(tok.bos); w.add_eos_token_id(tok.bos)
-
-# %% ../nbs/28_hub.ipynb #0d697971
-def save_gguf(model:GPT, # in the shape of a LLaMA
-              tok:Tokenizer|None, # a BPE with GPT-2's pattern, or bytes; None leaves the vocabulary out
-              path:str|Path, # the file
-              dtype:str='f16', # of the matrices: 'f32' or 'f16'
-              ) -> Path:
-    "Write a model for llama.cpp; raises ValueError for what is no LLaMA, and ImportError without the package gguf"
-    if dtype not in ('f32', 'f16'): raise ValueError(f"dtype is 'f32' or 'f16', not {dtype!r}")
-    silent = [] if traits(model.cfg)['activation'] == 'silu' else ['the activation is not silu, which GGUF takes for granted']
-    if why := obstacles(model.cfg)['llama'] + silent: raise ValueError(f'only the shape of a LLaMA is written to GGUF: {"; ".join(why)}')
-    gguf, c, own, path = _gguf(), model.cfg, _weights_of(model), Path(path)
-    d, names = write_config(c, 'llama', tok), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
-    w = gguf.GGUFWriter(path.with_name(path.name + '.part'), 'llama')
-    _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype]); _gguf_tokens(w, tok, c.vocab_size); _gguf_rope(w, c)
-    for theirs, ours in tensor_names(c, 'llama').items():
-        t, (stem, kind) = _stack(own, ours, theirs, c.d_model), theirs.rsplit('.', 1)
-        if stem.endswith(('q_proj', 'k_proj')): t = _deal_rows(t, c.n_heads if stem.endswith('q_proj') else c.n_kv_heads or c.n_heads)
-        w.add_tensor(f'{names.get_name(stem)}.{kind}', (t.half() if dtype == 'f16' and t.ndim > 1 else t.float()).contiguous().numpy())
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-    return path.with_name(path.name + '.part').rename(path)
-
-def _gguf():
-    try: import gguf
-    except ImportError: raise ImportError('gguf is not installed; pip install "gptlab[hub]"') from None
-    return gguf
