@@ -31,7 +31,7 @@ def ours(path, V, threads, engine=None):
     return BPE.train(chunks(path), V, engine=engine or partial(learn, workers=threads)).merges
 
 def ours_rust(path, V, threads):
-    from gptlab.bpe import rustbpe_engine
+    from gptlab.tokenizers import rustbpe_engine
     return ours(path, V, threads, rustbpe_engine)
 
 def hf(path, V, threads):
@@ -94,7 +94,7 @@ def speeds(ways, n_bytes, repeat=5):
 
 def encode(args):
     "Ours against raw tiktoken with the same ranks, one thread each; the other libraries with the same tokenizer.json where they read one"
-    import tiktoken
+    import gptlab.tokenizers, tiktoken                             # the first gives a BPE to_tokenizer_json
     from gptlab.bpe import BPE
     text = Path(args.file).read_bytes()[:args.mb*10**6].decode('utf-8', 'ignore')
     short = [s for s in text.split('\n') if s]

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN', 'PUNCTUATION_PATTERN', 'PATTERNS', 'merge_pair',
-           'find_pattern', 'learn_merges', 'count_pieces', 'BPE', 'learn', 'VocabView', 'show_vocab', 'rustbpe_engine',
-           'tokenizers_engine']
+           'find_pattern', 'learn_merges', 'count_pieces', 'BPE', 'learn', 'VocabView', 'show_vocab']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
-import base64, heapq, html, json, operator, os, sys, warnings
+import heapq, html, operator, os, sys, warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -16,10 +15,8 @@ from difflib import get_close_matches
 from functools import cache, cached_property, partial
 from itertools import chain, islice
 from multiprocessing import get_context
-from pathlib import Path
 import regex, tiktoken
 from fastcore.basics import patch
-from .core import atomic_write
 from .tokenizer import BOS, Tokenizer, _texts, show_tokens, utf8
 
 # %% ../nbs/02_bpe.ipynb #a8c45d4a
@@ -239,7 +236,7 @@ def train(cls:BPE,
           pattern:str=GPT2_PATTERN, # cuts text into pieces that no merge crosses
           special:Iterable[str]=(BOS,), # names of ids that stand for no text
           boundaries:Iterable[str]=(), # marks between documents, such as <|endoftext|>: the text is cut there, they are not learnt
-          engine:Callable=learn, # engine(docs, n, pattern) gives the merges: learn, rustbpe_engine, tokenizers_engine
+          engine:Callable=learn, # engine(docs, n, pattern) gives the merges: learn, or the shelf's rustbpe_engine, tokenizers_engine
           ) -> BPE:
     "Learn the merges of a text; raises ValueError for an empty text, one that holds a special's name, or a vocabulary too small for the bytes"
     special, docs, vocab_size = _names(special), _documents(text, _names(special), _names(boundaries)), _whole(vocab_size)
@@ -325,118 +322,3 @@ def show_vocab(tok:Tokenizer, # any tokenizer
               'only blanks': [i for i in made if raw[i].isspace()][:n], 'parts of characters': [i for i in made if '\ufffd' in raw[i].decode(errors='replace')][:n]}
     shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()} | {'special': {i: s for s, i in tok.special.items()}}
     return VocabView({name: g for name, g in shown.items() if g})
-
-# %% ../nbs/02_bpe.ipynb #81403e5e
-def _symbols():
-    "GPT-2's table: a visible character for each byte; those that are invisible get the ones from 256 on"
-    shown = {*range(33,127), *range(161,173), *range(174,256)}
-    spare = iter(range(256, 512))
-    return [chr(b if b in shown else next(spare)) for b in range(256)]
-
-def _atomic(pattern):
-    "The same pattern for `tokenizers`, which reads x{1,3}+ as (x{1,3})+ where others give nothing back"
-    out = regex.sub(r'(\\p\{\w+\}|\[(?:\\.|[^\]\\])+\]|\\?[^)\]}\\])(\{\d+,?\d*\})\+', r'(?>\1\2)', pattern)
-    if regex.search(r'\{\d+,?\d*\}\+', out): raise ValueError(f'the pattern {pattern!r} cannot be written for tokenizers; write (?>…) for a group that gives nothing back')
-    return out
-
-def _hf_json(vocab, merges, special, pattern):
-    level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)
-    split = dict(type='Split', pattern=dict(Regex=_atomic(pattern)), behavior='Isolated', invert=False)
-    model = dict(type='BPE', vocab=vocab, merges=merges, dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
-                 fuse_unk=False, byte_fallback=False)
-    added = [dict(id=i, content=s, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for s, i in special.items()]
-    return json.dumps(dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None,
-        pre_tokenizer=dict(type='Sequence', pretokenizers=[split, level]), post_processor=None, decoder=level, model=model), ensure_ascii=False, indent=1)
-
-@patch
-def to_tokenizer_json(self:BPE, path:str|Path) -> Path:
-    "Write Hugging Face's `tokenizer.json`, which gives the same ids; there the names of specials within text become special"
-    table = _symbols()
-    names = [''.join(table[b] for b in raw) for raw in self._raw]
-    return atomic_write(path, _hf_json({s: i for i, s in enumerate(names)}, [[names[a], names[b]] for a, b in self.merges], self.special, self.pattern))
-
-@patch
-def to_tiktoken(self:BPE, path:str|Path) -> Path:
-    "Write the ranks as tiktoken does; pattern and specials are not in the file and go along with it"
-    return atomic_write(path, b''.join(base64.b64encode(b) + b' %d\n' % i for b, i in self.ranks.items()))
-
-# %% ../nbs/02_bpe.ipynb #c0db3042
-def _merge_of(raw, ranks):
-    parts, rank = [raw[i:i+1] for i in range(len(raw))], lambda i: ranks.get(parts[i]+parts[i+1], len(ranks))
-    while len(parts) > 2 and rank(i := min(range(len(parts)-1), key=rank)) < ranks[raw]: parts[i:i+2] = [parts[i]+parts[i+1]]
-    if len(parts) != 2: raise ValueError(f'no merge of two lower ranks makes the token {raw!r}')
-    return tuple(parts)
-
-def _merges_of(ranks):
-    "The merges that ranks stand for, as pairs of bytes, in their order"
-    return [_merge_of(b, ranks) for b in sorted(ranks, key=ranks.get) if len(b) > 1]
-
-def _read_ranks(path):
-    try: return {base64.b64decode(b, validate=True): int(i) for b, i in map(bytes.split, Path(path).read_bytes().splitlines())}
-    except ValueError as e: raise ValueError(f'{path} is no file of ranks, in which each line has base64 and an id ({e})') from None
-
-@patch(cls_method=True)
-def from_tiktoken(cls:BPE,
-                  ranks:str|Path|dict[bytes,int], # a file of ranks, or what bytes -> id it would hold
-                  pattern:str=GPT2_PATTERN, # the pattern that belongs to it
-                  special:Iterable[str]=(BOS,), # names to put after the ranks
-                  ) -> BPE:
-    "The tokenizer of some ranks; raises ValueError where bytes are not ids 0 to 255 (as in OpenAI's files, which the shelf's chapter on tokenizers reads)"
-    if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
-    if any(ranks.get(bytes([i])) != i for i in range(256)):
-        raise ValueError('the bytes are not ids 0 to 255 in these ranks; the chapter on tokenizers has a class for any order')
-    if sorted(ranks.values()) != list(range(len(ranks))): raise ValueError(f'some of the ids 0 to {len(ranks)-1} are missing in these ranks, or twice there')
-    return cls([(ranks[a], ranks[b]) for a, b in _merges_of(ranks)], pattern, special)
-
-# %% ../nbs/02_bpe.ipynb #4fccedf8
-def _pattern_of(steps):
-    "The one pattern by which a tokenizer.json cuts"
-    cuts  = [GPT2_PATTERN if s['type'] == 'ByteLevel' else s.get('pattern', {}).get('Regex') for s in steps if s['type'] != 'ByteLevel' or s['use_regex']]
-    plain = all((s.get('behavior'), s.get('invert')) in {(None, None), ('Isolated', False), ('Removed', True)} and not s.get('add_prefix_space') for s in steps)
-    if len(cuts) != 1 or not cuts[0] or not plain or steps[-1]['type'] != 'ByteLevel': raise ValueError('it does not cut by one pattern, and then into bytes')
-    return cuts[0]
-
-def _read_hf(d):
-    "Ranks, merges, pattern and specials of a tokenizer.json"
-    byte, model, special = {c: b for b, c in enumerate(_symbols())}, d['model'], {a['content']: a['id'] for a in d['added_tokens']}
-    if d['normalizer'] or model.get('dropout'): raise ValueError('it changes the text, or draws merges at random')
-    raw = {s: bytes(byte[c] for c in s) for s in model['vocab'] if s not in special}
-    merges = [tuple(raw[s] for s in (m.split(' ') if isinstance(m, str) else m)) for m in model['merges']]
-    return {b: model['vocab'][s] for s, b in raw.items()}, merges, _pattern_of(d['pre_tokenizer'].get('pretokenizers', [d['pre_tokenizer']])), special
-
-@patch(cls_method=True)
-def from_tokenizer_json(cls:BPE, path:str|Path) -> BPE:
-    "Read Hugging Face's `tokenizer.json`; raises ValueError for one that is no BPE over bytes with ids as ours"
-    try:
-        ranks, merges, pattern, special = _read_hf(json.loads(Path(path).read_bytes()))
-        tok = cls.from_tiktoken(ranks, pattern, sorted(special, key=special.get))
-        if tok.special != special or _merges_of(ranks) != merges: raise ValueError('its specials or its merges are in another order')
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path} cannot be read as a BPE over bytes: {e}') from None
-    return tok
-
-# %% ../nbs/02_bpe.ipynb #89863b36
-def _import(name):
-    try: return __import__(name)
-    except ImportError: raise ImportError(f'{name} is not installed; pip install "gptlab[tokenizers]"') from None
-
-def rustbpe_engine(docs:Iterable[str], # documents
-                   n:int, # how many merges
-                   pattern:str, # cuts text into pieces
-                   ) -> list[tuple[int,int]]:
-    "An engine for `BPE.train`: the package rustbpe, with the same merges as `learn`"
-    tok = _import('rustbpe').Tokenizer()
-    tok.train_from_iterator(iter(docs), 256+n, pattern=pattern)
-    ranks = {bytes(b): i for b, i in tok.get_mergeable_ranks()}
-    return [(ranks[a], ranks[b]) for a, b in _merges_of(ranks)]
-
-def tokenizers_engine(docs:Iterable[str], # documents
-                      n:int, # how many merges
-                      pattern:str, # cuts text into pieces
-                      ) -> list[tuple[int,int]]:
-    "An engine for `BPE.train`: the package tokenizers; ties as `learn_merges` breaks them with the bytes in the order of their visible characters"
-    hf, ids = _import('tokenizers'), {s: i for i, s in enumerate(_symbols())}
-    tok = hf.Tokenizer.from_str(_hf_json(ids, [], {}, pattern))
-    tok.train_from_iterator(docs, hf.trainers.BpeTrainer(vocab_size=256+n, initial_alphabet=list(ids), show_progress=False))
-    merges = json.loads(tok.to_str())['model']['merges']
-    for a, b in merges: ids[a+b] = len(ids)
-    return [(ids[a], ids[b]) for a, b in merges]

@@ -13,15 +13,15 @@ from pydoc_data.topics import topics
 
 from common import extra
 from gptlab import bpe
-from gptlab.bpe import (BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, count_pieces, find_pattern, learn_merges, merge_pair,
-                        rustbpe_engine, show_vocab, tokenizers_engine)
+from gptlab.bpe import BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, count_pieces, find_pattern, learn_merges, merge_pair, show_vocab
 from gptlab.tokenizer import BOS, ByteTokenizer, check_tokenizer, fuzz_texts, load_tokenizer
+from gptlab.tokenizers import _atomic, _symbols, rustbpe_engine, tokenizers_engine
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual
 MANUAL = '\n'.join(DOCS)
 TEXT = 'naïve 👍'
 FUZZ = fuzz_texts(400, seed=7) + ["'ſ'S it'ſ DON'T", '1234567890 ٣٣٣٣', '\0a\0', 'e\u0301'*50, '👩\u200d💻'*9, ' \t\r\n \u2003\x1c\x85 x', '  \n', 'a  b   c \n\n d']
-VISIBLE = sorted(range(256), key=bpe._symbols().__getitem__)   # the order of bytes in `tokenizers`
+VISIBLE = sorted(range(256), key=_symbols().__getitem__)   # the order of bytes in `tokenizers`
 each_pattern = pytest.mark.parametrize('pattern', PATTERNS.values(), ids=PATTERNS)
 
 
@@ -292,7 +292,7 @@ def test_every_merge_of_a_corpus_equals_that_of_the_libraries(tmp_path, counts):
     (tmp_path/'text').write_text(MANUAL, encoding='utf-8')
     _, merges = giga.train_bpe([str(tmp_path/'text')], 4000, special_tokens=[], pretokenizer='bytelevel', threads=1)
     raw = bpe._spell(learn_merges(count_pieces(MANUAL.splitlines(keepends=True)), len(merges), VISIBLE))
-    show = bpe._symbols()
+    show = _symbols()
     assert [a+b for a, b in merges] == [''.join(show[b] for b in r) for r in raw[256:]] and len(merges) > 3000
 
 
@@ -302,7 +302,7 @@ def test_a_missing_engine_says_what_to_install(monkeypatch):
 
 
 def test_every_byte_has_a_visible_character(trained, tmp_path):
-    table = bpe._symbols()
+    table = _symbols()
     assert len(set(table)) == 256 and not any(c.isspace() for c in table)
     assert {c: table[ord(c)] for c in 'a \n\té'} == {'a': 'a', ' ': 'Ġ', '\n': 'Ċ', '\t': 'ĉ', 'é': 'é'}
     d = json.loads(trained.to_tokenizer_json(tmp_path/'tokenizer.json').read_text(encoding='utf-8'))
@@ -317,7 +317,7 @@ def test_tokenizers_gives_the_same_ids(pattern, tmp_path):
     other = extra('tokenizers').Tokenizer.from_file(str(file))
     for t in FUZZ + DOCS[::10] + ['\n\t\r\n', ''.join(map(chr, range(2048)))]: assert other.encode(t).ids == tok.encode(t) and other.decode(tok.encode(t)) == t
     assert (other.get_vocab_size(), other.token_to_id(BOS)) == (tok.vocab_size, tok.bos)
-    assert other.encode('naïve\n\ttext').tokens == [''.join(bpe._symbols()[b] for b in tok._raw[i]) for i in tok.encode('naïve\n\ttext')]
+    assert other.encode('naïve\n\ttext').tokens == [''.join(_symbols()[b] for b in tok._raw[i]) for i in tok.encode('naïve\n\ttext')]
 
 
 def test_transformers_gives_the_same_ids(trained, tmp_path):
@@ -326,9 +326,9 @@ def test_transformers_gives_the_same_ids(trained, tmp_path):
 
 
 def test_a_group_that_tokenizers_would_read_otherwise():
-    assert bpe._atomic(CL100K_PATTERN) == CL100K_PATTERN.replace(r'\p{N}{1,3}+', r'(?>\p{N}{1,3})')
-    assert bpe._atomic(r'[^\s\]]{2}+|a{1,}+|\.{3}+|\p{L}+') == r'(?>[^\s\]]{2})|(?>a{1,})|(?>\.{3})|\p{L}+'
-    with fails(ValueError, 'write (?>…)'): bpe._atomic(r'(?:ab){1,3}+|[\s\S]')
+    assert _atomic(CL100K_PATTERN) == CL100K_PATTERN.replace(r'\p{N}{1,3}+', r'(?>\p{N}{1,3})')
+    assert _atomic(r'[^\s\]]{2}+|a{1,}+|\.{3}+|\p{L}+') == r'(?>[^\s\]]{2})|(?>a{1,})|(?>\.{3})|\p{L}+'
+    with fails(ValueError, 'write (?>…)'): _atomic(r'(?:ab){1,3}+|[\s\S]')
 
 
 def test_ranks_go_and_come(trained, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from common import extra
+import gptlab.tokenizers                                       # gives a BPE to_tokenizer_json
 from gptlab.attention import Attention, RoPE, Seq
 from gptlab.bpe import BPE
 from gptlab.core import set_seed
