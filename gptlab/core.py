@@ -127,7 +127,8 @@ def dotted(obj:type) -> str:
     "The name under which a class or function can be found again, as `module.name`"
     return f'{obj.__module__}.{obj.__qualname__}'
 
-_moved = {}                                                          # a name of an earlier version → today's
+_moved = {f'gptlab.attentions.{n}': f'gptlab.linear_attentions.{n}'    # names that saved models of 0.1 hold
+          for n in ('MLA', 'DeltaAttention')}
 
 def resolve(name:str, # a dotted name, as `dotted` gives
             parts:dict|None=None, # your own parts: {'Mine': Mine}
