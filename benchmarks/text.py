@@ -138,7 +138,7 @@ def loader(args):
     from gptlab.bpe import BPE
     from gptlab.data import parquet
     from gptlab.loader import Ahead, Slices, open_tokens, write_tokens
-    from gptlab.packing import Batches, Blocks, best_fit, concat, crop_rate, windows
+    from gptlab.packing import Batches, Blocks, best_fit, concat, crop_rate, sliding_windows
     docs = [c for chunk in chunks(args.file, 2000) for c in [chunk]]
     tok = BPE.train(docs[:5000], args.vocab[0]); rows = {}
     with tempfile.TemporaryDirectory() as d:
@@ -146,7 +146,7 @@ def loader(args):
         write_tokens(docs, tok, d/'tokens'); mapped = open_tokens(d/'tokens')
         for i in range(0, len(docs), 2**14): pq.write_table(pa.table(dict(text=docs[i:i+2**14])), d/f'shard_{i//2**14:05}.parquet', row_group_size=1024)
         for T in args.length:
-            for pack in (concat, best_fit, windows):
+            for pack in (concat, best_fit, sliding_windows):
                 rows[f'mapped {pack.__name__} T={T}'] = rate(Batches(Slices(mapped), 16, T, pack=pack))
                 block = mapped.starts[:1025] - mapped.starts[0]; used = pack(block, T, np.random.default_rng(0))
                 rows[f'utilisation {pack.__name__} T={T}'] = float((used[:,1:] >= 0).mean()); rows[f'crop rate {pack.__name__} T={T}'] = crop_rate(pack, block, T)

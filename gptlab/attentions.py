@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import _window, Attention, Cache, plain_attention, Seq, visible
-from .blocks import build
+from .attention import _window, Attention, Cache, plain_attention, Seq, visible_mask
+from .blocks import build_part
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
 def sdpa(attn:nn.Module, # the layer: its mask, window, softcap and positions count
@@ -71,7 +71,7 @@ class OpenAttention(Attention):
             self.v = nn.Linear(C, self.K*self.Dv, bias=bias)
             self.o = nn.Linear(self.H*self.Dv, C, bias=bias)
         self.backend, self.cache, self.context_length = backend, cache, context_length
-        make = partial(build, vocab_size=vocab_size, layer=layer, n_layers=n_layers, d_head=self.D)
+        make = partial(build_part, vocab_size=vocab_size, layer=layer, n_layers=n_layers, d_head=self.D)
         self.adds = nn.ModuleList(make(a, C, self.H, self.K, self.Dv) for a in adds)
 
 # %% ../nbs/22_attentions.ipynb #bc8b3e05
@@ -98,7 +98,7 @@ def _recall(self:OpenAttention, seq, k, v):
 @patch
 def new_cache(self:OpenAttention):
     "An empty cache of this layer's kind"
-    return build(self.cache, window=self.window, context_length=self.context_length)
+    return build_part(self.cache, window=self.window, context_length=self.context_length)
 
 @patch
 def prepare(self:OpenAttention, seq:Seq, x:torch.Tensor):
@@ -221,7 +221,7 @@ def matmul(attn:nn.Module, # the layer
            kdocs:torch.Tensor|None, # (B,S)
            ) -> torch.Tensor: # (B,H,T,Dv)
     "Backend: plain lines, in float32 or better, the whole (T,S) table in memory; no dropout"
-    m = visible(seq.pos, kpos, seq.docs, kdocs, attn.window)
+    m = visible_mask(seq.pos, kpos, seq.docs, kdocs, attn.window)
     if hasattr(attn.pos, 'bias'): m = torch.where(m, attn.pos.bias(seq, kpos), -math.inf)
     exact = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))
     wide  = lambda t: exact(t.repeat_interleave(q.shape[1]//t.shape[1], 1))  # (B,H,S,D)
@@ -261,7 +261,7 @@ def _flex(device):
 
 # %% ../nbs/22_attentions.ipynb #7163a3c5
 def _flex_rules(attn, seq, kpos, kdocs):
-    "The mask and the scores as functions of one place: what `visible` and `bias` say for all"
+    "The mask and the scores as functions of one place: what `visible_mask` and `bias` say for all"
     qpos, kpos, window, cap = seq.pos.contiguous(), kpos.contiguous(), attn.window or 2**30, attn.softcap
     qdocs = torch.zeros_like(qpos) if seq.docs is None else seq.docs  # (B,T)
     kdocs = torch.zeros_like(kpos) if seq.docs is None else kdocs  # (B,S)

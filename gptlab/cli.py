@@ -40,10 +40,10 @@ def _new_dir(text):
 
 def _report(run, text):
     "Scores beside the baselines, and two samples"
-    from gptlab.all import baselines, clock, sample_from
+    from gptlab.all import baselines, format_duration, sample_from
     last, base = run.log[-1], baselines(text)
     print(f'\nvalidation loss {last["valid"]:.3f} nats per token, {last["bpb"]:.3f} bits per byte, '
-          f'after {clock(run.seconds)} and {run.tokens:,} tokens of training')
+          f'after {format_duration(run.seconds)} and {run.tokens:,} tokens of training')
     print('on the same text: ' + ', '.join(f'{k} {v:.2f}' for k, v in base.items()))
     opening = next(iter(text.valid))[:40].split('\n')[0]
     for i, prompt in enumerate(('', opening), 1):
@@ -78,8 +78,8 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     if seconds is not None and not 0 < seconds < float('inf'):
         raise ValueError(f'--seconds is a time above 0, not {seconds:g}')
     _loading(sys.stdout)
-    from gptlab.all import atomic_write, checkpoints_in, clock, corpus, latest
-    point = latest(dir or 'runs') if resume else None
+    from gptlab.all import atomic_write, checkpoints_in, format_duration, corpus, latest_checkpoint
+    point = latest_checkpoint(dir or 'runs') if resume else None
     folder = point.parent if resume else Path(dir) if dir else _new_dir(text)
     if resume: text, seed, vocab = _settings(folder)
     elif (old := checkpoints_in(folder)):
@@ -94,7 +94,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
         atomic_write(folder/'settings.json', json.dumps(settings))
     seconds = seconds or (run.budget[1] if resume else SECONDS)
     print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, '
-          f'{clock(seconds)} of training, saved in {folder}', flush=True)
+          f'{format_duration(seconds)} of training, saved in {folder}', flush=True)
     run.fit(seconds=seconds)
     there = shlex.quote(str(folder))
     if run.interrupted:
@@ -169,8 +169,8 @@ def tokenizer_compare(toks:list[str], # names (gpt2, cl100k, bytes, byt5, ascii 
                       ):
     "Bytes per id, unused ids and entropy of tokenizers, side by side"
     _loading(sys.stderr)
-    from gptlab.all import compare, open_tokenizer, read_text
-    print(compare({t: open_tokenizer(t) for t in toks}, read_text(text) if text else None))
+    from gptlab.all import compare_tokenizers, open_tokenizer, read_text
+    print(compare_tokenizers({t: open_tokenizer(t) for t in toks}, read_text(text) if text else None))
 
 # %% ../nbs/91_cli.ipynb #8c1b25c6
 COMMANDS = {'train': train, 'sample': sample, 'tokenizer train': tokenizer_train,

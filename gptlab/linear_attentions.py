@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import check_attn, RoPE, Seq
 from .attentions import OpenAttention
-from .blocks import build, RMSNorm
+from .blocks import build_part, RMSNorm
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
 @delegates(OpenAttention, but=['n_kv_heads', 'qk_expand', 'v_expand', 'adds', 'qk_norm', 'bias'])
@@ -233,7 +233,7 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
                ) -> Grid:
     "Run `check_attn` on all combinations; one whose constructor says no (ValueError) makes no sense"
     def one(attn, kw):
-        try: build(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
+        try: build_part(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
         except ValueError: return None
         return check_attn(partial(attn, **kw))
     def fits(attn, **kw): return {k: kw[k] for k in kw if k in inspect.signature(attn).parameters}

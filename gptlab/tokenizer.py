@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .core import atomic_write, dotted, resolve
+from .core import atomic_write, dotted_name, resolve_name
 
 # %% ../nbs/01_tokenizer.ipynb #e47cb223
 BOS = '<|bos|>'
@@ -126,7 +126,7 @@ def byte_counts(self:Tokenizer, text:str) -> list[int]:
 @patch
 def to_dict(self:Tokenizer) -> dict:
     "All that is needed to make this tokenizer again, as JSON can hold it"
-    return dict(tokenizer=dotted(type(self)), **self.settings())
+    return dict(tokenizer=dotted_name(type(self)), **self.settings())
 
 @patch(cls_method=True)
 def from_dict(cls:Tokenizer,
@@ -135,7 +135,7 @@ def from_dict(cls:Tokenizer,
               ) -> Tokenizer:
     "Make a tokenizer from its dict; raises ValueError where it names no tokenizer"
     if not isinstance(d, dict) or 'tokenizer' not in d: raise ValueError("this describes no tokenizer: the field 'tokenizer' is missing")
-    kind = resolve(d['tokenizer'], parts) if isinstance(d['tokenizer'], str) else None
+    kind = resolve_name(d['tokenizer'], parts) if isinstance(d['tokenizer'], str) else None
     if not (isinstance(kind, type) and hasattr(kind, 'decode_bytes') and kind.encode is not Tokenizer.encode): raise ValueError(f"{d['tokenizer']!r} is not a tokenizer")
     try: return kind(**{k: v for k, v in d.items() if k != 'tokenizer'})
     except (TypeError, AttributeError, LookupError, OverflowError) as e: raise ValueError(f"these are not the settings of {d['tokenizer']}: {e}") from None

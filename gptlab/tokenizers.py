@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'CHAT_SPECIAL', 'TableTokenizer', 'ByT5Tokenizer', 'LossReport', 'CharwiseTokenizer', 'AsciiTokenizer',
-           'StrippedAsciiTokenizer', 'RankTokenizer', 'tiktoken_named', 'add_special', 'truncate', 'rustbpe_engine',
-           'tokenizers_engine', 'HFTokenizer', 'SentencePieceTokenizer', 'encode_special', 'text_kinds',
-           'bytes_per_token', 'renyi', 'Comparison', 'compare', 'TokenViews', 'show_all', 'open_tokenizer']
+           'StrippedAsciiTokenizer', 'RankTokenizer', 'tiktoken_named', 'add_special', 'truncate_vocab',
+           'rustbpe_engine', 'tokenizers_engine', 'HFTokenizer', 'SentencePieceTokenizer', 'encode_special',
+           'text_kinds', 'bytes_per_token', 'renyi_efficiency', 'Comparison', 'compare_tokenizers', 'TokenViews',
+           'show_all', 'open_tokenizer']
 
 # %% ../nbs/20_tokenizers.ipynb #99a7dcfa
 import base64, hashlib, heapq, html, io, json, math, unicodedata
@@ -154,7 +155,7 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncate
         wanted = ' and '.join(f'{url} as {key}' for url, key in _rank_files(full).items())
         raise OSError(f'the ranks of {full} could not be fetched ({type(e).__name__}). Get them on another machine, save {wanted} in a folder, and set TIKTOKEN_CACHE_DIR to it') from None
     tok = RankTokenizer(d['mergeable_ranks'], d['pat_str'], d['special_tokens'])
-    return add_special(truncate(tok, int(size)-len(special)) if size else tok, special)
+    return add_special(truncate_vocab(tok, int(size)-len(special)) if size else tok, special)
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
 def add_special(tok:RankTokenizer, # made from ranks
@@ -163,7 +164,7 @@ def add_special(tok:RankTokenizer, # made from ranks
     "The same tokenizer with more marks; the ids that it had stay"
     return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(_names(names))})
 
-def truncate(tok:BPE, # a BPE, or anything made from ranks
+def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
              vocab_size:int, # ids to keep, specials included
              ) -> BPE:
     "The same tokenizer with fewer ids: the lowest ranks, numbered anew, then the specials (gpt-lab's `base_truncated_V`)"
@@ -553,7 +554,7 @@ def _renyi_bits(counts, alpha):
     p = counts[counts > 0].double() / counts.sum()
     return (-(p*p.log2()).sum() if alpha == 1 else (p**alpha).sum().log2() / (1 - alpha)).item()
 
-def renyi(tok:Tokenizer, # any tokenizer
+def renyi_efficiency(tok:Tokenizer, # any tokenizer
           text:str|Iterable[str], # a text, or many
           alpha:float=2.5, # above 1, common ids weigh more; 1 is Shannon's entropy
           ) -> tuple[float,float]:
@@ -575,9 +576,9 @@ class Comparison(list):
 def _compare_row(name, tok, texts):
     used = _usage(tok, texts.values())
     return dict(tokenizer=name, ids=tok.vocab_size, unused=int((used == 0).sum())) | {k: bytes_per_token(tok, t) for k, t in texts.items()} | {
-        'Rényi': renyi(tok, texts.values())[1], 'lost': sum(tok.normal(t) != t for t in texts.values())}
+        'Rényi': renyi_efficiency(tok, texts.values())[1], 'lost': sum(tok.normal(t) != t for t in texts.values())}
 
-def compare(toks:dict[str,Tokenizer], # a name for each
+def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
             texts:str|dict[str,str]|None=None, # a text, or texts by kind; None takes `text_kinds()`
             ) -> Comparison:
     "Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how many of the texts come back changed"

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, RoPE, Seq, _rows, _run
 from gptlab.attentions import Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, flex, matmul, sdpa, window_pattern
-from gptlab.blocks import build, perturb
+from gptlab.blocks import build_part, perturb_parameters
 from gptlab.core import set_seed
 from gptlab.generation import generate
 from gptlab.linear_attentions import DeltaAttention, MLA, check_grid, delta_rule
 from gptlab.model import GPT, GPTConfig, lm_loss
-from gptlab.positions import ALiBi, LinearBias, Llama3RoPE, NTK, ScaledRoPE, Sinusoids, YaRN, extend, halves_to_pairs, pairs_to_halves
+from gptlab.positions import ALiBi, LinearBias, Llama3RoPE, NTK, ScaledRoPE, Sinusoids, YaRN, extend_context, halves_to_pairs, pairs_to_halves
 
 @delegates(OpenAttention)
 def grouped(C, n_heads, n_kv_heads=None, **kwargs): return OpenAttention(C, n_heads, 2, **kwargs)
@@ -56,7 +56,7 @@ def test_any_cut_at_all(name):
     for cache in CACHES.values() if 'cache' in names else [None]:
         if cache is RingCache and name in FULL: continue
         set_seed(1)
-        attn = perturb(build(make, 32, 4, None, vocab_size=16, context_length=40, **({} if cache is None else dict(cache=cache)))).double().eval()
+        attn = perturb_parameters(build_part(make, 32, 4, None, vocab_size=16, context_length=40, **({} if cache is None else dict(cache=cache)))).double().eval()
         x, ids, docs, pos = _rows(T=40)
         with torch.no_grad():
             full = _run(attn, x.double(), ids, docs, pos)
@@ -72,7 +72,7 @@ def test_any_cut_at_all(name):
 
 def lively(cfg, seed=0):
     set_seed(seed)
-    return perturb(GPT(cfg)).eval()
+    return perturb_parameters(GPT(cfg)).eval()
 
 DIMS = dict(vocab_size=50, context_length=48, n_layers=4, n_heads=4, d_model=32, d_ff=32)
 MIXED = [partial(OpenAttention, window=6, cache=RingCache, adds=[Gate]), partial(MLA, cache=StaticCache), DeltaAttention, partial(OpenAttention, pos=LinearBias, adds=[ValueEmbedding])]
@@ -172,7 +172,7 @@ def gap(got, want): return ((got - want).norm() / want.norm()).item()
 def test_backends_against_float64(kind, rows, kv, dtype, tol):
     "The book's layer, SDPA and the plain lines, forward and gradients, and FlexAttention forward: each within tol (relative) of the plain lines in float64"
     set_seed(0); dtype = getattr(torch, dtype)
-    truth = perturb(OpenAttention(32, 4, kv, backend=matmul, **KINDS[kind])).to(dtype)                                     # float64 starts from the same rounded numbers
+    truth = perturb_parameters(OpenAttention(32, 4, kv, backend=matmul, **KINDS[kind])).to(dtype)                                     # float64 starts from the same rounded numbers
     x, ids, (docs, pos) = torch.randn(3, 24, 32).to(dtype), torch.zeros(3, 24, dtype=torch.long), ROWS[rows]()
     layers = {f.__name__: OpenAttention(32, 4, kv, backend=f, **KINDS[kind]) for f in (matmul, sdpa, flex)}
     if kind != 'wide': layers['book'] = Attention(32, 4, kv, **KINDS[kind])
@@ -191,7 +191,7 @@ def test_flex_learns_what_the_plain_lines_learn(kind, dtype, tol):
     "Forward and gradients of the compiled kernel, documents apart, heads grouped"
     torch.compiler.reset(); set_seed(0); dtype = getattr(torch, dtype)
     x, ids, docs = torch.randn(2, 256, 128, device='cuda').to(dtype), torch.zeros(2, 256, dtype=torch.long, device='cuda'), (torch.arange(256, device='cuda')//100).expand(2, 256)
-    truth = perturb(OpenAttention(128, 4, 2, backend=matmul, **KINDS[kind])).to('cuda', dtype)
+    truth = perturb_parameters(OpenAttention(128, 4, 2, backend=matmul, **KINDS[kind])).to('cuda', dtype)
     layer = OpenAttention(128, 4, 2, backend=flex, **KINDS[kind]).to('cuda', dtype); layer.load_state_dict(truth.state_dict())
     got, want = outcome(layer, x, ids, docs), outcome(truth.double(), x.double(), ids, docs)
     gaps = {k: gap(got[k], want[k]) for k in want}
@@ -233,7 +233,7 @@ def test_interleaved_rotation_by_complex_numbers():
 def test_gptlabs_attention_by_hand():
     "gpt-lab: value embeddings behind a gate of 12 channels, times 3; rotation of neighbours, then QK-norm; windows that see W back"
     set_seed(0)
-    l = perturb(OpenAttention(32, 4, window=6, pos=partial(ScaledRoPE, interleaved=True), adds=[partial(ValueEmbedding, scale=3.)], vocab_size=9))
+    l = perturb_parameters(OpenAttention(32, 4, window=6, pos=partial(ScaledRoPE, interleaved=True), adds=[partial(ValueEmbedding, scale=3.)], vocab_size=9))
     x, ids = torch.randn(1, 20, 32), torch.randint(0, 9, (1, 20))
     q, k, v = (f(x).view(20, 4, 8) for f in (l.q, l.k, l.v))
     v = v + 3*torch.sigmoid(x[0,:,:12] @ l.adds[0].gate.weight.T)[...,None] * l.adds[0].table.weight[ids[0]].view(20, 4, 8)
@@ -331,8 +331,8 @@ def test_what_makes_no_sense_says_so():
                     'does not divide into 4 heads': lambda: DeltaAttention(30, 4), 'divide into 5 heads': lambda: OpenAttention(32, 5), 'must divide n_heads': lambda: OpenAttention(32, 4, 3),
                     'SSSL': lambda: window_pattern('', 3, 8), 'must be even': lambda: Sinusoids(7), 'width must be even': lambda: OpenAttention(28, 4, pos=NTK),
                     'needs slopes': lambda: OpenAttention(32, 4, pos=Steps, backend=flex)(torch.zeros(1, 4, 32), Seq(torch.zeros(1, 4, dtype=torch.long))),
-                    'trained context': lambda: YaRN(8, factor=2.).speeds(), 'no rotary positions': lambda: extend(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=ALiBi))), 2),
-                    'speeds of its own': lambda: extend(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=Odd))), 2)}.items():
+                    'trained context': lambda: YaRN(8, factor=2.).speeds(), 'no rotary positions': lambda: extend_context(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=ALiBi))), 2),
+                    'speeds of its own': lambda: extend_context(GPT(GPTConfig(**DIMS, attn=partial(Attention, pos=Odd))), 2)}.items():
         with pytest.raises(ValueError, match=text): f()
     with torch.enable_grad(), pytest.raises(ValueError, match='cannot train on a CPU'):
         OpenAttention(32, 4, backend=flex)(torch.randn(1, 4, 32), Seq(torch.zeros(1, 4, dtype=torch.long)))
@@ -383,23 +383,23 @@ def test_a_rotation_needs_pairs(pos):
 def test_extend_twice_and_per_layer():
     cfg = GPTConfig(**DIMS, attn=[partial(Attention, window=8), partial(Attention, pos=partial(RoPE, theta=500.)), partial(Attention, pos=None)])
     model = lively(cfg)
-    assert extend(model, 2) == 3 and extend(model, 2, NTK) == 3           # layers 0, 1 and 3 of four; layer 2 has no positions
+    assert extend_context(model, 2) == 3 and extend_context(model, 2, NTK) == 3           # layers 0, 1 and 3 of four; layer 2 has no positions
     a, b, c, d = (x.attn for x in model.blocks)
     assert (a.pos.factor, a.pos.context_length, a.window, b.pos.theta, c.pos, type(d.pos)) == (4., 48, 8, 500., None, NTK)
     assert model.cfg.context_length == 192 and len(model.cfg.attn) == 3
     twin = GPT(GPTConfig.from_dict(model.cfg.to_dict())).eval(); twin.load_state_dict(model.state_dict())
     ids = torch.randint(0, 50, (1, 150))
     assert torch.equal(twin(ids), model(ids))
-    same = lively(cfg); assert extend(same, 1, ScaledRoPE) == 3
+    same = lively(cfg); assert extend_context(same, 1, ScaledRoPE) == 3
     torch.testing.assert_close(same(ids[:,:40]), lively(cfg)(ids[:,:40]))
 
 
 def test_softcap_drops_shares_too():
     "The path with squeezed scores once forgot dropout"
     from gptlab.attention import Attention, Seq
-    from gptlab.blocks import perturb
+    from gptlab.blocks import perturb_parameters
     torch.manual_seed(0)
-    a, x = perturb(Attention(16, 2, 2, dropout=.5, softcap=20.)), torch.randn(2, 8, 16)
+    a, x = perturb_parameters(Attention(16, 2, 2, dropout=.5, softcap=20.)), torch.randn(2, 8, 16)
     seq = Seq(torch.zeros(2, 8, dtype=torch.long)); a.prepare(seq, x)
     assert not torch.equal(a(x, seq), a(x, seq))
     a.eval(); assert torch.equal(a(x, seq), a(x, seq))

@@ -11,9 +11,9 @@ import torch
 import gptlab.data as data_module
 from gptlab.attention import Attention
 from gptlab.bpe import BPE
-from gptlab.checkpoints import flatten, latest, load_checkpoint, load_model, load_weights, save_checkpoint
+from gptlab.checkpoints import flatten_tree, latest_checkpoint, load_checkpoint, load_model, load_weights, save_checkpoint
 from gptlab.core import atomic_write, set_seed
-from gptlab.data import corpus, fetch_wheel, read_text, stories
+from gptlab.data import corpus, fetch_wheel, read_text, make_stories
 from gptlab.generation import generate, generate_text, temperature, top_k, top_p
 from gptlab.model import GPT, GPTConfig, gpt2_config, lm_loss, swap
 from gptlab.optimizers import Opt, adamw, hidden, muon
@@ -91,7 +91,7 @@ def test_text_shorter_than_a_row(tmp_path):
     (tmp_path/'short.txt').write_text('To be or not to be')
     with refuses(ValueError, 'do not fill one row', 'T+1 = 129'): batches(tmp_path/'short.txt', TOK, T=128)
     for bad in (dict(B=0), dict(T=-1), dict(T=1.5)):
-        with refuses(ValueError, repr(*bad.values()), 'whole number'): batches(stories(9), TOK, **bad)
+        with refuses(ValueError, repr(*bad.values()), 'whole number'): batches(make_stories(9), TOK, **bad)
 
 
 # ---- tokens and prompts
@@ -233,8 +233,8 @@ def flip(path, at): b = bytearray(path.read_bytes()); b[at] ^= 1; path.write_byt
 def test_a_damaged_checkpoint(saved, tmp_path, part, way):
     "Each file in turn, each kind of damage: the error names the file and says what to do, nothing is loaded, and the earlier checkpoint serves"
     shutil.copytree(saved, tmp_path/'run')
-    assert files(latest(saved)) == sorted(PARTS)
-    bad, good = latest(tmp_path/'run'), tmp_path/'run'/'step_000002'
+    assert files(latest_checkpoint(saved)) == sorted(PARTS)
+    bad, good = latest_checkpoint(tmp_path/'run'), tmp_path/'run'/'step_000002'
     WAYS[way](bad/part)
     gone = (part, way) == ('manifest.json', 'missing')
     with refuses(FileNotFoundError if gone else ValueError, str(bad), part, 'name a folder' if gone else 'earlier'): load_checkpoint(bad)
@@ -250,13 +250,13 @@ def test_a_damaged_checkpoint(saved, tmp_path, part, way):
 
 def test_every_byte_of_the_manifest(saved, tmp_path):
     "Whichever byte of the list of files is damaged, a ValueError says so"
-    shutil.copytree(latest(saved), tmp_path/'c')
+    shutil.copytree(latest_checkpoint(saved), tmp_path/'c')
     path, size = tmp_path/'c'/'manifest.json', (tmp_path/'c'/'manifest.json').stat().st_size
     for at in range(0, size, 3):
         flip(path, at)
         try: load_checkpoint(tmp_path/'c', 'config')
         except ValueError as e: assert str(path) in str(e), (at, e)
-        else: assert json.loads(path.read_text()) == json.loads((latest(saved)/'manifest.json').read_text()), at       # white space
+        else: assert json.loads(path.read_text()) == json.loads((latest_checkpoint(saved)/'manifest.json').read_text()), at       # white space
         flip(path, at)
 
 
@@ -264,13 +264,13 @@ def test_a_checkpoint_of_another_shape(saved, tmp_path):
     for kw, words in ((dict(d_model=32), ['embed.weight is (257, 16) in the checkpoint and (257, 32) here']), (dict(n_layers=3), ['blocks.2', 'missing from the checkpoint']), (dict(n_layers=1), ['blocks.1', 'unknown here'])):
         model = tiny(**kw)
         before = model.embed.weight.clone()
-        with refuses(ValueError, 'another architecture', *words): load_weights(model, load_checkpoint(latest(saved))['model'])
+        with refuses(ValueError, 'another architecture', *words): load_weights(model, load_checkpoint(latest_checkpoint(saved))['model'])
         assert torch.equal(before, model.embed.weight)
     run = trainer(tmp_path)
     run.model = tiny(n_layers=1)
     with refuses(ValueError, 'another architecture'): run.resume(saved)
     run = trainer(tmp_path)
-    run.train = batches(stories(20), TOK, B=2, T=16)[0]
+    run.train = batches(make_stories(20), TOK, B=2, T=16)[0]
     with refuses(ValueError, 'text', 'same text and tokenizer'): run.resume(saved)
     run = trainer(tmp_path)
     run.opt = Opt(run.model, adamw())
@@ -370,8 +370,8 @@ def test_a_full_disk(tmp_path, monkeypatch, call):
             with refuses(OSError, 'could not write', 'settings.json', 'No space left on device', 'untouched'):
                 if call == 'write': m.setattr(os, 'fsync', full)
                 atomic_write(tmp_path/'settings.json', '{}')
-    assert files(tmp_path) == before and load_checkpoint(latest(tmp_path/'run'), 'trainer')['trainer']['step'] == 2
-    assert run.step == 4 and run.fit(6).step == 6 and latest(tmp_path/'run').name == 'step_000006'
+    assert files(tmp_path) == before and load_checkpoint(latest_checkpoint(tmp_path/'run'), 'trainer')['trainer']['step'] == 2
+    assert run.step == 4 and run.fit(6).step == 6 and latest_checkpoint(tmp_path/'run').name == 'step_000006'
 
 
 LIMITED = '''
@@ -421,7 +421,7 @@ def test_a_disk_that_fills_up(small_disk):
     with refuses(OSError, 'step_000002', 'earlier checkpoints are untouched'): run.fit(2)
     with refuses(OSError, 'could not write', 'book.txt', 'No space left'): atomic_write(small_disk/'book.txt', b'x'*200_000)
     (small_disk/'film').unlink()
-    assert files(small_disk) == before and load_checkpoint(latest(small_disk/'run'), 'trainer')['trainer']['step'] == 1
+    assert files(small_disk) == before and load_checkpoint(latest_checkpoint(small_disk/'run'), 'trainer')['trainer']['step'] == 1
     assert run.fit(3).step == 3
     subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
     other = trainer(small_disk).resume()

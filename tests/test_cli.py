@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.checkpoints import latest, load_checkpoint
+from gptlab.checkpoints import latest_checkpoint, load_checkpoint
 from gptlab.cli import main
-from gptlab.data import stories
+from gptlab.data import make_stories
 from gptlab.trainer import Trainer
 
 COMMAND = [sys.executable, '-c', 'import sys; from gptlab.cli import main; sys.exit(main())']
@@ -28,7 +28,7 @@ def command(*args, cwd, **env):
 def home(tmp_path_factory):
     "A folder with a small book, and a run of three steps on it, made by an ASCII terminal"
     d = tmp_path_factory.mktemp('home')
-    (d/'my book.txt').write_text(''.join(stories(60)) + 'Le café est fermé.\n', encoding='utf-8')
+    (d/'my book.txt').write_text(''.join(make_stories(60)) + 'Le café est fermé.\n', encoding='utf-8')
     args = ['--text', 'my book.txt', '--seconds', 60, '--vocab', 300, '--dir', 'runs/first run']
     done = command('train', *args, cwd=d, GPTLAB_MAX_STEPS='3', PYTHONIOENCODING='ascii')
     return d, done
@@ -44,7 +44,7 @@ def test_train_says_what_it_does_and_how_well(home):
                  'gptlab sample --prompt'):
         assert word in said, f'{word!r} is missing from {said}'
     assert said.isascii() and '\\u2026' in said                 # what ASCII lacks is spelt out
-    assert load_checkpoint(latest(d/'runs'), 'trainer')['trainer']['step'] == 3
+    assert load_checkpoint(latest_checkpoint(d/'runs'), 'trainer')['trainer']['step'] == 3
     advised = shlex.split(said.split('go on writing with: gptlab ')[1])
     assert advised[:2] == ['sample', '--prompt']
     assert Path(d/advised[-1]) == d/'runs'/'first run'
@@ -71,14 +71,14 @@ def test_a_reader_who_has_enough(home):
 
 def go_on(run, advice, capsys, monkeypatch):
     "Follow the advice of a stopped training, and check that it is the same run that goes on"
-    before = load_checkpoint(latest(run), 'trainer')['trainer']
+    before = load_checkpoint(latest_checkpoint(run), 'trainer')['trainer']
     assert before['step'] == len(before['log']) > 0 and before['budget'] == ('seconds', 100.)
     args = shlex.split(advice)
     assert args == ['train', '--resume', '--dir', str(run)]
     monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
     code, said = main(args), capsys.readouterr().out
     assert code == 0 and 'nats per token' in said and '1:40 of training' in said, said
-    after = load_checkpoint(latest(run), 'trainer')['trainer']
+    after = load_checkpoint(latest_checkpoint(run), 'trainer')['trainer']
     assert after['step'] == before['step'] + 2 and after['info'] == before['info']
     losses = [r['loss'] for r in before['log']]
     assert [r['loss'] for r in after['log'][:before['step']]] == losses
@@ -132,7 +132,7 @@ def test_more_time_for_a_run(home, tmp_path, monkeypatch, capsys):
     first = ['train', '--text', book, '--vocab', '300', '--seconds', '50', '--dir', 'runs/a']
     assert main(first) == 0
     assert main(['train', '--resume', '--seconds', '70']) == 0
-    state = load_checkpoint(latest('runs'), 'trainer')['trainer']
+    state = load_checkpoint(latest_checkpoint('runs'), 'trainer')['trainer']
     assert state['step'] == 2 and state['budget'] == ('seconds', 70.)
     assert '1:10 of training' in capsys.readouterr().out
 
@@ -240,7 +240,7 @@ def test_a_run_that_cannot_be_taken_up(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
     run = tmp_path/'runs'/'a'
     shutil.copytree(home[0]/'runs'/'first run', run)
-    step, settings = latest(run), (run/'settings.json').read_text()
+    step, settings = latest_checkpoint(run), (run/'settings.json').read_text()
     blob = (step/'model.safetensors').read_bytes()
     (step/'model.safetensors').write_bytes(blob[:-5])
     for args in (['sample'], ['train', '--resume']):

@@ -10,8 +10,8 @@ import torch
 
 from gptlab import corpora
 from gptlab.bpe import BPE
-from gptlab.corpora import Mixture, Rows, capped, clip_bytes, count_shards, download, dump, fetch_file, four_recipe, four_sources, mixture, overlap, provenance, reshard
-from gptlab.data import Corpus, Source, again, corpus, parquet, skip, stories
+from gptlab.corpora import Mixture, Rows, cap_documents, clip_bytes, count_shards, download_shards, dump_text, fetch_file, four_recipe, four_sources, mixture, corpus_overlap, provenance, reshard
+from gptlab.data import Corpus, Source, repeatable, corpus, parquet, skip_documents, make_stories
 from gptlab.packing import batches
 from gptlab.tokenizer import ByteTokenizer
 from kills import ends, family, start
@@ -43,16 +43,16 @@ def test_the_cap_is_the_longest_whole_beginning():
         text, n = ''.join(rng.choices(letters, k=rng.randrange(12))), rng.randrange(4, 30)
         assert clip_bytes(text, n) == max((text[:k] for k in range(len(text)+1) if len(text[:k].encode()) <= n), key=len)
     docs = [''.join(rng.choices(letters, k=30)) for _ in range(20)]
-    source = capped(docs, 11)
+    source = cap_documents(docs, 11)
     assert len(source) == 20 and list(source) == list(source) and all(list(source.skip(n)) == list(source)[n:] for n in range(22))
-    assert capped(again(lambda: iter(docs)), 9).n_docs is None
+    assert cap_documents(repeatable(lambda: iter(docs)), 9).n_docs is None
 
 
 # ---- mixtures
 
 def kinds(docs, kind):
     "The same documents as a list, as a source that knows its length, as one that does not, and as a function"
-    return [docs, Source(partial(skip, docs), 'known', len(docs)), Source(partial(skip, docs), 'unknown'), again(lambda: iter(docs))][kind]
+    return [docs, Source(partial(skip_documents, docs), 'known', len(docs)), Source(partial(skip_documents, docs), 'unknown'), repeatable(lambda: iter(docs))][kind]
 
 @pytest.mark.parametrize('seed', range(12))
 def test_every_place_of_a_mixture_can_be_skipped_to(seed):
@@ -102,7 +102,7 @@ def test_what_an_ended_source_leaves_goes_to_the_others_by_weight():
 
 
 def test_a_mixture_travels_to_another_process():
-    mix = mixture(dict(a=numbered(50), b=capped(numbered(70, 'b'), 9)), dict(a=1, b=2), seed=4)
+    mix = mixture(dict(a=numbered(50), b=cap_documents(numbered(70, 'b'), 9)), dict(a=1, b=2), seed=4)
     assert list(pickle.loads(pickle.dumps(mix)).skip(33)) == list(mix)[33:]
 
 
@@ -128,7 +128,7 @@ def test_bad_mixtures():
     with refuses(TypeError, "'a' is an iterator", 'again(f)'): mixture(dict(a=iter(['x'])), dict(a=1))
     with refuses(TypeError, "'a' is one text", 'jsonl'): mixture(dict(a='some text'), dict(a=1))
     with refuses(ValueError, 'n_bytes=0', '10**9'): mixture(dict(a=['x']), dict(a=1), n_bytes=0)
-    with refuses(ValueError, 'n_bytes=3', 'at least 4'): capped(['x'], 3)
+    with refuses(ValueError, 'n_bytes=3', 'at least 4'): cap_documents(['x'], 3)
     forgets = Source(lambda n: iter(['x']*50 if not n else []), 'forgetful')
     with refuses(ValueError, "'a' has 50 documents, but none after skipping", 'same documents each time'): next(mixture(dict(a=forgets), dict(a=1)).skip(20))
 
@@ -177,7 +177,7 @@ def test_the_four_sources_streamed_by_datasets_from_local_files(tmp_path):
 
 # ---- onto the disk
 
-def tale(n=3000): return Source(partial(skip, numbered(n)), 'tale')
+def tale(n=3000): return Source(partial(skip_documents, numbered(n)), 'tale')
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory): return content(reshard(tale(), tmp_path_factory.mktemp('whole')/'tale', docs_per_shard=400))
@@ -205,7 +205,7 @@ def test_what_is_written_is_what_was_read(tmp_path):
 
 
 def test_a_folder_of_shards_is_a_corpus_and_trains(tmp_path):
-    folder = reshard(stories(120, seed=0), tmp_path/'tales', docs_per_shard=40)
+    folder = reshard(make_stories(120, seed=0), tmp_path/'tales', docs_per_shard=40)
     c = corpus(folder)
     assert len(list(c.train)) == 80 and len(list(c.valid)) == 40
     train, valid = batches(folder, ByteTokenizer(), B=2, T=64)
@@ -215,7 +215,7 @@ def test_a_folder_of_shards_is_a_corpus_and_trains(tmp_path):
 def test_few_shards_are_held_at_a_time(tmp_path, monkeypatch):
     read, ahead = [0], []
     def counted(start):
-        for d in skip(numbered(5000), start): read[0] += 1; yield d
+        for d in skip_documents(numbered(5000), start): read[0] += 1; yield d
     real = corpora._note
     monkeypatch.setattr(corpora, '_note', lambda work, made, shards: (ahead.append(read[0] - sum(s['n_docs'] for s in shards)), real(work, made, shards)))
     reshard(Source(counted), tmp_path/'x', docs_per_shard=100, workers=1)
@@ -255,7 +255,7 @@ def test_killed_in_the_middle_and_finished(tmp_path, uninterrupted, workers, see
 
 def broken(at):
     def read(start):
-        for i, d in enumerate(skip(tale(), start), start):
+        for i, d in enumerate(skip_documents(tale(), start), start):
             if i == at: raise ConnectionError('the line is dead')
             yield d
     return Source(read, 'tale')
@@ -436,7 +436,7 @@ def test_what_does_not_pass_is_said_at_once(moody, tmp_path):
     with refuses(OSError, 'failed 2 times', 'refused'): fetch_file('http://127.0.0.1:9/film', tmp_path/'film', tries=2, **quick)
     for bad in ('karpathy/fineweb-edu-100b-shuffle', 'ftp://host/film', 'file:///etc/passwd', 'https:///film', ''):
         with refuses(ValueError, repr(bad), 'https://'): fetch_file(bad, tmp_path/'film')
-        with refuses(ValueError, repr(bad), 'https://'): download(bad, tmp_path/'folder')
+        with refuses(ValueError, repr(bad), 'https://'): download_shards(bad, tmp_path/'folder')
     assert files(tmp_path) == []
 
 
@@ -478,7 +478,7 @@ def published(moody, tmp_path):
 @pytest.mark.parametrize('where', ['bare', 'full'])
 def test_some_shards_and_always_the_last(moody, tmp_path, published, where):
     moody.faults = {f'/{where}/shard_{i:05d}.parquet': f for i, f in {0: ['cut', '503'], 5: ['drop', 'promises more'], 1: ['no ranges']}.items()}
-    here = download(f'{moody.url}/{where}/', tmp_path/'here', n=2, **quick)
+    here = download_shards(f'{moody.url}/{where}/', tmp_path/'here', n=2, **quick)
     assert files(here) == ['meta.json', 'shard_00000.parquet', 'shard_00001.parquet', 'shard_00002.parquet'] and not (tmp_path/'here.unfinished').exists()
     assert (here/'shard_00002.parquet').read_bytes() == (published/'shard_00005.parquet').read_bytes()
     assert list(corpus(here).valid) == numbered(600)[500:] and list(corpus(here).train) == numbered(600)[:200]
@@ -486,32 +486,32 @@ def test_some_shards_and_always_the_last(moody, tmp_path, published, where):
     assert meta['licence'] == ('CC0' if where == 'full' else 'not stated') and meta['shards'][2]['url'].endswith('shard_00005.parquet') and meta['shards'][2]['n_docs'] == 100
     assert [r['state'] for r in provenance(here)] == ['whole']*3
     moody.log.clear()
-    assert download(f'{moody.url}/{where}', tmp_path/'here', n=2, **quick) == here and not moody.log
-    assert len(files(download(f'{moody.url}/{where}', tmp_path/'all', **quick))) == 7
+    assert download_shards(f'{moody.url}/{where}', tmp_path/'here', n=2, **quick) == here and not moody.log
+    assert len(files(download_shards(f'{moody.url}/{where}', tmp_path/'all', **quick))) == 7
     assert any(m == 'HEAD' for m, _, _ in moody.log) == (where == 'bare')                        # meta.json spares the questions
 
 
 def test_a_download_that_fails_is_named_and_goes_on(moody, tmp_path, published):
     moody.faults['/bare/shard_00001.parquet'] = ['503']*3
-    with refuses(OSError, 'bare/shard_00001.parquet', 'HTTP 503'): download(moody.url + '/bare', tmp_path/'here', tries=3, **quick)
+    with refuses(OSError, 'bare/shard_00001.parquet', 'HTTP 503'): download_shards(moody.url + '/bare', tmp_path/'here', tries=3, **quick)
     assert not (tmp_path/'here').exists()
-    with refuses(FileExistsError, 'here.unfinished', 'another corpus'): download(moody.url + '/full', tmp_path/'here', **quick)
+    with refuses(FileExistsError, 'here.unfinished', 'another corpus'): download_shards(moody.url + '/full', tmp_path/'here', **quick)
     moody.log.clear()
-    download(moody.url + '/bare', tmp_path/'here', **quick)
+    download_shards(moody.url + '/bare', tmp_path/'here', **quick)
     fetched = [p for m, p, _ in moody.log if m == 'GET' and 'shard' in p]
     assert fetched == [f'/bare/shard_0000{i}.parquet' for i in (1, 2, 3, 4)] and list(parquet(tmp_path/'here')) == numbered(600)
 
 
 def test_a_shard_that_is_no_shard(moody, tmp_path, published):
     moody.shop['/bare/shard_00000.parquet'] = b'<html>please log in</html>'
-    with refuses(ValueError, 'bare/shard_00000.parquet', 'Parquet'): download(moody.url + '/bare', tmp_path/'here', n=1, **quick)
+    with refuses(ValueError, 'bare/shard_00000.parquet', 'Parquet'): download_shards(moody.url + '/bare', tmp_path/'here', n=1, **quick)
     moody.shop['/bare/shard_00000.parquet'] = (published/'shard_00000.parquet').read_bytes()
-    assert list(parquet(download(moody.url + '/bare', tmp_path/'here', n=1, **quick)))[:100] == numbered(100)
-    with refuses(ValueError, 'has no column', "'text'"): download(moody.url + '/bare', tmp_path/'body', n=1, column='body', **quick)
+    assert list(parquet(download_shards(moody.url + '/bare', tmp_path/'here', n=1, **quick)))[:100] == numbered(100)
+    with refuses(ValueError, 'has no column', "'text'"): download_shards(moody.url + '/bare', tmp_path/'body', n=1, column='body', **quick)
     moody.shop['/full/shard_00003.parquet'] = moody.shop['/full/shard_00002.parquet']
-    with refuses(OSError, 'full/shard_00003.parquet', 'SHA-256'): download(moody.url + '/full', tmp_path/'there', tries=2, **quick)
+    with refuses(OSError, 'full/shard_00003.parquet', 'SHA-256'): download_shards(moody.url + '/full', tmp_path/'there', tries=2, **quick)
     moody.shop['/page/meta.json'] = b'<html>'
-    with refuses(ValueError, 'page/meta.json is not JSON'): download(moody.url + '/page', tmp_path/'page', **quick)
+    with refuses(ValueError, 'page/meta.json is not JSON'): download_shards(moody.url + '/page', tmp_path/'page', **quick)
 
 
 def test_how_many_shards(moody, tmp_path):
@@ -521,9 +521,9 @@ def test_how_many_shards(moody, tmp_path):
     moody.shop = {f'/s/shard_{i:05d}.parquet': b'' for i in range(11)}
     assert count_shards(moody.url + '/s') == 11 and count_shards(moody.url + '/none') == 0
     with refuses(OSError, 'yes to every number', 'n_shards'): corpora._count(lambda i: True)
-    with refuses(ValueError, 'has 11 shards', 'n=11 training shards cannot be had'): download(moody.url + '/s', tmp_path/'s', n=11, **quick)
-    with refuses(ValueError, 'n=0'): download(moody.url + '/s', tmp_path/'s', n=0, **quick)
-    with refuses(ValueError, 'has 0 shards', 'there must be a shard_00000.parquet'): download(moody.url + '/none', tmp_path/'s', **quick)
+    with refuses(ValueError, 'has 11 shards', 'n=11 training shards cannot be had'): download_shards(moody.url + '/s', tmp_path/'s', n=11, **quick)
+    with refuses(ValueError, 'n=0'): download_shards(moody.url + '/s', tmp_path/'s', n=0, **quick)
+    with refuses(ValueError, 'has 0 shards', 'there must be a shard_00000.parquet'): download_shards(moody.url + '/none', tmp_path/'s', **quick)
     assert files(tmp_path) == []
 
 
@@ -558,7 +558,7 @@ def test_overlap_against_the_naive_way(seed):
     train, valid = [say() for _ in range(60)], [say() for _ in range(25)]
     train += rng.choices(train, k=5) + rng.choices(valid, k=4); valid += rng.choices(valid, k=3)
     n = rng.choice([1, 3, 5, 13])
-    for found in (overlap(Corpus('c', train, valid), n), overlap(Corpus('c', Source(partial(skip, train)), Source(partial(skip, valid))), n)):
+    for found in (corpus_overlap(Corpus('c', train, valid), n), corpus_overlap(Corpus('c', Source(partial(skip_documents, train)), Source(partial(skip_documents, valid))), n)):
         np.testing.assert_allclose(found.share, naive(train, valid, n))
         assert found.copies == [i for i, d in enumerate(valid) if d in set(train)] and found.n_train == len(train)
         assert found.twice_train == len(train) - len(set(train)) and found.twice_valid == len(valid) - len(set(valid))
@@ -566,20 +566,20 @@ def test_overlap_against_the_naive_way(seed):
 
 
 def test_overlap_without_spaces_and_at_the_edges():
-    found = overlap(Corpus('c', ['昨日は天気がとても良かったので散歩した'], ['きっと天気がとても良かったので散歩しない', '全然違う話をする']), 8)
+    found = corpus_overlap(Corpus('c', ['昨日は天気がとても良かったので散歩した'], ['きっと天気がとても良かったので散歩しない', '全然違う話をする']), 8)
     assert found.share[0] > .4 and found.share[1] != found.share[1] or found.share[1] == 0
-    empty = overlap(Corpus('c', ['short'], ['also short']))
+    empty = corpus_overlap(Corpus('c', ['short'], ['also short']))
     assert np.isnan(empty.share).all() and empty.copies == [] and '0.0%' in repr(empty) and '|' in empty._repr_markdown_()
-    assert overlap(Corpus('c', [], ['a b c']), 2).share.tolist() == [0]
-    with refuses(ValueError, 'n=0'): overlap(['a', 'b'], n=0)
-    with refuses(ValueError, 'near=2'): overlap(['a', 'b'], near=2)
+    assert corpus_overlap(Corpus('c', [], ['a b c']), 2).share.tolist() == [0]
+    with refuses(ValueError, 'n=0'): corpus_overlap(['a', 'b'], n=0)
+    with refuses(ValueError, 'near=2'): corpus_overlap(['a', 'b'], near=2)
 
 
 def test_overlap_remembers_validation_only():
     import tracemalloc
     train = Source(lambda start: (' '.join(f'word{i}x{j}' for j in range(200)) for i in range(start, 400)))
     tracemalloc.start()
-    overlap(Corpus('c', train, stories(20, seed=0)))
+    corpus_overlap(Corpus('c', train, make_stories(20, seed=0)))
     peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
     assert peak < 5e6                                                                                # the n-grams of the training text as tuples would take 20 MB
 
@@ -591,16 +591,16 @@ def test_a_dump_shows_every_byte_and_changes_nothing(tmp_path):
     for tok in (ByteTokenizer(), BPE.train(text, 300)):
         flow, valid = batches(text, tok, B=2, T=16, docs=True)
         next(flow); before = json.dumps(flow.state_dict())
-        seen = dump(flow, n=2, path=tmp_path/'seen.txt')
-        assert json.dumps(flow.state_dict()) == before and (tmp_path/'seen.txt').read_text() == seen == dump(flow, n=2)
+        seen = dump_text(flow, n=2, path=tmp_path/'seen.txt')
+        assert json.dumps(flow.state_dict()) == before and (tmp_path/'seen.txt').read_text() == seen == dump_text(flow, n=2)
         assert seen.count('batch ') == 4 and '⟦<|bos|>⟧' in seen and ' → ' in seen and '\x00' not in seen
         rows = [l for l in seen.split('\n') if l.startswith('  ')]
         said = ''.join(rows).replace('⟦<|bos|>⟧', '')
         assert '⟦' not in said and all(c.isprintable() for c in said)
-        assert 'ignored' in dump(valid, n=len(valid)) or valid[-1]['targets'].min() >= 0
-    assert dump(ByteTokenizer().encode('hé\n', bos=True), ByteTokenizer()) == 'batch 0 row 0: 5 tokens\n  ⟦<|bos|>⟧│h│\\xc3│\\xa9│\\n\n'
-    assert 'a│b' in dump(torch.tensor([97, 98]), ByteTokenizer())
-    with refuses(ValueError, 'carry no tokenizer', 'dump(what, tok)'): dump([dict(ids=torch.zeros(1, 2))])
+        assert 'ignored' in dump_text(valid, n=len(valid)) or valid[-1]['targets'].min() >= 0
+    assert dump_text(ByteTokenizer().encode('hé\n', bos=True), ByteTokenizer()) == 'batch 0 row 0: 5 tokens\n  ⟦<|bos|>⟧│h│\\xc3│\\xa9│\\n\n'
+    assert 'a│b' in dump_text(torch.tensor([97, 98]), ByteTokenizer())
+    with refuses(ValueError, 'carry no tokenizer', 'dump(what, tok)'): dump_text([dict(ids=torch.zeros(1, 2))])
 
 
 def test_tables():
@@ -623,7 +623,7 @@ def test_probabilities_that_are_none(tmp_path):
 def test_another_source_is_told(tmp_path, known):
     docs = numbered(1000)
     other = docs[:99] + ['changed'] + docs[100:]
-    source = lambda d: d if known else Source(partial(skip, d))
+    source = lambda d: d if known else Source(partial(skip_documents, d))
     folder = reshard(source(docs), tmp_path/'f', docs_per_shard=np.int64(100), name=Path('f'))
     assert reshard(source(docs), folder, docs_per_shard=100) == folder
     with refuses(ValueError, 'holds another source', 'document 99'): reshard(source(other), folder, docs_per_shard=100)
@@ -642,12 +642,12 @@ def test_another_source_is_told(tmp_path, known):
 def test_damaged_descriptions(tmp_path, damage):
     folder = reshard(numbered(300), tmp_path/'f', docs_per_shard=100)
     (folder/'meta.json').write_text(damage)
-    for f in (partial(reshard, numbered(300), docs_per_shard=100), provenance, corpus, partial(download, 'http://127.0.0.1:9')):
+    for f in (partial(reshard, numbered(300), docs_per_shard=100), provenance, corpus, partial(download_shards, 'http://127.0.0.1:9')):
         with refuses(ValueError, 'meta.json'): f(folder)
     work = tmp_path/'g.unfinished'; work.mkdir(); (work/'progress.json').write_text(damage)
-    for f in (partial(reshard, numbered(300)), partial(download, 'http://127.0.0.1:9')):
+    for f in (partial(reshard, numbered(300)), partial(download_shards, 'http://127.0.0.1:9')):
         with refuses(ValueError, 'progress.json'): f(tmp_path/'g')
 
 def test_a_server_whose_description_lacks_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, '_persist', lambda *a: b'{"shards": [{"file": "shard_00000.parquet"}]}')
-    with refuses(ValueError, 'http://x.y/meta.json', 'n_docs'): download('http://x.y', tmp_path/'h', n=np.int64(2))
+    with refuses(ValueError, 'http://x.y/meta.json', 'n_docs'): download_shards('http://x.y', tmp_path/'h', n=np.int64(2))

@@ -10,7 +10,6 @@ from gptlab.all import *
 from gptlab.costs import _pretend, _step_bytes
 from test_model import Bag, PRESETS, SMALL, every, lively, text
 
-del test_tensor                                                        # pytest would take it for a test
 
 NO_PRETENCE = ('experts', 'depths', 'depths_delta')                                            # what they do depends on what they read
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from common import extra
 from gptlab import hub
 from gptlab.attention import Attention, LearnedPositions, RoPE
-from gptlab.blocks import gelu, GLU, LayerNorm, MLP, perturb, RMSNorm
+from gptlab.blocks import gelu, GLU, LayerNorm, MLP, perturb_parameters, RMSNorm
 from gptlab.bpe import BPE
 from gptlab.checkpoints import save_checkpoint
 from gptlab.generation import generate, top_k
-from gptlab.hub import family_of, HubAttention, HubLlama3, HubYaRN, load, obstacles, save
+from gptlab.hub import family_of, HubAttention, HubLlama3, HubYaRN, load, family_obstacles, save
 from gptlab.model import GPT, gpt2_config, GPTConfig, llama_config
 from gptlab.positions import ALiBi, NTK, ScaledRoPE, YaRN
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer
@@ -85,14 +85,14 @@ def make_theirs(name, seed=0):
     torch.manual_seed(seed)
     config = getattr(transformers, f'{kind}Config')(**kw)
     model = getattr(transformers, 'GPT2LMHeadModel' if kind == 'GPT2' else f'{kind}ForCausalLM')(config)
-    perturb(model.transformer.h if kind == 'GPT2' else model.model.layers, .3)                     # so that a token is not answered by itself
-    return perturb(model, .15).eval()
+    perturb_parameters(model.transformer.h if kind == 'GPT2' else model.model.layers, .3)                     # so that a token is not answered by itself
+    return perturb_parameters(model, .15).eval()
 
 def make_ours(cfg, seed=0):
     torch.manual_seed(seed)
     model = GPT(cfg)
-    perturb(model.blocks, .3)
-    return perturb(model, .15).eval()
+    perturb_parameters(model.blocks, .3)
+    return perturb_parameters(model, .15).eval()
 
 @torch.no_grad()
 def compare(ours, theirs, n=64):
@@ -191,7 +191,7 @@ def test_a_part_of_ones_own(tmp_path, capsys):
     save(make_ours(GPTConfig(97, 160, 2, 4, None, 32, attn=Mine)), None, tmp_path)
     with pytest.raises(ValueError, match=r"parts=dict\(Mine=Mine\)"): load(tmp_path)
     ours, _ = load(tmp_path, parts=dict(Mine=Mine), device='cpu')
-    hub.register(dict(Mine=Mine))
+    hub.register_in_transformers(dict(Mine=Mine))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.arange(50)[None]
     assert (theirs(ids).logits - ours(ids)).abs().max() < 1e-4
@@ -485,9 +485,9 @@ def test_numbers_of_numpy_and_the_dtype_are_written(tmp_path):
     assert json.loads((tmp_path/'mixed'/'config.json').read_text())['torch_dtype'] == 'float32'    # loses nothing
 
 def test_arguments_by_position_are_not_forgotten():
-    assert 'norm is RMSNorm with C, arguments by position, not RMSNorm' in obstacles(gated(norm=partial(RMSNorm, 32)))['llama']
-    assert 'position is RoPE with D, arguments by position, not rotary' in obstacles(gated(attn=partial(llama_attn, pos=partial(RoPE, 8))))['llama'] and family_of(small2(pos_embed=partial(LearnedPositions, 32))) is None
-    assert obstacles(gated(mlp=partial(GLU, act=partial(power, 3))))['llama'][0].startswith('activation is unknown')
+    assert 'norm is RMSNorm with C, arguments by position, not RMSNorm' in family_obstacles(gated(norm=partial(RMSNorm, 32)))['llama']
+    assert 'position is RoPE with D, arguments by position, not rotary' in family_obstacles(gated(attn=partial(llama_attn, pos=partial(RoPE, 8))))['llama'] and family_of(small2(pos_embed=partial(LearnedPositions, 32))) is None
+    assert family_obstacles(gated(mlp=partial(GLU, act=partial(power, 3))))['llama'][0].startswith('activation is unknown')
 
 def test_a_table_that_no_file_holds_is_computed(tmp_path):
     model = make_ours(gated(attn=[Tabled]))
@@ -526,7 +526,7 @@ def test_families_are_decided_by_parts():
     assert family_of(gated(pos_embed=LearnedPositions)) is None and family_of(small2(attn=partial(a, bias=True))) is None
     assert family_of(gated(attn=[partial(a, window=8), partial(a, window=16)])) is None and family_of(gated(attn=[a, partial(a, pos=partial(RoPE, theta=5.))])) is None
     assert family_of(gated(attn=partial(a, pos=ALiBi))) is None and family_of(gated(attn=partial(a, pos=partial(ScaledRoPE, interleaved=True)))) is None
-    assert family_of(gated(attn=partial(a, d_head=12))) == 'llama' and 'mlp is MLP, not GLU' in obstacles(gated(mlp=MLP))['llama']
+    assert family_of(gated(attn=partial(a, d_head=12))) == 'llama' and 'mlp is MLP, not GLU' in family_obstacles(gated(mlp=MLP))['llama']
 
 def test_what_no_question_is_about_is_not_forgotten():
     "A field or an argument that this chapter has never heard of keeps a model out of every family, until somebody teaches it"
@@ -536,9 +536,9 @@ def test_what_no_question_is_about_is_not_forgotten():
         def __init__(self, C, gain=True, eps=1e-5, gate=False): super().__init__(C, gain, eps)
     Gated.__name__ = 'RMSNorm'
     settings = {f.name: getattr(gated(), f.name) for f in fields(GPTConfig)}
-    assert family_of(Newer(**settings)) == 'llama' and obstacles(Newer(**settings, d_wave=16))['llama'] == ['other fields is d_wave, not none']
-    assert family_of(gated(norm=Gated)) == 'llama' and obstacles(gated(norm=partial(Gated, gate=True)))['llama'] == ['norm is RMSNorm with gate, not RMSNorm']
-    assert obstacles(gated(attn=partial(llama_attn, softcap=20.)))['llama'] == ['attention is Attention with softcap, not Attention']
+    assert family_of(Newer(**settings)) == 'llama' and family_obstacles(Newer(**settings, d_wave=16))['llama'] == ['other fields is d_wave, not none']
+    assert family_of(gated(norm=Gated)) == 'llama' and family_obstacles(gated(norm=partial(Gated, gate=True)))['llama'] == ['norm is RMSNorm with gate, not RMSNorm']
+    assert family_obstacles(gated(attn=partial(llama_attn, softcap=20.)))['llama'] == ['attention is Attention with softcap, not Attention']
 
 
 if __name__ == '__main__':

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from gptlab import loader
-from gptlab.corpora import capped, mixture
-from gptlab.data import again, corpus, hf_dataset, jsonl, parquet, skip, stories, text_files
-from gptlab.loader import Ahead, Prefetch, Ring, Slices, fast_batches, open_tokens, share, write_tokens
-from gptlab.packing import Batches, Blocks, FixedBatches, batches, best_fit, concat, fixed_batches, recut, tokenise, windows
+from gptlab.corpora import cap_documents, mixture
+from gptlab.data import repeatable, corpus, hf_dataset, jsonl, parquet, skip_documents, make_stories, text_files
+from gptlab.loader import Ahead, Prefetch, Ring, Slices, fast_batches, open_tokens, shard, write_tokens
+from gptlab.packing import Batches, Blocks, FixedBatches, batches, best_fit, concat, fixed_batches, resplit, tokenize, sliding_windows
 from gptlab.tokenizer import ByteTokenizer, Tokenizer
 from kills import ends, family, start
 
 TOK = ByteTokenizer()
 SIZE, B, T = 37, 3, 40
-PACKERS = dict(concat=concat, best_fit=best_fit, windows=windows)
+PACKERS = dict(concat=concat, best_fit=best_fit, windows=sliding_windows)
 
 
 def texts(n=150):
@@ -45,9 +45,9 @@ def write_all(folder):
 def sources(folder):
     import datasets
     ds = datasets.load_from_disk(folder/'saved')
-    return dict(list=texts(), again=again(made_again), marks=text_files(folder/'marks.txt'), many=text_files(folder/'many'), lines=jsonl(folder/'lines.jsonl'),
+    return dict(list=texts(), again=repeatable(made_again), marks=text_files(folder/'marks.txt'), many=text_files(folder/'many'), lines=jsonl(folder/'lines.jsonl'),
                 shards=parquet(folder/'shards'), held=hf_dataset(ds), streamed=hf_dataset(ds.to_iterable_dataset()),
-                mixed=mixture(dict(a=capped(jsonl(folder/'lines.jsonl'), 50), b=parquet(folder/'shards')), dict(a=.7, b=.3), seed=4), tokens=open_tokens(folder/'tokens'))
+                mixed=mixture(dict(a=cap_documents(jsonl(folder/'lines.jsonl'), 50), b=parquet(folder/'shards')), dict(a=.7, b=.3), seed=4), tokens=open_tokens(folder/'tokens'))
 
 def blocks_of(source, **kw): return Slices(source, SIZE, **kw) if hasattr(source, 'ids') else Blocks(source, TOK, SIZE, **kw)
 
@@ -76,7 +76,7 @@ def test_every_source_gives_the_same_documents(folder):
     for name, s in sources(folder).items():
         if name in ('tokens', 'mixed'): continue
         assert [d.rstrip('\n') for d in s] == texts(), name
-        for n in (0, 1, 49, 50, 149, 150, 200): assert [d.rstrip('\n') for d in skip(s, n)] == texts()[n:], (name, n)
+        for n in (0, 1, 49, 50, 149, 150, 200): assert [d.rstrip('\n') for d in skip_documents(s, n)] == texts()[n:], (name, n)
 
 
 def test_a_stream_goes_on_in_another_process_token_for_token(folder, tmp_path):
@@ -129,7 +129,7 @@ def test_growing_and_shrinking_lose_nothing_and_repeat_nothing(pack):
     "Every target of every block exactly once, whatever the shapes; counted by (document, place) through marked ids"
     rng = random.Random(3)
     for trial in range(20):
-        toks = tokenise(texts(60), TOK)
+        toks = tokenize(texts(60), TOK)
         s = Batches(toks, 2, 16, seed=trial, pack=PACKERS[pack])
         rows = s.rows[:,1:]; want = sorted(rows[rows >= 0].tolist())
         seen = []
@@ -143,7 +143,7 @@ def test_growing_and_shrinking_lose_nothing_and_repeat_nothing(pack):
 
 
 def test_after_growing_a_target_still_follows_its_input():
-    toks = tokenise(texts(60), TOK); s = Batches(toks, 2, 16, seed=1, docs=True)
+    toks = tokenize(texts(60), TOK); s = Batches(toks, 2, 16, seed=1, docs=True)
     for T in (33, 7, 64, 20):
         for _ in range(5):
             b = next(s)
@@ -154,9 +154,9 @@ def test_after_growing_a_target_still_follows_its_input():
 
 
 def test_a_grown_stream_resumes_exactly():
-    a = Batches(tokenise(texts(60), TOK), 2, 16, docs=True)
+    a = Batches(tokenize(texts(60), TOK), 2, 16, docs=True)
     for T in (24, 50): [next(a) for _ in range(7)]; a.resize(B=3, T=T); next(a)
-    b = Batches(tokenise(texts(60), TOK), 9, 99, docs=True).load_state_dict(json.loads(json.dumps(a.state_dict())))
+    b = Batches(tokenize(texts(60), TOK), 9, 99, docs=True).load_state_dict(json.loads(json.dumps(a.state_dict())))
     for _ in range(60): assert mark(next(a)) == mark(next(b))
 
 
@@ -180,10 +180,10 @@ def test_a_run_whose_rows_grow_resumes_to_the_last_bit(tmp_path):
 
 
 def test_a_packer_with_other_settings_is_another_packer():
-    toks = tokenise(texts(), TOK)
-    state = Batches(toks, 2, 16, pack=partial(windows, stride=4)).state_dict()
-    with pytest.raises(ValueError, match='stride=4'): Batches(toks, 2, 16, pack=partial(windows, stride=8)).load_state_dict(state)
-    Batches(toks, 2, 16, pack=partial(windows, stride=4)).load_state_dict(state)
+    toks = tokenize(texts(), TOK)
+    state = Batches(toks, 2, 16, pack=partial(sliding_windows, stride=4)).state_dict()
+    with pytest.raises(ValueError, match='stride=4'): Batches(toks, 2, 16, pack=partial(sliding_windows, stride=8)).load_state_dict(state)
+    Batches(toks, 2, 16, pack=partial(sliding_windows, stride=4)).load_state_dict(state)
 
 
 # ---- ranks
@@ -203,14 +203,14 @@ def test_ranks_share_every_document_and_none_twice(folder, world):
 def test_a_rank_without_documents_is_told():
     with pytest.raises(ValueError, match='rank 2 of 3 gets no document'): next(Batches(Blocks(['a', 'b'], TOK, rank=2, world=3), 1, 4))
     with pytest.raises(ValueError, match='rank=3 of world=3'): Blocks(['a'], TOK, rank=3, world=3)
-    with pytest.raises(ValueError, match='gets no document'): Slices(tokenise(['a'], TOK), rank=1, world=2).block(0)
+    with pytest.raises(ValueError, match='gets no document'): Slices(tokenize(['a'], TOK), rank=1, world=2).block(0)
     with pytest.raises(ValueError, match='no document'): next(Batches(Blocks([], TOK), 1, 4))
 
 
 def test_ranks_share_validation_evenly_and_the_score_is_the_same():
-    whole = fixed_batches(tokenise(texts(), TOK), B=4, T=50)
+    whole = fixed_batches(tokenize(texts(), TOK), B=4, T=50)
     for world in (1, 2, 3, 8, 50):
-        parts = [share(whole, r, world) for r in range(world)]
+        parts = [shard(whole, r, world) for r in range(world)]
         assert len({len(p) for p in parts}) == 1 and sum(p.n_tokens for p in parts) == whole.n_tokens and sum(p.n_bytes for p in parts) == whole.n_bytes
 
 
@@ -232,18 +232,18 @@ class Capitals(Tokenizer):
 def test_bytes_are_those_of_the_original_text_where_characters_are_unknown():
     "SLM: an unknown character counted as one"
     docs = ['AÉ日👍', 'BC']
-    fixed = fixed_batches(tokenise(docs, Capitals()), B=2, T=4)
+    fixed = fixed_batches(tokenize(docs, Capitals()), B=2, T=4)
     assert fixed.n_bytes == len(''.join(docs).encode()) - 1                    # the first character is no target
     from gptlab.score import evaluate
     class Even(torch.nn.Module):
         def forward(self, ids, targets): return torch.ones(ids.shape), None
     assert evaluate(Even(), fixed).n_bytes == fixed.n_bytes
-    assert 'nbytes' not in next(Batches(tokenise(docs*9, Capitals()), 2, 4))    # a model is not given it in training
+    assert 'nbytes' not in next(Batches(tokenize(docs*9, Capitals()), 2, 4))    # a model is not given it in training
 
 
 def test_two_bytes_or_four():
     class Wide(ByteTokenizer): vocab_size = 2**16 + 1
-    assert tokenise(['a'], TOK).ids.dtype == np.uint16 and tokenise(['a'], Wide()).ids.dtype == np.uint32
+    assert tokenize(['a'], TOK).ids.dtype == np.uint16 and tokenize(['a'], Wide()).ids.dtype == np.uint32
 
 
 # ---- what goes wrong
@@ -280,14 +280,14 @@ class Stumbling:
     def skip(self, n): return iter(self.read(n))
     def __iter__(self): return self.skip(0)
     def read(self, n):
-        for i, d in enumerate(stories(200)[n:], n):
+        for i, d in enumerate(make_stories(200)[n:], n):
             if i == 128 and not self.failed: self.failed = True; raise OSError('the disk hiccuped')
             yield d
 
 @pytest.mark.parametrize('depth', [0, 3])
 def test_after_an_error_the_stream_goes_on_where_it_was(depth):
     "An exhausted reader once looked like the end of an epoch, and a batch half made was lost"
-    plain, other = Batches(Blocks(stories(200), TOK, 32), 7, 16), Batches(Blocks(Stumbling(), TOK, 32), 7, 16)
+    plain, other = Batches(Blocks(make_stories(200), TOK, 32), 7, 16), Batches(Blocks(Stumbling(), TOK, 32), 7, 16)
     if depth: other = Prefetch(other, depth)
     told = 0
     for _ in range(1500):
@@ -299,18 +299,18 @@ def test_after_an_error_the_stream_goes_on_where_it_was(depth):
 
 def test_blocks_without_rows_are_passed_over():
     for pack in PACKERS.values():
-        s = Batches(Blocks(stories(4) + ['', ''] + stories(4), ByteTokenizer(), 2), 2, 16, pack=pack)
+        s = Batches(Blocks(make_stories(4) + ['', ''] + make_stories(4), ByteTokenizer(), 2), 2, 16, pack=pack)
         assert len({next(s)['ids'].shape for _ in range(500)}) == 1 and s.epoch
     class Bare(ByteTokenizer): special = {}
-    s = Batches(Blocks(stories(4) + ['', ''] + stories(4), Bare(), 2), 2, 16)
+    s = Batches(Blocks(make_stories(4) + ['', ''] + make_stories(4), Bare(), 2), 2, 16)
     for _ in range(500): next(s)
     with pytest.raises(ValueError, match='too short for a row'): next(Batches(Blocks(['', ''], Bare(), 1), 2, 16))
-    with pytest.raises(ValueError, match='too short for a row'): next(Batches(Blocks(['', ''], TOK, 1), 2, 16, pack=windows))
+    with pytest.raises(ValueError, match='too short for a row'): next(Batches(Blocks(['', ''], TOK, 1), 2, 16, pack=sliding_windows))
 
 
 def test_bytes_survive_the_way_through_a_token_folder(tmp_path):
     docs = ['AÉ日👍', 'BC']*20
-    whole, read = tokenise(docs, Capitals()), None
+    whole, read = tokenize(docs, Capitals()), None
     class Saves(Capitals):
         def save(self, path): Path(path).write_text('{}'); return Path(path)
     write_tokens(docs, Saves(), tmp_path/'t', size=3)
@@ -321,7 +321,7 @@ def test_bytes_survive_the_way_through_a_token_folder(tmp_path):
 
 
 def test_places_and_sizes_that_cannot_be(tmp_path):
-    toks = tokenise(texts(), TOK)
+    toks = tokenize(texts(), TOK)
     for kw in (dict(rank=2, world=2), dict(rank=-1), dict(size=0), dict(world=0)):
         for make in (lambda: Slices(toks, **kw), lambda: Blocks(texts(), TOK, **kw)):
             with pytest.raises(ValueError, match='rank=|whole number'): make()
@@ -330,8 +330,8 @@ def test_places_and_sizes_that_cannot_be(tmp_path):
     for k, v in dict(cursor=-5, T=-3, B=0, epoch=-1, block=-1, cuts=[[0, 0]]).items():
         with pytest.raises(ValueError, match='out of range'): s.load_state_dict(good | {k: v})
     assert s.state_dict() == good
-    with pytest.raises(TypeError, match='in a list'): tokenise('hello', TOK)
-    assert len(share(FixedBatches([]), 0, 2)) == 0
+    with pytest.raises(TypeError, match='in a list'): tokenize('hello', TOK)
+    assert len(shard(FixedBatches([]), 0, 2)) == 0
     (tmp_path/'else').mkdir(); (tmp_path/'else'/'x').write_text('mine')
     with pytest.raises(FileExistsError, match='something else'): write_tokens(texts(), TOK, tmp_path/'else')
     with pytest.raises(TypeError, match='no method save'): write_tokens(texts(), object(), tmp_path/'new')
@@ -394,7 +394,7 @@ def test_an_empty_source_leaves_no_tokens(tmp_path):
 
 
 def test_memory_is_flat_over_an_epoch_ten_times_the_buffer():
-    def endless(n): return again(partial(_many, n))
+    def endless(n): return repeatable(partial(_many, n))
     def peak(n_docs):
         s = Batches(Blocks(endless(n_docs), TOK, 100), 4, 64)
         tracemalloc.start()

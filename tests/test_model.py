@@ -11,8 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import NBS, cells, tree
 from gptlab.all import *
 
-del test_tensor                                                        # pytest would take it for a test
-
 SMALL = dict(vocab_size=211, context_length=32, n_layers=4, n_heads=4, d_model=32, d_ff=48)
 no_rope = partial(Attention, pos=None)
 OWN = dict(default={}, grouped=dict(n_kv_heads=2), windows=dict(attn=[partial(Attention, window=5), Attention]), tied=dict(tie=True, init=gpt2_init), softcap=dict(softcap=15., attn=partial(Attention, softcap=20.)),
@@ -46,7 +44,7 @@ def every(test): return pytest.mark.grid(quick=3)(pytest.mark.parametrize('name'
 
 def lively(cfg, noise=.05):
     set_seed(0)
-    return perturb(GPT(cfg), noise)
+    return perturb_parameters(GPT(cfg), noise)
 
 def text(cfg, B=3, T=24):
     ids = torch.randint(0, cfg.vocab_size, (B, T+1), generator=torch.Generator().manual_seed(1))
@@ -216,7 +214,7 @@ def test_operations_with_windows():
     far, near = model.flops_per_token(32, training=False), GPT(GPTConfig(**SMALL)).flops_per_token(32, training=False)
     assert near - far == 4*4*32*(32-5)
     pos = torch.arange(32)[None]
-    assert visible(pos, pos, window=5).sum() == 32*5 - (4+3+2+1)
+    assert visible_mask(pos, pos, window=5).sum() == 32*5 - (4+3+2+1)
 
 @every
 def test_a_model_shows_its_counts(name):
@@ -350,8 +348,8 @@ def test_parts_that_fix_their_own_widths():
     assert [b.mlp.up.out_features for b in model.blocks] == [48, 64, 48, 64] and [b.attn.K for b in model.blocks] == [4, 2, 4, 2]
 
 @pytest.mark.parametrize('make,words', [(lambda: Attention(32, 4, d_head=-2), 'd_head is a whole number'), (lambda: Attention(32, 4, 0), 'n_kv_heads is a whole number'), (lambda: MoE(8, 8, capacity=-1), 'capacity is a multiple'), (lambda: MoE(8, 8, shared=-1), 'shared is a number'),
-                                        (lambda: OpenAttention(32, 4, v_expand=0), 'expand by a number above 0'), (lambda: extend(GPT(llama_config(**SMALL)), 0), 'context_length must be'),
-                                        (lambda: extend(GPT(llama_config(**SMALL, pos_embed=LearnedPositions)), 2), 'learnt places'),
+                                        (lambda: OpenAttention(32, 4, v_expand=0), 'expand by a number above 0'), (lambda: extend_context(GPT(llama_config(**SMALL)), 0), 'context_length must be'),
+                                        (lambda: extend_context(GPT(llama_config(**SMALL, pos_embed=LearnedPositions)), 2), 'learnt places'),
                                         (lambda: GPT(gpt2_config(**SMALL))(torch.zeros(1, 4, dtype=torch.long), pos=torch.full((1, 4), 99)), 'beyond the table of 32')])
 def test_parts_that_cannot_be(make, words):
     with pytest.raises(ValueError, match=words): make()

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from gptlab.attention import Attention
-from gptlab.blocks import GLU, MLP, no_gradient, perturb
+from gptlab.blocks import GLU, MLP, no_gradient, perturb_parameters
 from gptlab.core import set_seed
 from gptlab.generation import generate, generate_rows, top_k
-from gptlab.model import Block, GPT, GPTConfig, lm_loss, pair
-from gptlab.moe import MoD, MoE, active_params, balance_loss, dropped_share, expert_load, route, steer
+from gptlab.model import Block, GPT, GPTConfig, lm_loss, as_pair
+from gptlab.moe import MoD, MoE, active_params, balance_loss, dropped_share, expert_load, route_tokens, balance_experts
 from gptlab.optimizers import Opt, adamw, hidden, muon
 
 CFG = GPTConfig(vocab_size=64, context_length=48, n_layers=2, n_heads=4, d_model=32, d_ff=32)
@@ -25,7 +25,7 @@ MODELS = {k: replace(CFG, mlp=m) for k, m in MIXES.items()} | dict(
 
 def make(name, seed=0):
     set_seed(seed)
-    return perturb(GPT(MODELS[name]), .1).eval()
+    return perturb_parameters(GPT(MODELS[name]), .1).eval()
 
 
 def padded(T=40):
@@ -115,7 +115,7 @@ def test_top_k_over_time_leaks():
 
 def test_all_tokens_through_is_the_plain_block():
     "share=1 and a weight of 1: nothing is left of the mixture"
-    set_seed(0); model = perturb(GPT(replace(CFG, block=partial(MoD, share=1.))), .1).train()
+    set_seed(0); model = perturb_parameters(GPT(replace(CFG, block=partial(MoD, share=1.))), .1).train()
     plain = GPT(CFG)
     for b, p in zip(model.blocks, plain.blocks):
         p.load_state_dict(b.block.state_dict()); b.router.weight.data.zero_(); b.router.register_forward_hook(lambda m, a, y: y + 50)
@@ -138,13 +138,13 @@ def test_balance_loss_is_least_when_even():
     for E, k in ((4, 1), (8, 2)):
         for _ in range(20):
             scores = torch.randn(64, E).softmax(-1)
-            chosen = route(scores, k)[1]
+            chosen = route_tokens(scores, k)[1]
             assert .9 < balance_loss(chosen, scores) <= E
 
 
 def test_its_gradient_evens_the_load():
     "Descending the loss, or steering the bias, evens a router that begins with a favourite"
-    for balance, group in (('loss', adamw(lr=.01)), ('bias', steer(.01))):
+    for balance, group in (('loss', adamw(lr=.01)), ('bias', balance_experts(.01))):
         set_seed(0)
         m, x = MoE(32, 16, balance=balance, k=1), torch.randn(4, 64, 32) + 1
         m.router.weight.data[0] += .1
@@ -164,14 +164,14 @@ def test_steering_is_the_same_for_accumulated_batches():
 
 def test_the_bias_moves_the_choice_and_not_the_weights():
     s = torch.tensor([[.5, .3, .2]])
-    w, chosen = route(s, 2, bias=torch.tensor([0., -.2, 0.]), normalise=False)
+    w, chosen = route_tokens(s, 2, bias=torch.tensor([0., -.2, 0.]), normalise=False)
     assert chosen.tolist() == [[0, 2]] and w.tolist() == s[:,[0, 2]].tolist()
 
 
 def test_capacity_drops_and_is_measured():
     set_seed(0)
-    m, x = perturb(MoE(32, 16, balance=None, capacity=1.)), torch.randn(4, 64, 32)
-    free = perturb(MoE(32, 16, balance=None)); free.load_state_dict(m.state_dict())
+    m, x = perturb_parameters(MoE(32, 16, balance=None, capacity=1.)), torch.randn(4, 64, 32)
+    free = perturb_parameters(MoE(32, 16, balance=None)); free.load_state_dict(m.state_dict())
     moved = ((m(x) - free(x)).abs().amax(-1) > 1e-6).float().mean()
     load = torch.bincount(m.choose(x.flatten(0,1))[1].flatten(), minlength=8) / 512
     assert 0 < dropped_share(load, 1.) <= moved <= 2*dropped_share(load, 1.) + 1e-6         # a token may lose one of two experts, or both
@@ -187,7 +187,7 @@ def test_load_is_a_share_of_every_layer():
 
 def test_only_the_biases_are_steered():
     model = make('bias')
-    opt = Opt(model, steer(), muon(at=hidden), adamw())
+    opt = Opt(model, balance_experts(), muon(at=hidden), adamw())
     assert opt.param_groups[0]['param_names'] == ['blocks.0.mlp.bias', 'blocks.1.mlp.bias']
 
 

@@ -8,7 +8,7 @@ import os, random, shutil, signal, sys, time
 import pytest
 import torch
 
-from gptlab.checkpoints import checkpoints_in, latest, load_checkpoint, save_checkpoint
+from gptlab.checkpoints import checkpoints_in, latest_checkpoint, load_checkpoint, save_checkpoint
 from gptlab.core import set_seed
 from gptlab.data import corpus
 from gptlab.generation import generate_text, sample_from
@@ -123,7 +123,7 @@ def same(a, b, at=''):
 
 
 def state(folder):
-    d = load_checkpoint(latest(folder))
+    d = load_checkpoint(latest_checkpoint(folder))
     del d['trainer']['info']
     return d
 
@@ -257,9 +257,9 @@ def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     path, codes = tmp_path/'run'/'step_000001', []
     save_checkpoint(path, model=dict(w=torch.full((3,), -1.)), note=dict(value=-1))
     while 0 not in codes:
-        n, before = len(codes), load_checkpoint(latest(tmp_path/'run'))['note']['value']
+        n, before = len(codes), load_checkpoint(latest_checkpoint(tmp_path/'run'))['note']['value']
         codes.append(die_at(n, path, n))
-        found = load_checkpoint(path if n % 2 else latest(tmp_path/'run'))
+        found = load_checkpoint(path if n % 2 else latest_checkpoint(tmp_path/'run'))
         assert found['note']['value'] in (before, n) and (found['model']['w'] == found['note']['value']).all()
         assert codes[-1] in (0, 9) and n < 100
     assert len(codes) > 10 and found['note']['value'] == n

@@ -17,11 +17,11 @@ import gptlab.tokenizers                                       # gives a BPE to_
 from gptlab.attention import Attention, RoPE, Seq
 from gptlab.bpe import BPE
 from gptlab.core import set_seed
-from gptlab.data import corpus, stories
+from gptlab.data import corpus, make_stories
 from gptlab.generation import generate, generate_rows, generate_text, min_p, temperature, top_k, top_p
 from gptlab.model import GPT, GPTConfig, gpt2_config, llama_config, lm_loss
 from gptlab.optimizers import Opt, adamw, hidden, muon, sgd
-from gptlab.packing import batches, tokenise
+from gptlab.packing import batches, tokenize
 from gptlab.schedules import linear, wsd
 from gptlab.score import evaluate
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer
@@ -174,7 +174,7 @@ def test_the_vocabulary_has_as_many_ids_as_it_says():
 def test_the_last_target_of_a_row_is_the_next_token():
     "SLM: it was the row's own last token, so that 1/256 of the loss taught copying"
     c = corpus([f'{i:04d};' for i in range(400)])
-    toks = tokenise(c.train, TOK)
+    toks = tokenize(c.train, TOK)
     train, valid = batches(c, TOK, B=4, T=10)
     for b in [next(train) for _ in range(5)] + list(valid):
         real = b['targets'] != -100
@@ -188,7 +188,7 @@ def test_the_last_target_of_a_row_is_the_next_token():
 @pytest.mark.parametrize('stop', [1, 3, 7])
 def test_no_row_is_lost_or_seen_twice_by_stopping(stop):
     "LAB: 16 prefetched batches were lost, and a row group skipped. AIL: after a resume the order was another. SLM: the epoch began again"
-    def stream(): return batches(stories(30), TOK, B=3, T=16, seed=5, docs=True)[0]
+    def stream(): return batches(make_stories(30), TOK, B=3, T=16, seed=5, docs=True)[0]
     whole, first = stream(), stream()
     want = [next(whole) for _ in range(40)]
     got = []
@@ -202,31 +202,31 @@ def test_no_row_is_lost_or_seen_twice_by_stopping(stop):
 def test_a_seed_means_an_order():
     "SLM: nothing was shuffled. AIL: the argument was ignored. HLB: rows were drawn with replacement"
     def epoch(seed, skip=0):
-        s = batches(stories(30), TOK, B=1, T=16, seed=seed)[0]
+        s = batches(make_stories(30), TOK, B=1, T=16, seed=seed)[0]
         for _ in range(skip*len(s.rows)): next(s)
         return [tuple(next(s)['ids'][0].tolist()) for _ in range(len(s.rows))]
     assert epoch(1) == epoch(1) != epoch(2) and epoch(1) != epoch(1, skip=1)
     counts = torch.zeros(257, dtype=torch.long)
-    toks = tokenise(corpus(stories(30)).train, TOK)
-    s = batches(stories(30), TOK, B=1, T=16, seed=3)[0]
+    toks = tokenize(corpus(make_stories(30)).train, TOK)
+    s = batches(make_stories(30), TOK, B=1, T=16, seed=3)[0]
     for _ in range(len(s.rows)): t = next(s)['targets']; counts += t[t >= 0].bincount(minlength=257)
     assert torch.equal(counts, torch.from_numpy(toks.ids.astype('int64')).bincount(minlength=257))        # each token once an epoch
 
 
 def test_the_score_does_not_depend_on_how_rows_are_batched():
     "LAB: the loss beside bits per byte was a mean divided by the batch size again. AIL: the validation loader was never used"
-    model, c = lively(MODELS['modern']()), corpus(stories(12))
+    model, c = lively(MODELS['modern']()), corpus(make_stories(12))
     scores = [evaluate(model, batches(c, TOK, B=B, T=32)[1]) for B in (1, 3, 16)]
     nll = torch.cat([model(**b)[0].flatten() for b in batches(c, TOK, B=1, T=32)[1]]).double().sum().item()
     for s in scores:
-        assert s.tokens == len(tokenise(c.valid, TOK)) - 1 and abs(s.loss*s.tokens - nll) < 1e-3*nll
+        assert s.tokens == len(tokenize(c.valid, TOK)) - 1 and abs(s.loss*s.tokens - nll) < 1e-3*nll
         assert abs(s.bpb - nll/math.log(2)/sum(len(d.encode()) for d in c.valid)) < 1e-4
 
 
 # ---- steps
 
 def run(opt, **kw):
-    train, valid = batches(stories(20), TOK, B=2, T=16)
+    train, valid = batches(make_stories(20), TOK, B=2, T=16)
     return Trainer(opt.model, opt, train, valid.head(1), **dict(callbacks=[], eval_every=0, device='cpu') | kw)
 
 def optimizer(*groups):

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import gptlab.data as data
-from gptlab.data import Corpus, Source, again, corpus, hf_dataset, jsonl, parquet, skip, split_docs, stories, stories_bpb, story_bits, text_files
+from gptlab.data import Corpus, Source, repeatable, corpus, hf_dataset, jsonl, parquet, skip_documents, split_docs, make_stories, stories_bpb, story_bits, text_files
 
-DOCS = stories(1500, seed=3) + ['Grüße, 東京 🙂\n', 'Grüße, 東京 🙂\n', 'x']
+DOCS = make_stories(1500, seed=3) + ['Grüße, 東京 🙂\n', 'Grüße, 東京 🙂\n', 'x']
 EOT = '<|endoftext|>\n'
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def sources(tmp_path_factory):
     write(d/'lines'/'a.jsonl', '\n\n'.join(json.dumps(dict(text=t)) for t in DOCS[:700])), write(d/'lines'/'b.jsonl', ''.join(json.dumps(dict(n=1, text=t), ensure_ascii=False) + '\r\n' for t in DOCS[700:]))
     return dict(text=text_files(write(d/'all.txt', EOT.join(DOCS))), folder=text_files(d/'folder'), jsonl=jsonl(d/'lines'), parquet=parquet(shards(d/'shards', DOCS)),
                 sound=parquet(d/'shards', errors='skip'), one=parquet(shards(d/'one', DOCS, n=1, group=5000)/'shard_00000.parquet'),
-                memory=hf_dataset(ds), streaming=hf_dataset(ds.to_iterable_dataset(num_shards=3)), function=again(tell), list=DOCS)
+                memory=hf_dataset(ds), streaming=hf_dataset(ds.to_iterable_dataset(num_shards=3)), function=repeatable(tell), list=DOCS)
 
 KINDS = ['text', 'folder', 'jsonl', 'parquet', 'sound', 'one', 'memory', 'streaming', 'function', 'list']
 
@@ -64,23 +64,23 @@ def test_continued_anywhere(sources, kind):
     "skip(n) is what is left after n documents: at the borders of row groups, batches and shards, at random places, at and past the end"
     source, n = sources[kind], len(DOCS)
     assert list(source) == list(source) == DOCS
-    for at in {0, 1, 39, 40, 41, 99, 100, 101, 500, 501, 502, 700, 999, 1000, 1001, 1023, 1024, 1025, n-1, n, n+1, 10*n, *random.Random(kind).sample(range(n), 6)}: assert list(skip(source, at)) == DOCS[at:], at
+    for at in {0, 1, 39, 40, 41, 99, 100, 101, 500, 501, 502, 700, 999, 1000, 1001, 1023, 1024, 1025, n-1, n, n+1, 10*n, *random.Random(kind).sample(range(n), 6)}: assert list(skip_documents(source, at)) == DOCS[at:], at
 
 def test_two_readers_do_not_disturb_each_other(sources):
     for source in sources.values():
-        a, b = skip(source, 3), skip(source, 3)
+        a, b = skip_documents(source, 3), skip_documents(source, 3)
         assert [next(a), next(b), next(a), next(b)] == [DOCS[3], DOCS[3], DOCS[4], DOCS[4]]
 
 def test_continued_in_another_process(sources, tmp_path):
     "Sources travel to workers by pickle"
-    named = {k: s for k, s in sources.items() if k != 'function'} | {'numbers': again(partial(map, str, range(1600)))}
+    named = {k: s for k, s in sources.items() if k != 'function'} | {'numbers': repeatable(partial(map, str, range(1600)))}
     (tmp_path/'sources.pkl').write_bytes(pickle.dumps(named))
     code = """if True:
         import hashlib, pickle, sys
         from gptlab.data import skip
         for kind, s in pickle.load(open(sys.argv[1], 'rb')).items(): print(kind, hashlib.sha256(''.join(skip(s, 777)).encode()).hexdigest())"""
     out = subprocess.run([sys.executable, '-c', code, str(tmp_path/'sources.pkl')], capture_output=True, text=True, check=True).stdout
-    assert dict(line.split() for line in out.splitlines()) == {kind: hashlib.sha256(''.join(skip(s, 777)).encode()).hexdigest() for kind, s in named.items()}
+    assert dict(line.split() for line in out.splitlines()) == {kind: hashlib.sha256(''.join(skip_documents(s, 777)).encode()).hexdigest() for kind, s in named.items()}
 
 def test_how_many(sources):
     for kind in ('parquet', 'one', 'memory', 'list'): assert len(sources[kind]) == len(DOCS)
@@ -144,13 +144,13 @@ def test_files_larger_than_memory(big, kind):
 
 def test_a_short_stream_splits_as_its_list():
     for docs in (DOCS[:900], DOCS[:2], ['a b '*99], ['same']*5 + ['other'], ['', 'a', ' ', 'b']):
-        a, b = corpus(docs), corpus(again(lambda: iter(docs)))
+        a, b = corpus(docs), corpus(repeatable(lambda: iter(docs)))
         assert (list(b.train), list(b.valid), b.sha256, b.n_docs, b.n_bytes) == (a.train, a.valid, a.sha256, a.n_docs, a.n_bytes)
 
 def test_a_long_stream_is_split_by_its_text():
     "Nothing lost or on both sides, copies together, near the share, whatever the order; and its sides can be continued like any source"
     docs = [f'Story {i}: ' + 'once '*(i%9) for i in range(4000)]
-    a, b = corpus(again(lambda: docs)), corpus(again(lambda: docs[::-1] + docs[:100]))
+    a, b = corpus(repeatable(lambda: docs)), corpus(repeatable(lambda: docs[::-1] + docs[:100]))
     assert sorted([*a.train, *a.valid]) == sorted(docs) and not {*a.train} & {*a.valid}
     assert {*a.valid} == {*b.valid} and not {*b.valid} & {*b.train}
     assert .04 < len(list(a.valid))/4000 < .06 and .04 < sum(map(len, a.valid))/sum(map(len, docs)) < .06
@@ -158,7 +158,7 @@ def test_a_long_stream_is_split_by_its_text():
     assert abs(len({*a.valid} & {*split_docs(docs)[1]}) - len({*a.valid})) < 40        # the line is the list's, cut at nearly the same place
 
 def test_copies_first_do_not_make_a_short_stream():
-    c = corpus(again(lambda: ['copy']*1001 + [f'document {i}' for i in range(2000)]))
+    c = corpus(repeatable(lambda: ['copy']*1001 + [f'document {i}' for i in range(2000)]))
     assert c.n_docs == 3001 and 50 < len(list(c.valid)) < 1200
 
 def test_a_corpus_counts_once():
@@ -203,13 +203,13 @@ def test_files_make_the_corpus_of_their_documents(tmp_path):
 def test_the_built_in_corpora_never_change():
     c = corpus('stories')
     assert (c.sha256[:16], hashlib.sha256(''.join(c.train).encode()).hexdigest()[:16], len(c.valid)) == ('9810b832316377c4', '50793a4bfb2389c1', 99)
-    assert hashlib.sha256(''.join(stories(3000, 7)).encode()).hexdigest()[:16] == '986d10362af2052a'
+    assert hashlib.sha256(''.join(make_stories(3000, 7)).encode()).hexdigest()[:16] == '986d10362af2052a'
 
 
 # ---- what is wrong is said once, clearly
 
 def test_empty(tmp_path):
-    for text in ([], [' '], again(lambda: iter(())), again(lambda: ['\n', '']), datasets.Dataset.from_dict(dict(text=['']))):
+    for text in ([], [' '], repeatable(lambda: iter(())), repeatable(lambda: ['\n', '']), datasets.Dataset.from_dict(dict(text=['']))):
         with refuses(ValueError, 'no text'): corpus(text)
     for path in (write(tmp_path/'a.txt', ''), write(tmp_path/'a.jsonl', '\n\n'), write(tmp_path/'b'/'x.md', ' ').parent):
         with refuses(ValueError, path, 'no text', 'bytes'): corpus(path)
@@ -287,20 +287,20 @@ def test_a_corrupt_shard(tmp_path, how):
 def test_a_document_that_is_null(tmp_path):
     docs = DOCS[:30] + [None] + DOCS[31:60]
     with refuses(ValueError, 'shard_00001.parquet: document 10 is null'): list(parquet(shards(tmp_path/'s', docs)))
-    for source in (again(lambda: docs), docs, hf_dataset(datasets.Dataset.from_dict(dict(text=docs)))):
+    for source in (repeatable(lambda: docs), docs, hf_dataset(datasets.Dataset.from_dict(dict(text=docs)))):
         with refuses(TypeError, 'document 30 of', 'null, not text'): corpus(source)
-        with refuses(TypeError, 'document 30 of', 'null, not text'): list(skip(source, 7))
+        with refuses(TypeError, 'document 30 of', 'null, not text'): list(skip_documents(source, 7))
     with refuses(TypeError, 'document 1 of', 'int, not text'): corpus(['a', 1])
 
 def test_what_can_be_read_only_once(tmp_path):
     "A second epoch would be empty, and nothing could be continued"
     gen = numbered(9)
     for once in (numbered(9), map(str, range(9)), open(write(tmp_path/'a.txt', 'a\nb\n'))):
-        for f in (corpus, partial(skip, n=1)):
+        for f in (corpus, partial(skip_documents, n=1)):
             with refuses(TypeError, 'only once', 'again(lambda: …)'): f(once)
-    with refuses(TypeError, 'same iterator twice'): again(lambda: gen)
-    with refuses(TypeError, 'a function', 'generator'): again(numbered(9))
-    with refuses(TypeError, 'one document', '[text]'): skip('all of it', 0)
+    with refuses(TypeError, 'same iterator twice'): repeatable(lambda: gen)
+    with refuses(TypeError, 'a function', 'generator'): repeatable(numbered(9))
+    with refuses(TypeError, 'one document', '[text]'): skip_documents('all of it', 0)
 
 def test_names_and_paths(tmp_path):
     write(tmp_path/'mybook.jsonl', '{"text": "a"}')
@@ -312,8 +312,8 @@ def test_names_and_paths(tmp_path):
 
 def test_a_share_that_keeps_nothing_aside():
     docs = [f'document {i}' for i in range(1500)]
-    with refuses(ValueError, 'valid=1.5', 'between 0 and 1'): corpus(again(lambda: docs), valid=1.5)
-    with refuses(ValueError, 'no document is kept aside'): repr(corpus(again(lambda: docs), valid=1e-7))
+    with refuses(ValueError, 'valid=1.5', 'between 0 and 1'): corpus(repeatable(lambda: docs), valid=1.5)
+    with refuses(ValueError, 'no document is kept aside'): repr(corpus(repeatable(lambda: docs), valid=1e-7))
 
 
 # ---- the stories' floor is exact

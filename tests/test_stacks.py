@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from gptlab.attention import Attention, LearnedPositions, Seq
 from gptlab.attentions import Gate, OpenAttention, ValueEmbedding
-from gptlab.blocks import GLU, LayerNorm, MLP, perturb, RMSNorm
+from gptlab.blocks import GLU, LayerNorm, MLP, perturb_parameters, RMSNorm
 from gptlab.core import set_seed
 from gptlab.linear_attentions import DeltaAttention, MLA
 from gptlab.model import Block, check_model, GPT, gpt2_init, GPTConfig, lm_loss, modern_init
 from gptlab.moe import MoE
 from gptlab.optimizers import adamw, muon, Opt
-from gptlab.stacks import draw_by_role, hlb_init, mup_groups, mup_init, nanochat_init, ParallelBlock, roles, ScaledBlock
+from gptlab.stacks import draw_by_role, hlb_init, mup_groups, mup_init, nanochat_init, ParallelBlock, parameter_roles, ScaledBlock
 
 class Both(ScaledBlock, ParallelBlock): pass
 
@@ -56,7 +56,7 @@ def test_every_block_of_every_stack(stack, block):
 @pytest.mark.parametrize('stack', ['experts', 'narrow'])
 @pytest.mark.parametrize('block', BLOCKS)
 def test_blocks_survive_recomputing_and_short_chunks(stack, block):
-    model = perturb(make(**STACKS[stack], block=BLOCKS[block]))
+    model = perturb_parameters(make(**STACKS[stack], block=BLOCKS[block]))
     ids = torch.randint(0, 50, (2, 21)); batch, want = dict(ids=ids[:,:-1], targets=ids[:,1:]), None
     for model.remat, model.loss_chunk in ((False, None), (True, 7)):
         model.zero_grad(); lm_loss(model, batch)[0].backward()
@@ -69,7 +69,7 @@ def test_blocks_survive_recomputing_and_short_chunks(stack, block):
 
 def test_a_parallel_scaled_stack_by_hand():
     "The whole model, formula by formula; the auxiliary losses are those of the parts"
-    m = perturb(make(block=Both, mlp=partial(MoE, n_experts=4), attn=OpenAttention)).eval()
+    m = perturb_parameters(make(block=Both, mlp=partial(MoE, n_experts=4), attn=OpenAttention)).eval()
     ids = torch.randint(0, 50, (2, 20)); seq = Seq(ids)
     x = x0 = m.embed(ids); losses = []
     for b in m.blocks:
@@ -177,7 +177,7 @@ def test_unknown_parts_keep_their_own_start(init):
     model = GPT(GPTConfig(**DIMS, mlp=Odd, init=NAMED[init]))
     odd = model.blocks[0].mlp
     assert (odd.scale == 7).all() and odd.conv.weight.any() and odd.proj.weight.any() and not odd.proj.bias.any()
-    assert roles(model)['blocks.0.mlp.proj'] == 'matrix' and model(torch.zeros(1, 5, dtype=torch.long)).isfinite().all()
+    assert parameter_roles(model)['blocks.0.mlp.proj'] == 'matrix' and model(torch.zeros(1, 5, dtype=torch.long)).isfinite().all()
     assert len(mup_groups(model, model.cfg)) == 1            # the same width: one rate for all
 
 
@@ -188,7 +188,7 @@ def own_head(model, init=mup_init):
 @pytest.mark.parametrize('init', NAMED)
 def test_a_head_of_ones_own_is_a_head(init):
     model = make(init=partial(own_head, init=NAMED[init])); ids = torch.randint(0, 50, (2, 20))
-    assert roles(model)['head.1'] == 'head' and abs(model(ids, ids)[0].mean() - math.log(50)) < .2
+    assert parameter_roles(model)['head.1'] == 'head' and abs(model(ids, ids)[0].mean() - math.log(50)) < .2
     assert len(mup_groups(model, model.cfg)) == 1
 
 

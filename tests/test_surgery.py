@@ -10,7 +10,7 @@ from torch import nn
 
 from gptlab.attention import Attention
 from gptlab.attentions import Gate, OpenAttention, ValueEmbedding
-from gptlab.blocks import GLU, LayerNorm, perturb
+from gptlab.blocks import GLU, LayerNorm, perturb_parameters
 from gptlab.checkpoints import load_checkpoint, load_model, save_checkpoint
 from gptlab.core import set_seed
 from gptlab.hub import HubAttention, load, NormedLinear, save
@@ -19,7 +19,7 @@ from gptlab.model import gpt2_config, GPT, GPTConfig, lm_loss, swap
 from gptlab.moe import MoD, MoE
 from gptlab.optimizers import adamw, hidden, muon, Opt
 from gptlab.stacks import ParallelBlock, ScaledBlock
-from gptlab.surgery import add_lora, check_config, deepen, load_lora, LoRA, lora_state, mean_rows, n_learning, to_gqa, transplant, widen_vocab
+from gptlab.surgery import add_lora, check_config, add_layers, load_lora, LoRA, lora_state, mean_rows, n_learning, to_gqa, rebuild, widen_vocab
 from gptlab.trainer import Trainer
 
 CFG = GPTConfig(vocab_size=61, context_length=32, n_layers=2, n_heads=4, d_model=32, d_ff=48)
@@ -38,7 +38,7 @@ IDS = torch.randint(0, 61, (2, 32), generator=torch.Generator().manual_seed(0))
 
 def make(name, seed=0):
     set_seed(seed)
-    return perturb(GPT(CONFIGS[name]), .05).eval()
+    return perturb_parameters(GPT(CONFIGS[name]), .05).eval()
 
 
 @torch.no_grad()
@@ -69,13 +69,13 @@ def test_a_window_leaves_what_lies_within():
     assert swap(model, Attention, windowed) == 2 and not check_config(model).ok
     same(logits(model)[:,:8], before[:,:8]); assert (logits(model) - before)[:,20:].abs().max() > 1e-4
     model.cfg = replace(model.cfg, attn=partial(Attention, window=8)); assert_sound(model)
-    same(logits(transplant(make('grouped'), attn=partial(Attention, window=8))), logits(model))
+    same(logits(rebuild(make('grouped'), attn=partial(Attention, window=8))), logits(model))
 
 
 @pytest.mark.parametrize('cfg', (CFG, replace(CFG, attn=partial(Attention, bias=True, qk_norm=False)), replace(CFG, attn=partial(OpenAttention, v_expand=2., adds=[Gate])),
                                  replace(CFG, attn=[partial(Attention, window=7), Attention]), replace(CFG, mlp=MoE, tie=True)), ids=range(5))
 def test_equal_heads_are_grouped_without_loss(cfg):
-    set_seed(0); model = perturb(GPT(cfg), .05).eval()
+    set_seed(0); model = perturb_parameters(GPT(cfg), .05).eval()
     for b in model.blocks:
         for m in (b.attn.k, b.attn.v):
             for p in m.parameters(): p.data = p.data.unflatten(0, (2, 2, -1))[:,:1].expand(-1, 2, *[-1]*p.ndim).flatten(0, 2).contiguous()
@@ -179,7 +179,7 @@ def test_a_tied_head_is_refused_an_untied_one_is_not(name):
     model = make(name); every = lambda name, p, m: 'head' in name
     with pytest.raises(ValueError, match='embed and head share one matrix'): add_lora(model, at=every)
     assert model.head.weight is model.embed.weight and n_learning(model) == model.n_params()
-    loose = transplant(model, tie=False); same(logits(loose), logits(model), 1e-6); assert_sound(loose)
+    loose = rebuild(model, tie=False); same(logits(loose), logits(model), 1e-6); assert_sound(loose)
     assert add_lora(loose, at=every) == 1
 
 
@@ -214,7 +214,7 @@ def test_corrections_travel_alone(tmp_path):
 @each
 def test_a_transplant_into_the_same_config_is_a_copy(name):
     model = make(name).train(); model.remat, model.loss_chunk = True, 16
-    new = transplant(model)
+    new = rebuild(model)
     assert new.training and new.remat and new.loss_chunk == 16 and new is not model
     assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(model.state_dict().values(), new.state_dict().values()))
 
@@ -222,17 +222,17 @@ def test_a_transplant_into_the_same_config_is_a_copy(name):
 def test_what_does_not_fit_is_listed():
     model = make('plain')
     for changes, says in ((dict(d_ff=50), 'blocks.0.mlp.up.weight is'), (dict(mlp=GLU), 'mlp.gate.weight is missing'), (dict(n_layers=1), 'blocks.1.*unknown here'), (dict(n_layers=3), 'blocks.2.*missing')):
-        with pytest.raises(ValueError, match=says): transplant(model, **changes)
-    with pytest.raises(ValueError, match='head.weight differs from embed.weight, and here they are one'): transplant(model, tie=True)
-    with pytest.raises(TypeError): transplant(model, n_layer=3)
+        with pytest.raises(ValueError, match=says): rebuild(model, **changes)
+    with pytest.raises(ValueError, match='head.weight differs from embed.weight, and here they are one'): rebuild(model, tie=True)
+    with pytest.raises(TypeError): rebuild(model, n_layer=3)
     swap(model, Attention, partial(to_gqa, n_kv_heads=2))
-    for f in (transplant, partial(widen_vocab, n=70), partial(deepen, n_layers=3)):
+    for f in (rebuild, partial(widen_vocab, n=70), partial(add_layers, n_layers=3)):
         with pytest.raises(ValueError, match='does not describe this model'): f(model)
 
 
 def test_dtype_is_kept():
     model = make('plain').double()
-    for new in (transplant(model), widen_vocab(model, 70), deepen(model, 3)): assert {p.dtype for p in new.parameters()} == {torch.float64}
+    for new in (rebuild(model), widen_vocab(model, 70), add_layers(model, 3)): assert {p.dtype for p in new.parameters()} == {torch.float64}
 
 
 def test_untied_by_hand_is_noticed():
@@ -292,14 +292,14 @@ def test_tables_it_cannot_widen():
     with pytest.raises(ValueError, match='fixes its own vocab_size'):
         widen_vocab(GPT(replace(CFG, attn=partial(OpenAttention, adds=[partial(ValueEmbedding, vocab_size=61)]))), 70)
     with pytest.raises(ValueError, match='pairs.weight'): widen_vocab(GPT(replace(CFG, attn=Squared)), 70)
-    same(logits(widen_vocab(m := perturb(GPT(replace(CFG, pos_embed=Pairs))), 70))[...,:61], logits(m))        # a table of something else stays
+    same(logits(widen_vocab(m := perturb_parameters(GPT(replace(CFG, pos_embed=Pairs))), 70))[...,:61], logits(m))        # a table of something else stays
 
 
 # ---- depth
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if n != 'scaled'])
 def test_deeper_is_the_same_function(name):
-    model = make(name); deep = deepen(model, 4).eval()
+    model = make(name); deep = add_layers(model, 4).eval()
     same(logits(deep), logits(model), 1e-5); assert_sound(deep)
     assert len(deep.blocks) == 4 == deep.cfg.n_layers and all(torch.equal(t, deep.state_dict()[n]) for n, t in model.state_dict().items())
     total, n = lm_loss(deep.train(), dict(ids=IDS[:,:-1], targets=IDS[:,1:])); total.backward()
@@ -308,25 +308,25 @@ def test_deeper_is_the_same_function(name):
 
 
 def test_a_pattern_goes_on():
-    assert [b.attn.window for b in deepen(make('window'), 5).blocks] == [5, None, 5, None, 5]
+    assert [b.attn.window for b in add_layers(make('window'), 5).blocks] == [5, None, 5, None, 5]
 
 
 def test_what_cannot_be_deepened():
     for n in (1, 0, 2.5, '3'):
-        with pytest.raises(ValueError, match='has 2 layers'): deepen(make('plain'), n)
+        with pytest.raises(ValueError, match='has 2 layers'): add_layers(make('plain'), n)
     class Loud(Attention):
         def __init__(self, C, n_heads, n_kv_heads=None): super().__init__(C, n_heads, n_kv_heads); self.also = nn.Linear(C, C)
         def forward(self, x, seq): return super().forward(x, seq) + self.also(x)
-    with pytest.raises(ValueError, match='other logits'): deepen(GPT(replace(CFG, attn=Loud, tie=True)), 3)
-    with pytest.raises(ValueError, match='scale the stream'): deepen(make('scaled'), 3)
+    with pytest.raises(ValueError, match='other logits'): add_layers(GPT(replace(CFG, attn=Loud, tie=True)), 3)
+    with pytest.raises(ValueError, match='scale the stream'): add_layers(make('scaled'), 3)
     every_second = replace(CFG, attn=partial(OpenAttention, adds=[partial(ValueEmbedding, every=2)]))
-    with pytest.raises(ValueError, match='unknown here|other logits'): deepen(perturb(GPT(every_second)), 3)
-    assert len(deepen(perturb(GPT(every_second)), 4).blocks) == 4
+    with pytest.raises(ValueError, match='unknown here|other logits'): add_layers(perturb_parameters(GPT(every_second)), 3)
+    assert len(add_layers(perturb_parameters(GPT(every_second)), 4).blocks) == 4
 
 
 # ---- afterwards
 
-@pytest.mark.parametrize('operate', (transplant, partial(widen_vocab, n=70), partial(deepen, n_layers=3)), ids=('copy', 'wide', 'deep'))
+@pytest.mark.parametrize('operate', (rebuild, partial(widen_vocab, n=70), partial(add_layers, n_layers=3)), ids=('copy', 'wide', 'deep'))
 @pytest.mark.parametrize('name', ('narrow_tied', 'moe', 'values', 'gpt2'))
 def test_saved_and_loaded(name, operate, tmp_path):
     model = operate(make(name))
@@ -344,6 +344,6 @@ def test_the_trainer_wants_a_new_optimizer():
     model = make('grouped'); opt, data = Opt(model, muon(), adamw()), [dict(ids=IDS[:,:-1], targets=IDS[:,1:])]
     swap(model, Attention, partial(to_gqa, n_kv_heads=1))
     with pytest.raises(ValueError, match='was a part swapped'): Trainer(model, opt, data, callbacks=[], device='cpu')
-    for operate in (lambda m: m, partial(widen_vocab, n=70), partial(deepen, n_layers=3)):
+    for operate in (lambda m: m, partial(widen_vocab, n=70), partial(add_layers, n_layers=3)):
         new = operate(make('grouped')); Trainer(new, Opt(new, muon(), adamw()), data, callbacks=[], device='cpu').fit(1)
     add_lora(new); Trainer(new, Opt(new, adamw()), data, callbacks=[], device='cpu').fit(1)

@@ -14,7 +14,7 @@ from gptlab.bpe import BPE, GPT2_PATTERN
 from gptlab.cli import main
 from gptlab.tokenizer import BOS, ByteTokenizer, CharTokenizer, Tokenizer, check_tokenizer, fuzz_texts, load_tokenizer, show_tokens
 from gptlab.tokenizers import (CHAT_SPECIAL, AsciiTokenizer, ByT5Tokenizer, HFTokenizer, RankTokenizer, SentencePieceTokenizer, StrippedAsciiTokenizer, _between, _rank_files,
-                               add_special, bytes_per_token, compare, encode_special, open_tokenizer, renyi, text_kinds, tiktoken_named, truncate)
+                               add_special, bytes_per_token, compare_tokenizers, encode_special, open_tokenizer, renyi_efficiency, text_kinds, tiktoken_named, truncate_vocab)
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual
 FUZZ = fuzz_texts(300, seed=3) + DOCS[::15] + ['\0', '▁', 'a▁ ▁b', 'e\u0301\u0301', '👩\u200d💻', ' \n\t'*40, 'é'*300, '<|bos|> <s> <unk>']
@@ -114,7 +114,7 @@ def test_ranks_that_cannot_be(small):
 
 def test_a_truncated_one_is_rebuilt_from_its_file(small, turned, tmp_path):
     for tok in (small, turned):
-        cut = truncate(tok, 512)
+        cut = truncate_vocab(tok, 512)
         assert cut.vocab_size == 512 and type(cut) is type(tok) and sorted(cut.special.values()) == [511]
         raw = getattr(cut, 'table', None) or cut._raw
         kept = set(sorted(tok.ranks, key=lambda b: (len(b) > 1, tok.ranks[b]))[:511])
@@ -122,9 +122,9 @@ def test_a_truncated_one_is_rebuilt_from_its_file(small, turned, tmp_path):
         check_tokenizer(cut, FUZZ)
         again = load_tokenizer(cut.save(tmp_path/'cut.json'))                       # nothing is fetched
         assert again.encode_batch(FUZZ) == cut.encode_batch(FUZZ) and again.vocab_size == 512
-    assert [truncate(turned, 512).decode_bytes([i]) for i in truncate(turned, 512).encode(DOCS[3])] == [truncate(small, 512).decode_bytes([i]) for i in truncate(small, 512).encode(DOCS[3])]
+    assert [truncate_vocab(turned, 512).decode_bytes([i]) for i in truncate_vocab(turned, 512).encode(DOCS[3])] == [truncate_vocab(small, 512).decode_bytes([i]) for i in truncate_vocab(small, 512).encode(DOCS[3])]
     for size in (256, 5000):
-        with fails(ValueError, 'must lie between 257'): truncate(turned, size)
+        with fails(ValueError, 'must lie between 257'): truncate_vocab(turned, size)
 
 
 def test_ranks_from_files(small, turned, tmp_path):
@@ -140,7 +140,7 @@ def test_ranks_from_files(small, turned, tmp_path):
 
 def test_tokenizer_json_there_and_back(small, turned, tmp_path):
     hf = extra('tokenizers')
-    for k, tok in enumerate((small, turned, truncate(turned, 400))):
+    for k, tok in enumerate((small, turned, truncate_vocab(turned, 400))):
         f = tok.to_tokenizer_json(tmp_path/f'{k}.json')
         again, other = RankTokenizer.from_tokenizer_json(f), hf.Tokenizer.from_file(str(f))
         for t in FUZZ: assert again.encode(t) == tok.encode(t)
@@ -265,7 +265,7 @@ def test_a_fast_tokenizer_of_transformers(turned, tmp_path):
 def test_fastokens_gives_the_same_ids(turned, small, tmp_path):
     extra('fastokens'); extra('tokenizers')
     whole = RankTokenizer({b: 255-i if i < 256 else i for b, i in small.ranks.items()}, special={'<|endoftext|>': len(small.ranks)})
-    for k, tok in enumerate((small, whole, truncate(turned, 500))):
+    for k, tok in enumerate((small, whole, truncate_vocab(turned, 500))):
         fast = HFTokenizer(tok.to_tokenizer_json(tmp_path/f'{k}.json'), engine='fastokens')
         for t in fuzz_texts(1000, seed=k) + FUZZ + [f'a {s} b' for s in tok.special]: assert fast.encode(t) == tok.encode(t)
         check_tokenizer(fast, FUZZ)
@@ -337,21 +337,21 @@ def test_marks_as_tiktoken_takes_them(turned):
 
 def test_entropy_and_bytes():
     abc = CharTokenizer('abcd')
-    assert renyi(abc, 'abcd')[0] == 2 and renyi(abc, 'abcd')[1] == pytest.approx(2/math.log2(5)) and renyi(abc, 'aab', 2)[0] == pytest.approx(-math.log2(5/9))
-    assert renyi(abc, 'aab', 1)[0] == pytest.approx(renyi(abc, 'aab', 1.0001)[0], abs=1e-3)
-    with fails(ValueError, 'no ids'): renyi(StrippedAsciiTokenizer(), '猫')
+    assert renyi_efficiency(abc, 'abcd')[0] == 2 and renyi_efficiency(abc, 'abcd')[1] == pytest.approx(2/math.log2(5)) and renyi_efficiency(abc, 'aab', 2)[0] == pytest.approx(-math.log2(5/9))
+    assert renyi_efficiency(abc, 'aab', 1)[0] == pytest.approx(renyi_efficiency(abc, 'aab', 1.0001)[0], abs=1e-3)
+    with fails(ValueError, 'no ids'): renyi_efficiency(StrippedAsciiTokenizer(), '猫')
     assert bytes_per_token(AsciiTokenizer(), 'é猫') == 2.5 and math.isnan(bytes_per_token(StrippedAsciiTokenizer(), '猫'))
     kinds = text_kinds(500)
     assert list(kinds) == ['English', 'code', 'numbers', 'scripts'] and all(0 < len(t) <= 500 for t in kinds.values())
 
 
 def test_the_table(small):
-    table = compare({'bpe': small, 'ascii': AsciiTokenizer()}, dict(a='abc', b='é'))
+    table = compare_tokenizers({'bpe': small, 'ascii': AsciiTokenizer()}, dict(a='abc', b='é'))
     assert [r['unused'] for r in table] == [1024-len(set(small.encode('abc') + small.encode('é'))), 99-4] and [r['lost'] for r in table] == [0, 1] and table[1]['b'] == 2.
     lines = table._repr_markdown_().splitlines()
     assert len(lines) == 4 and len(repr(table).splitlines()) == 3 and all(x.count('|') == lines[0].count('|') for x in lines)
-    with fails(ValueError, 'at least one tokenizer'): compare({}, 'abc')
-    with fails(ValueError, 'not empty'): compare({'bpe': small}, '')
+    with fails(ValueError, 'at least one tokenizer'): compare_tokenizers({}, 'abc')
+    with fails(ValueError, 'not empty'): compare_tokenizers({'bpe': small}, '')
     assert repr(show_tokens(AsciiTokenizer(), 'a é')) == 'a| |\\x00'
 
 
@@ -389,7 +389,7 @@ def test_what_the_command_says_to_mistakes(tmp_path, monkeypatch, capsys):
 # ---- one name is one name; whatever is opened is named when it fails
 
 def test_one_str_is_one_name(small):
-    tok = add_special(truncate(RankTokenizer(small.ranks), 512), '<|user|>')
+    tok = add_special(truncate_vocab(RankTokenizer(small.ranks), 512), '<|user|>')
     assert tok.special == {'<|user|>': 512}
     assert encode_special(tok, 'a<|user|>', allowed='<|user|>')[-1] == 512
     with fails(ValueError, 'is no name'): add_special(tok, [None])
@@ -397,7 +397,7 @@ def test_one_str_is_one_name(small):
     assert SentencePieceTokenizer.train(DOCS[:20], 400, special='<|bos|>').special == {'<|bos|>': 1}
 
 def test_whole_numbers_only(small):
-    with fails(TypeError, 'whole number'): truncate(small, '512')
+    with fails(TypeError, 'whole number'): truncate_vocab(small, '512')
 
 def test_ranks_need_a_pattern_that_tiktoken_knows(small):
     with fails(ValueError, 'not to tiktoken'): RankTokenizer(small.ranks, r'\X')

@@ -8,7 +8,7 @@ import torch
 from pydoc_data.topics import topics
 
 from gptlab.bpe import BPE
-from gptlab.core import test_tensor as same_tensor
+from gptlab.core import assert_equal as same_tensor
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenView, check_tokenizer, fuzz_texts, load_tokenizer, show_tokens, utf8
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual

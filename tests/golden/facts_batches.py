@@ -13,7 +13,7 @@ DOCS = ['', 'a', 'Once upon a time, there was a fox.\n', 'é🐙 naïve\t' * 5]
 @once
 def some_docs(n=160):
     "Stories of all lengths, and odd documents among them; the same for all facts"
-    told = stories(n, seed=3)
+    told = make_stories(n, seed=3)
     return [d[:9 + 37*i % 400] for i, d in enumerate(told)] + DOCS
 
 
@@ -48,8 +48,8 @@ PACKERS = dict(
     concatenated=lambda: dict(),
     best_fit=lambda: dict(pack=best_fit),
     best_fit_few=lambda: dict(pack=partial(best_fit, buffer=5)),
-    windows=lambda: dict(pack=windows),
-    windows_by_stride=lambda: dict(pack=partial(windows, stride=11)))
+    windows=lambda: dict(pack=sliding_windows),
+    windows_by_stride=lambda: dict(pack=partial(sliding_windows, stride=11)))
 
 STREAMS = {f'{name}, {kind}': (make, dict(docs=kind == 'documents apart'))
            for name, make in PACKERS.items() for kind in ('plain', 'documents apart')}
@@ -68,7 +68,7 @@ def packed(case):
 
 @fact('rows of a packer', dict(concatenated=lambda: concat, best_fit=lambda: best_fit,
                                best_fit_few=lambda: partial(best_fit, buffer=5),
-                               windows=lambda: windows))
+                               windows=lambda: sliding_windows))
 def packer_rows(get):
     starts = np_starts()
     found = dict(in_order=digest(get()(starts, 13, None)))
@@ -89,12 +89,12 @@ def np_starts():
 @fact('rows cut again')
 def cut_again():
     rows = concat(np_starts(), 13, generator(5))
-    return digest(recut(rows, 7), recut(recut(rows, 7), 30))
+    return digest(resplit(rows, 7), resplit(resplit(rows, 7), 30))
 
 
 @fact('tokens', dict(bytes=lambda: ByteTokenizer(), lossy=lambda: StrippedAsciiTokenizer()))
 def flat(make):
-    t = tokenise(some_docs(), make())
+    t = tokenize(some_docs(), make())
     return dict(ids=digest(t.ids, t.starts), mark=t.mark, size=len(t), sizes=exact(t.sizes))
 
 
@@ -121,7 +121,7 @@ def reseeded():
 
 
 def streamed_source():
-    return again(lambda: iter(some_docs()))
+    return repeatable(lambda: iter(some_docs()))
 
 
 @fact('stream of blocks', dict(one=(0, 1), first=(0, 3), last=(2, 3)))
@@ -175,7 +175,7 @@ def file_hashes(folder):
 @fact('validation list of each rank')
 def shared():
     _, valid = batches(some_docs(), ByteTokenizer(), B=3, T=40)
-    return [digest(unnamed(list(share(valid, rank, 3)))) for rank in range(3)]
+    return [digest(unnamed(list(shard(valid, rank, 3)))) for rank in range(3)]
 
 
 @fact('stream is checked')
@@ -195,7 +195,7 @@ def built_in(name):
 
 @fact('stories')
 def story_facts():
-    docs = stories(40, seed=5)
+    docs = make_stories(40, seed=5)
     return dict(docs=digest(docs), bits=exact([story_bits(d) for d in docs[:4]]),
                 floor=exact(stories_bpb()))
 
@@ -236,7 +236,7 @@ MIXTURES = dict(even=dict(alpha=0.), as_given=dict(), bent=dict(alpha=.5, seed=3
 
 @fact('mixture', MIXTURES)
 def mixed(kw):
-    sources = dict(a=some_docs()[:50], b=stories(30, seed=8), c=['x']*20)
+    sources = dict(a=some_docs()[:50], b=make_stories(30, seed=8), c=['x']*20)
     m = mixture(sources, dict(a=3., b=1., c=.5), **kw)
     labels = [name for name, _ in m.labelled()]
     return dict(docs=digest(list(m)), labels=labels, skipped=digest(list(m.skip(23))),
@@ -245,14 +245,14 @@ def mixed(kw):
 
 @fact('documents cut short')
 def cut_short():
-    docs = list(capped(some_docs(), 21))
+    docs = list(cap_documents(some_docs(), 21))
     return dict(docs=digest(docs), clipped=[clip_bytes('né🐙x', n) for n in range(9)])
 
 
 @fact('overlap of two sides')
 def overlapping():
-    docs = stories(200, seed=5)
-    o = overlap(Corpus('mine', docs[:150] + docs[160:170], docs[150:]), n=5)
+    docs = make_stories(200, seed=5)
+    o = corpus_overlap(Corpus('mine', docs[:150] + docs[160:170], docs[150:]), n=5)
     return exact([float(v) for v in o.share])
 
 
@@ -264,4 +264,4 @@ def four():
 @fact('source read from the middle')
 def middle():
     source = streamed_source()
-    return [digest(list(skip(source, 30))), digest(list(itertools.islice(source, 4)))]
+    return [digest(list(skip_documents(source, 30))), digest(list(itertools.islice(source, 4)))]

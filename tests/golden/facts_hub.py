@@ -115,7 +115,7 @@ def to_theirs(make):
     found['family'] = family
     if family:
         found['names'] = tensor_names(model.cfg, family)
-    return found | dict(possible=[f for f, why in obstacles(model.cfg).items() if not why])
+    return found | dict(possible=[f for f, why in family_obstacles(model.cfg).items() if not why])
 
 
 @fact('weights in several files')
@@ -130,7 +130,7 @@ def several_files():
 
 @once
 def some_tokenizer():
-    return BPE.train(stories(40, seed=1), 300)
+    return BPE.train(make_stories(40, seed=1), 300)
 
 
 @fact('tokenizer goes along', dict(learnt=some_tokenizer, bytes=lambda: ByteTokenizer()))

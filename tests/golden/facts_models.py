@@ -337,7 +337,7 @@ def spelt_out(kw):
 def seen():
     pos = torch.arange(6).expand(1, 6)
     docs = pos//4
-    return digest([visible(pos, pos), visible(pos, pos, window=2), visible(pos, pos, docs, docs)])
+    return digest([visible_mask(pos, pos), visible_mask(pos, pos, window=2), visible_mask(pos, pos, docs, docs)])
 
 
 @fact('delta rule')
@@ -375,15 +375,15 @@ def reported(check):
 
 @fact('roles of matrices', {k: MODELS[k] for k in ('plain', 'gpt2', 'latent', 'experts_shared')})
 def role_of_each(make):
-    return roles(made(make()))
+    return parameter_roles(made(make()))
 
 
 @fact('offers to a part')
 def offers():
     def part(a, b, layer, dropout=0.):
         return [a, b, layer, dropout]
-    plain = build(part, 1, 2, layer=3, n_layers=4)
-    return plain + build(partial(part, layer=5, dropout=.5), 1, 2, layer=3, dropout=.1)
+    plain = build_part(part, 1, 2, layer=3, n_layers=4)
+    return plain + build_part(partial(part, layer=5, dropout=.5), 1, 2, layer=3, dropout=.1)
 
 
 # ---- experts
@@ -391,8 +391,8 @@ def offers():
 @fact('experts are chosen')
 def chosen():
     scores = torch.rand(9, 5)
-    weights, experts = route(scores, 2)
-    biased = route(scores, 2, torch.linspace(-.5, .5, 5), normalise=False)
+    weights, experts = route_tokens(scores, 2)
+    biased = route_tokens(scores, 2, torch.linspace(-.5, .5, 5), normalise=False)
     loss = balance_loss(experts, scores/scores.sum(-1, keepdim=True))
     shares = load_of(experts, 5)
     found = dict(choice=digest(weights, experts), biased=digest(biased), loss=exact(float(loss)))
@@ -441,12 +441,12 @@ def corrections_elsewhere():
 
 
 TRANSPLANTS = dict(
-    untied=lambda: transplant(lively(tiny(tie=True)), tie=False),
-    longer=lambda: transplant(lively(tiny()), context_length=64),
+    untied=lambda: rebuild(lively(tiny(tie=True)), tie=False),
+    longer=lambda: rebuild(lively(tiny()), context_length=64),
     wider_vocabulary=lambda: widen_vocab(lively(tiny()), 70),
     wider_vocabulary_tied=lambda: widen_vocab(lively(tiny(tie=True, vocab_multiple=16)), 70),
     wider_vocabulary_gpt2=lambda: widen_vocab(lively(gpt2_config(**TINY)), 64),
-    deeper=lambda: deepen(lively(tiny()), 5))
+    deeper=lambda: add_layers(lively(tiny()), 5))
 
 
 @fact('transplant', TRANSPLANTS)
@@ -460,7 +460,7 @@ def transplanted(make):
                              llama3=lambda: dict(scheme=Llama3RoPE)))
 def extended(kw):
     model = lively(tiny())
-    count = extend(model, 2., **kw())
+    count = extend_context(model, 2., **kw())
     return dict(count=count, length=model.cfg.context_length, logits=logits_of(model, 50))
 
 

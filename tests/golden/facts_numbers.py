@@ -20,7 +20,7 @@ CURVES = dict(
     cosine_own=lambda: cosine(.2, 0.),
     inverse_root=lambda: inverse_sqrt(),
     inverse_power=lambda: inverse_sqrt(.1, 1.),
-    corners=lambda: points((0, 1), (.3, .5), (.3, .2), (1, 2)),
+    corners=lambda: piecewise_linear((0, 1), (.3, .5), (.3, .2), (1, 2)),
     product=lambda: wsd() * cosine(0., .5))
 
 
@@ -35,7 +35,7 @@ def applied():
     model = made(tiny())
     own = adamw(1e-2, wd=.1, schedule=dict(wd=linear()), at=lambda name, p, m: p.ndim < 2)
     opt = Opt(model, own, muon(.02, wd=.2), adamw(3e-3))
-    plan = dict(lr=wsd(), momentum=points((0, .5), (1, 1)))
+    plan = dict(lr=wsd(), momentum=piecewise_linear((0, .5), (1, 1)))
     found = []
     for p in (0., .01, .3, .8, 1.):
         apply_schedule(opt, plan, p)
@@ -68,9 +68,9 @@ SIZES = dict(square=(12, 12), tall=(20, 7), wide=(7, 20), several=(6, 9, 4))
 def polar_factor(case):
     series, size = case
     G = stack(*SIZES[size])
-    found = {p: digest(polar(G, series=series, precision=p)) for p in ('float32', 'bfloat16')}
-    found['fast'] = digest(polar(G, series=series))
-    return found | dict(double=digest(polar(G.double(), 3, series)))
+    found = {p: digest(polar_factor(G, series=series, precision=p)) for p in ('float32', 'bfloat16')}
+    found['fast'] = digest(polar_factor(G, series=series))
+    return found | dict(double=digest(polar_factor(G.double(), 3, series)))
 
 
 RULES = dict(
@@ -84,7 +84,7 @@ RULES = dict(
     muon_scaled=lambda: muon(at=None, precision='float32', scale='match_rms_adamw', wd=.1),
     muon_jordan=lambda: muon(.1, .9, 3, at=None, precision='float32', series='jordan'),
     muon_double=lambda: muon(at=None, series='newton'),
-    signs=lambda: steer(.01, at=None),
+    signs=lambda: balance_experts(.01, at=None),
     bare=lambda: sgd_rule)
 
 
@@ -134,7 +134,7 @@ def rule_checked(make):
 @fact('who claims a parameter')
 def claims():
     model = made(tiny(mlp=[partial(MoE, gate='sigmoid', balance='bias'), GLU], tie=True))
-    opt = Opt(model, steer(), muon(at=hidden), adamw(1e-2))
+    opt = Opt(model, balance_experts(), muon(at=hidden), adamw(1e-2))
     return [g['param_names'] for g in opt.param_groups]
 
 
@@ -151,14 +151,14 @@ def rates(kw):
 @fact('score', dict(plain=lambda: tiny(vocab_size=257),
                     capped=lambda: tiny(vocab_size=257, softcap=9.)))
 def scored(make):
-    _, valid = batches(stories(40, seed=6), ByteTokenizer(), B=4, T=32)
+    _, valid = batches(make_stories(40, seed=6), ByteTokenizer(), B=4, T=32)
     score = evaluate(lively(make()), valid)
     return exact([score.loss, score.bpb, score.tokens, score.n_bytes, score.perplexity])
 
 
 @fact('bits per byte')
 def bits():
-    docs = stories(120, seed=6)
+    docs = make_stories(120, seed=6)
     train, valid = docs[:100], docs[100:]
     found = dict(unigram=unigram_bpb(train, valid), uniform=uniform_bpb(), own=bits_per_byte(9., 4))
     found |= {str(n): ngram_bpb(train, valid, n) for n in (1, 2, 3, 5, 8)}
@@ -168,7 +168,7 @@ def bits():
 
 @fact('baselines')
 def simple_methods():
-    c = Corpus('stories', *split_docs(stories(300, seed=2), .1))
+    c = Corpus('stories', *split_docs(make_stories(300, seed=2), .1))
     return exact(baselines(c)) | {'few, ' + k: v for k, v in exact(baselines(c, 9000)).items()}
 
 
@@ -229,7 +229,7 @@ def seeds():
 @fact('names of parts')
 def part_names():
     parts = Attention, RMSNorm, GPT, ByteTokenizer, gelu, nn.Linear
-    return dict(names=[dotted(p) for p in parts], found=[resolve(dotted(p)) is p for p in parts])
+    return dict(names=[dotted_name(p) for p in parts], found=[resolve_name(dotted_name(p)) is p for p in parts])
 
 
 @fact('generators are put back')
@@ -245,8 +245,8 @@ def put_back():
 def flat_tree():
     tree = dict(a=[1, 2.5, None, (torch.ones(2), 'x')], b={3: torch.zeros(1), 'c': True})
     tensors = {}
-    plain = flatten(tree, tensors)
-    again = unflatten(json.loads(json.dumps(plain)), tensors)
+    plain = flatten_tree(tree, tensors)
+    again = unflatten_tree(json.loads(json.dumps(plain)), tensors)
     return dict(plain=exact(plain), names=sorted(tensors), back=digest(again))
 
 
@@ -257,9 +257,9 @@ def dead():
     lm_loss(model, dict(ids=ids, targets=ids))[0].backward()
     found = no_gradient(model)
     seed_all(6)
-    return dict(dead=found, noise=weights_of(perturb(model, .05)))
+    return dict(dead=found, noise=weights_of(perturb_parameters(model, .05)))
 
 
 @fact('time in words')
 def clocks():
-    return [clock(s) for s in (0, 9.6, 65, 3599, 7383)]
+    return [format_duration(s) for s in (0, 9.6, 65, 3599, 7383)]

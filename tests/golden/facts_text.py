@@ -22,7 +22,7 @@ NASTY = [
 def learning_text():
     "What tokenizers are trained on here"
     plain = [t for t in NASTY if '<|' not in t]
-    return stories(60, seed=11) + (plain + SPLIT_DIFFERENTLY)*9
+    return make_stories(60, seed=11) + (plain + SPLIT_DIFFERENTLY)*9
 
 
 # what the patterns cut in different ways, often enough to be learnt
@@ -71,10 +71,10 @@ TOKENIZERS = dict(
     bpe_cut_at_marks=lambda: BPE.train(['an<|end|>an'] * 9, 258, boundaries=('<|end|>',)),
     bpe_of_tokenizers=lambda: BPE.train(learning_text(), 330, engine=tokenizers_engine),
     bpe_of_rustbpe=lambda: BPE.train(learning_text(), 330, engine=rustbpe_engine),
-    bpe_truncated=lambda: truncate(trained(), 300),
+    bpe_truncated=lambda: truncate_vocab(trained(), 300),
     ranks=rank_tokenizer,
     ranks_shifted=shifted_ranks,
-    ranks_truncated=lambda: truncate(rank_tokenizer(), 300),
+    ranks_truncated=lambda: truncate_vocab(rank_tokenizer(), 300),
     ranks_more_marks=lambda: add_special(rank_tokenizer(), ['<|a|>', '<|b|>']),
     ranks_of_json=lambda: RankTokenizer.from_tokenizer_json(exported(trained('cl100k'))),
     bpe_of_json=lambda: BPE.from_tokenizer_json(exported(trained('o200k'))),
@@ -175,11 +175,11 @@ def checked(make):
 @fact('tokenizers are measured')
 def measured():
     toks = dict(bytes=ByteTokenizer(), learnt=trained(), stripped=StrippedAsciiTokenizer())
-    text = stories(5, seed=2)
-    found = {n: exact([bytes_per_token(t, text), *renyi(t, text), *renyi(t, text, 1)])
+    text = make_stories(5, seed=2)
+    found = {n: exact([bytes_per_token(t, text), *renyi_efficiency(t, text), *renyi_efficiency(t, text, 1)])
              for n, t in toks.items()}
     kinds = text_kinds(500)
-    found['table'] = digest([list(r.values()) for r in compare(toks, kinds)])
+    found['table'] = digest([list(r.values()) for r in compare_tokenizers(toks, kinds)])
     return found | dict(kinds=digest(kinds))
 
 

@@ -16,7 +16,7 @@ SMALL = dict(vocab_size=257, context_length=32, n_layers=2, n_heads=2, d_model=2
 
 @once
 def text():
-    return stories(80, seed=4)
+    return make_stories(80, seed=4)
 
 
 def tiny_batches(B=4, T=32, **kw):
@@ -81,7 +81,7 @@ RUNS = dict(
     dropout=lambda: trained(cfg=small(dropout=.2)),
     documents=lambda: trained(data=dict(docs=True)),
     best_fit=lambda: trained(data=dict(docs=True, pack=best_fit)),
-    windows=lambda: trained(data=dict(pack=windows)),
+    windows=lambda: trained(data=dict(pack=sliding_windows)),
     unclipped=lambda: trained(clip=None),
     clipped=lambda: trained(clip=.1),
     linear=lambda: trained(schedule=linear(.1)),
@@ -109,7 +109,7 @@ RUNS = dict(
     latent=lambda: trained(cfg=small(attn=MLA)),
     delta=lambda: trained(cfg=small(attn=DeltaAttention)),
     experts=lambda: trained(cfg=small(mlp=partial(MoE, n_experts=4))),
-    experts_steered=lambda: trained(opt=lambda m: Opt(m, steer(), adamw(1e-2)),
+    experts_steered=lambda: trained(opt=lambda m: Opt(m, balance_experts(), adamw(1e-2)),
                                     cfg=small(mlp=partial(MoE, gate='sigmoid', balance='bias'))),
     depths=lambda: trained(cfg=small(block=[Block, MoD])),
     rates_for_width=lambda: trained(cfg=small(init=mup_init), opt=for_width),
@@ -183,7 +183,7 @@ def corrected_run():
 
 @fact('front page run')
 def front_page():
-    c = Corpus('mine', *split_docs(stories(200, seed=9)))
+    c = Corpus('mine', *split_docs(make_stories(200, seed=9)))
     run = front_page_run(c, vocab=300, callbacks=[], device='cpu').fit(2)
     return run_facts(run) | dict(size=run.model.n_params())
 
@@ -259,7 +259,7 @@ CHECKPOINTS = dict(
 @fact('checkpoint', CHECKPOINTS)
 def checkpoint(make):
     run_of(**make(), dir='run').fit(4)
-    return checkpoint_facts(latest('run'))
+    return checkpoint_facts(latest_checkpoint('run'))
 
 
 @fact('checkpoint is read')
@@ -306,7 +306,7 @@ def sampled(make):
     prompts = [[1, 2, 3], list(b'a long prompt of its own'), [256]]
     rows = torch.stack(list(generate_rows(writer(), prompts, 25, *make(), seed=8)))
     logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(3))
-    drawn = [draw(logits, make(), dice(s)) for s in range(5)]
+    drawn = [draw_token(logits, make(), make_generator(s)) for s in range(5)]
     return dict(text=ids, rows=digest(rows), drawn=digest(drawn))
 
 
@@ -355,4 +355,4 @@ def gated_part():
 
 
 def steered(model):
-    return Opt(model, steer(), adamw(1e-2))
+    return Opt(model, balance_experts(), adamw(1e-2))

@@ -43,6 +43,7 @@ class Uses(ast.NodeVisitor):
             try: symbol = table.lookup(name)
             except KeyError: continue
             if table.get_type() == 'module' or symbol.is_global(): return True
+            if symbol.is_imported(): return True
             if symbol.is_local() or symbol.is_free(): return False
         return True
 
