@@ -72,22 +72,22 @@ config = type(AutoConfig.for_model('gptlab'))             # whoever imports the 
 from transformers import AutoModelForCausalLM
 assert config in AutoModelForCausalLM._model_mapping.keys()
 import torch
-from gptlab.blocks import perturb
-from gptlab.formats import push
+from gptlab.blocks import perturb_parameters
+from gptlab.formats import push_to_hub
 from gptlab.hub import load
 from gptlab.model import GPT, GPTConfig, llama_config
 from gptlab.tokenizer import ByteTokenizer
 
 class Run: log, info = [dict(step=i, tokens=i*100, loss=5.-i/10) | (dict(valid=5.-i/10, bpb=3.) if i % 5 == 4 else {}) for i in range(20)], dict(run_id='abc')
-model = perturb(GPT(llama_config(vocab_size=257, n_layers=2, n_heads=4, d_model=32, d_ff=48, context_length=64)), .2).eval()
-print(push('me/small', model, ByteTokenizer(), run=Run(), data='Two plays, public domain.', licence='mit', prompts=['To be']))
+model = perturb_parameters(GPT(llama_config(vocab_size=257, n_layers=2, n_heads=4, d_model=32, d_ff=48, context_length=64)), .2).eval()
+print(push_to_hub('me/small', model, ByteTokenizer(), run=Run(), data='Two plays, public domain.', licence='mit', prompts=['To be']))
 ids = torch.arange(40)[None]
 back, tok = load('me/small', device='cpu')
 assert torch.equal(back(ids), model(ids)) and tok.encode('né') == ByteTokenizer().encode('né')
-own = perturb(GPT(GPTConfig(97, 64, 2, 4, 2, 32)), .2).eval()
-push('me/own', own)
+own = perturb_parameters(GPT(GPTConfig(97, 64, 2, 4, 2, 32)), .2).eval()
+push_to_hub('me/own', own)
 assert torch.equal(load('me/own', device='cpu')[0](ids), own(ids))
-for f, message in [(lambda: push('other/small', model), 'hf auth login'), (lambda: load('me/nothing'), 'cannot be had from the hub'), (lambda: load('me/pickled'), 'holds no weights')]:
+for f, message in [(lambda: push_to_hub('other/small', model), 'hf auth login'), (lambda: load('me/nothing'), 'cannot be had from the hub'), (lambda: load('me/pickled'), 'holds no weights')]:
     try: f()
     except (PermissionError, FileNotFoundError) as e: assert message in str(e), e
     else: raise AssertionError(message)

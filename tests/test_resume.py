@@ -26,7 +26,7 @@ import os, sys, time, traceback
 import torch._dynamo             # torch's optimizers load it; here, once for all
 from gptlab.checkpoints import checkpoints_in
 from gptlab.core import set_seed
-from gptlab.data import stories
+from gptlab.data import make_stories
 from gptlab.generation import generate_text, sample_from
 from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import Opt, adamw, hidden, muon
@@ -54,7 +54,7 @@ class Samples:
 def make(case, folder, pause):
     budget, kw, docs, samples = CASES[case]
     set_seed(7)
-    train, valid = batches(stories(60), ByteTokenizer(), B=4, T=32, docs=docs, valid_rows=4)
+    train, valid = batches(make_stories(60), ByteTokenizer(), B=4, T=32, docs=docs, valid_rows=4)
     model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=2, n_heads=2, d_model=32, dropout=.1))
     if 'flops' in budget: budget = dict(flops=budget['flops']*model.flops_per_token(32))
     opt = Opt(model, muon(at=hidden, wd=.1), adamw(lr=3e-3, wd=.01))

@@ -65,7 +65,7 @@ SIZES = dict(square=(12, 12), tall=(20, 7), wide=(7, 20), several=(6, 9, 4))
 
 
 @fact('polar factor', POLARS)
-def polar_factor(case):
+def polar_case(case):
     series, size = case
     G = stack(*SIZES[size])
     found = {p: digest(polar_factor(G, series=series, precision=p)) for p in ('float32', 'bfloat16')}
