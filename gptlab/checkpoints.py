@@ -13,7 +13,7 @@ import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import best_device
+from .core import best_device, file_sha256
 from .model import GPT, GPTConfig
 from .tokenizer import Tokenizer
 
@@ -77,8 +77,6 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
-def _sha(path): return hashlib.sha256(path.read_bytes()).hexdigest()
-
 def _write(folder, name, tree):
     "NAME.json, and NAME.safetensors when the tree holds tensors; returns {file: checksum}"
     tensors = {}
@@ -86,7 +84,7 @@ def _write(folder, name, tree):
     for path, text in files.items(): path.write_text(text, encoding='utf-8')
     if tensors: save_file({k: t.contiguous().clone() for k, t in tensors.items()}, folder/f'{name}.safetensors'); files[folder/f'{name}.safetensors'] = None
     for path in files: _sync(path)
-    return {p.name: _sha(p) for p in files}
+    return {p.name: file_sha256(p) for p in files}
 
 # %% ../nbs/11_checkpoints.ipynb #715a49a9
 def save_checkpoint(path:str|Path, # a folder; replaced if it exists, once the new one is complete
@@ -141,7 +139,7 @@ def _manifest(file):
 
 def _check_file(file, sha):
     if not file.is_file(): raise ValueError(f'{file} is missing: this checkpoint is incomplete, use an earlier one')
-    if _sha(file) != sha: raise ValueError(f'{file} is damaged: its checksum is not the one written with it; use an earlier checkpoint')
+    if file_sha256(file) != sha: raise ValueError(f'{file} is damaged: its checksum is not the one written with it; use an earlier checkpoint')
 
 def _read(path, name, sums):
     if f'{name}.json' not in sums: raise ValueError(f'{path} holds no {name!r}; it holds {", ".join(n.removesuffix(".json") for n in sums if n.endswith(".json"))}')

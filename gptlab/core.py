@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['set_seed', 'step_limit', 'svg_image', 'FlowMap', 'flow_map', 'assert_equal', 'best_device', 'needs', 'cache_dir',
-           'atomic_write', 'dotted_name', 'resolve_name', 'run_info']
+           'atomic_write', 'file_sha256', 'end_with_parent', 'evaluating', 'dotted_name', 'resolve_name', 'run_info']
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
-import base64, contextlib, datetime, hashlib, html, importlib, json, os, platform, random
-import socket, subprocess, tempfile, uuid
+import base64, contextlib, datetime, hashlib, html, importlib, json, multiprocessing, os
+import platform, random, socket, subprocess, tempfile, threading, uuid
 from pathlib import Path
 import numpy as np, torch
+from torch import nn
 
 # %% ../nbs/00_start.ipynb #03de29cb
 def set_seed(seed:int) -> int:
@@ -18,7 +19,6 @@ def set_seed(seed:int) -> int:
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     return seed
 
-# %% ../nbs/00_start.ipynb #a5b03de5
 def step_limit() -> int|None:
     "The largest number of training steps allowed here: `GPTLAB_MAX_STEPS`, or 20 while notebooks are tested, else none"
     if (n := os.environ.get('GPTLAB_MAX_STEPS')): return int(n)
@@ -121,6 +121,31 @@ def atomic_write(path:str|Path, # the file to write; its folder is made
     finally:
         with contextlib.suppress(OSError): tmp.unlink()
     return path
+
+# %% ../nbs/00_start.ipynb #5d0c7a21
+def file_sha256(path:str|Path) -> str:
+    "The SHA-256 of a file's bytes, in hex; read in pieces, so that size does not matter"
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while piece := f.read(2**20): digest.update(piece)
+    return digest.hexdigest()
+
+def end_with_parent(*_):
+    "For a worker process, as its first act: end when the process that started it has ended"
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+# %% ../nbs/00_start.ipynb #5d0c7a24
+@contextlib.contextmanager
+def evaluating(model:nn.Module):
+    "Evaluation mode inside `with`; afterwards every module has the mode it had"
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try: yield model
+    finally:
+        for m, mode in modes: m.training = mode
 
 # %% ../nbs/00_start.ipynb #2753d37e
 def dotted_name(obj:type) -> str:

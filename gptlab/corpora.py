@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import atomic_write
+from .core import atomic_write, end_with_parent, file_sha256
 from .data import Corpus, Source, _described, _meta, corpus, hf_dataset, parquet, skip_documents
 from .tokenizer import Tokenizer, utf8
 
@@ -78,7 +78,7 @@ def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Sou
             ) -> Mixture:
     "One stream of several sources, drawn document by document; what a source no longer gives goes to the others. Raises ValueError, TypeError"
     if not sources: raise ValueError('there is no source to mix: give a dict such as dict(web=…, code=…)')
-    if once := [k for k, s in sources.items() if hasattr(s, '__next__')]: raise TypeError(f'source {once[0]!r} is an iterator, which can be read once: give a list or a Source, such as again(f)')
+    if once := [k for k, s in sources.items() if hasattr(s, '__next__')]: raise TypeError(f'source {once[0]!r} is an iterator, which can be read once: give a list or a Source, such as repeatable(f)')
     if bare := [k for k, s in sources.items() if isinstance(s, (str, bytes))]: raise TypeError(f'source {bare[0]!r} is one text: give a list of documents, or open a file with text_files, jsonl or parquet')
     if n_bytes is not None and n_bytes < 1: raise ValueError(f'n_bytes={n_bytes}: give the number of bytes wanted, such as 10**9')
     return Mixture(sources, _shares(weights, list(sources), alpha), seed, n_bytes)
@@ -223,14 +223,10 @@ def _write_shard(path, docs, column):
     atomic_write(path, data)
     return dict(file=path.name, n_docs=len(docs), n_bytes=sum(len(utf8(d)) for d in docs), sha256=hashlib.sha256(data).hexdigest())
 
-def _end_with_parent():
-    def wait(): multiprocessing.parent_process().join(); os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
-
 def _written(jobs, workers):
     "The line of each shard, in order; jobs are (path, documents, column)"
     if not workers: yield from (_write_shard(*j) for j in jobs); return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), end_with_parent) as pool:
         waiting = deque()
         for job in jobs:
             waiting.append(pool.submit(_write_shard, *job))
@@ -238,8 +234,6 @@ def _written(jobs, workers):
         while waiting: yield waiting.popleft().result()
 
 # %% ../nbs/21_corpora.ipynb #b289e736
-def _sha(path): return hashlib.sha256(path.read_bytes()).hexdigest()
-
 def _begin(folder, made):
     "The folder to work in and the shards that stand in it; (folder, None) where the same work is already done"
     work = folder.with_name(folder.name + '.unfinished')
@@ -264,7 +258,7 @@ def _finish(work, folder, **meta):
 # %% ../nbs/21_corpora.ipynb #eff5d8c6
 def _whole(work, shards):
     "The noted shards up to the first that is missing or damaged"
-    return list(itertools.takewhile(lambda s: (work/s['file']).exists() and _sha(work/s['file']) == s['sha256'], shards))
+    return list(itertools.takewhile(lambda s: (work/s['file']).exists() and file_sha256(work/s['file']) == s['sha256'], shards))
 
 def _last(folder, shard, column): return next(parquet([folder/shard['file']], column).skip(shard['n_docs']-1))
 
@@ -381,13 +375,13 @@ def fetch_file(url:str, # http:// or https://
     "Fetch one file, going on where a line was cut; length and checksum are compared. Raises FileNotFoundError (404), ValueError (no URL), OSError that names the file and the reason"
     if not re.match(r'https?://[^/\s]', str(url)): raise ValueError(f'{url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/NAME/resolve/main')
     path = Path(path); part = path.with_name(path.name + '.part'); clean = lambda: [part.with_name(part.name + s).unlink(missing_ok=True) for s in ('', '.mark')]
-    if path.exists() and (sha256 is None or _sha(path) == sha256): return path
+    if path.exists() and (sha256 is None or file_sha256(path) == sha256): return path
     def attempt():
         try: _onward(url, part, timeout, progress)
         except _Again as e:
             if e.code == 416: clean()
             raise
-        if sha256 and (got := _sha(part)) != sha256: clean(); raise _Again(f'its SHA-256 is {got}, expected {sha256}')
+        if sha256 and (got := file_sha256(part)) != sha256: clean(); raise _Again(f'its SHA-256 is {got}, expected {sha256}')
     try: path.parent.mkdir(parents=True, exist_ok=True); _persist(attempt, url, tries, backoff); os.replace(part, path); clean()
     except OSError as e:
         if e.errno: clean(); raise OSError(f'could not write {path}: {e}; nothing half-written was left') from e
@@ -435,7 +429,7 @@ def _facts(path, url, column):
     except ValueError as e:
         if 'has no column' not in str(e): path.unlink()
         raise ValueError(f'{url} came, but {e}') from None
-    return dict(file=path.name, n_docs=n_docs, n_bytes=n_bytes, sha256=_sha(path), url=url)
+    return dict(file=path.name, n_docs=n_docs, n_bytes=n_bytes, sha256=file_sha256(path), url=url)
 
 def download_shards(base_url:str, # the folder on the web that holds shard_00000.parquet, …
              folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
@@ -474,7 +468,7 @@ def _sides(c):
         for d in skip_documents(docs, 0): raw = utf8(d); n += 1; size += len(raw); sha.update(raw + b'\0')
         yield dict(side=side, documents=n, bytes=size, sha256=sha.hexdigest()[:16])
 
-def _state(path, sha256): return 'missing' if not path.exists() else 'whole' if _sha(path) == sha256 else 'damaged'
+def _state(path, sha256): return 'missing' if not path.exists() else 'whole' if file_sha256(path) == sha256 else 'damaged'
 
 def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.json, or whatever corpus(…) takes
                errors:str='raise', # 'skip' lists damaged and missing shards instead of raising
@@ -595,7 +589,7 @@ def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches (a list, a s
          path:str|Path|None=None, # a file to write it to
          ) -> str:
     "Batches for human eyes: rows, tokens, document boundaries, the last target; nothing is used up. Raises ValueError without a tokenizer"
-    if (tok := tok or getattr(what, 'tok', None)) is None: raise ValueError('these batches carry no tokenizer: pass the one that made them, dump(what, tok)')
+    if (tok := tok or getattr(what, 'tok', None)) is None: raise ValueError('these batches carry no tokenizer: pass the one that made them, dump_text(what, tok)')
     names, out = {i: k for k, i in tok.special.items()}, []
     for b, batch in enumerate(_first(what, n)):
         rows = {k: [r.tolist() for r in batch[k]] for k in ('ids', 'targets', 'docs') if k in batch}

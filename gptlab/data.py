@@ -278,7 +278,7 @@ def stories_bpb() -> float:
 
 # %% ../nbs/03_data.ipynb #7f885714
 class Source:
-    "Documents in an order that never changes; iterate as often as you like, or go on at document n with `skip(n)`"
+    "Documents in an order that never changes; iterate as often as you like, or go on at document n with `.skip(n)`"
     def __init__(self, read:Callable[[int], Iterator[str]], # read(n) gives the documents from number n on; picklable, so that workers can have it
                  name:str='documents', # what messages and displays call it
                  n_docs:int|None=None, # how many there are, where that is known without reading
@@ -306,7 +306,7 @@ def skip_documents(source:Iterable[str], # a Source, a list, whatever gives the 
     "The documents of a source from number n on. Raises TypeError for what can be read only once, and for a str"
     if isinstance(source, (str, bytes)): raise TypeError(f'{source[:30]!r} is one document, not a source: give [text]')
     if hasattr(source, 'skip'): return source.skip(n)
-    if iter(source) is source: raise TypeError(f'a {type(source).__name__} can be read only once: pass a function that makes a new one, again(lambda: …)')
+    if iter(source) is source: raise TypeError(f'a {type(source).__name__} can be read only once: pass a function that makes a new one, repeatable(lambda: …)')
     return _strings(islice(iter(source), n, None), n, f'the {type(source).__name__}')
 
 def _again(f, start): return islice(iter(f()), start, None)
@@ -315,7 +315,7 @@ def repeatable(f:Callable[[], Iterable[str]], # called anew for each reading
           name:str='', # what messages call it; the function's own name if empty
           ) -> Source:
     "A source from a function that gives a fresh iterator at each call, such as a generator function; raises TypeError for anything else"
-    if not callable(f): raise TypeError(f'again wants a function that gives a fresh iterator, not a {type(f).__name__}: again(lambda: …)')
+    if not callable(f): raise TypeError(f'repeatable wants a function that gives a fresh iterator, not a {type(f).__name__}: repeatable(lambda: …)')
     if iter(docs := f()) is docs and f() is docs: raise TypeError('the function gives the same iterator twice, and that can be read only once: make it inside the function')
     return Source(partial(_again, f), name or getattr(f, '__name__', 'documents'))
 

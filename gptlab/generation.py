@@ -7,10 +7,11 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'draw_token', 'make_generat
            'generate', 'generate_text', 'sample_from']
 
 # %% ../nbs/14_generation.ipynb #596f4d5e
-import math, operator
+import contextlib, math, operator
 from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
+from .core import evaluating
 from .trainer import run_eagerly, Trainer
 
 # %% ../nbs/14_generation.ipynb #a1dbfd63
@@ -103,14 +104,12 @@ def _check_prompts(rows, limit):
     if not rows or not all(rows): raise ValueError('an empty prompt: there is nothing to continue; give at least one token, such as the tokenizer\'s bos')
     if limit and (n := max(map(len, rows))) > limit: raise ValueError(f'the prompt has {n} tokens and the context holds {limit}: shorten it, or keep its end, prompt[-{limit}:]')
 
-def _guess(reader):
+def _next_logits(reader):
     "Logits (B,V) after all that was read"
-    model, was = reader.model, reader.model.training
-    if was: model.eval()
-    try:
-        with torch.no_grad(), run_eagerly(model): return model(**reader.news, **({} if reader.caches is None else dict(caches=reader.caches)))[:,-1]
-    finally:
-        if was: model.train()
+    model, news = reader.model, reader.news
+    if reader.caches is not None: news = news | dict(caches=reader.caches)
+    quiet = evaluating(model) if model.training else contextlib.nullcontext()
+    with quiet, torch.no_grad(), run_eagerly(model): return model(**news)[:,-1]
 
 def _push(reader, new):
     "Append one token (B,) to every row"
@@ -130,7 +129,7 @@ def generate_rows(model:nn.Module, # put into eval mode while it reads, then bac
     "Write n tokens for every row at once; raises ValueError for an empty prompt or one longer than the context"
     reader, g = Reader(model, rows), make_generator(seed, next(model.parameters()).device)
     for _ in range(n):
-        new = draw_token(_guess(reader), filters, g)
+        new = draw_token(_next_logits(reader), filters, g)
         yield new
         _push(reader, new)
 

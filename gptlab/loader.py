@@ -6,12 +6,12 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'shard', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import itertools, json, multiprocessing, os, queue, threading, zlib
+import itertools, json, os, queue, threading, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import atomic_write
+from .core import atomic_write, end_with_parent
 from .data import corpus, Corpus
 from .packing import Batches, Blocks, FixedBatches, Tokens, check_rank, concat, fixed_batches, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
@@ -84,22 +84,22 @@ class Slices:
     "Mapped tokens as the blocks that `Blocks` would make of the same documents"
     def __init__(self, tokens:Tokens, # as `open_tokens` gives
                  size:int=1024, # documents in a block
-                 rank:int=0, # this process takes the documents rank, rank+world, …
-                 world:int=1, # of so many processes
+                 rank:int=0, # this process takes the documents rank, rank+world_size, …
+                 world_size:int=1, # of so many processes
                  ):
-        check_rank(size, rank, world)
-        self.tokens, self.tok, self.size, self.rank, self.world = tokens, tokens.tok, size, rank, world
+        check_rank(size, rank, world_size)
+        self.tokens, self.tok, self.size, self.rank, self.world_size = tokens, tokens.tok, size, rank, world_size
 
     def __repr__(self) -> str: return f'blocks of {self.size:,} documents of {self.tokens}'
 
     def block(self, k:int) -> Tokens|None:
         "Block k of this rank, a view where there is one rank; None past the end"
-        s, a = self.tokens.starts, k*self.size*self.world
-        b = min(a + self.size*self.world, len(s)-1)
-        mine = range(a + self.rank, b, self.world)
-        if not mine and k == 0: raise ValueError(f'rank {self.rank} of {self.world} gets no document: there are only {len(s)-1}')
+        s, a = self.tokens.starts, k*self.size*self.world_size
+        b = min(a + self.size*self.world_size, len(s)-1)
+        mine = range(a + self.rank, b, self.world_size)
+        if not mine and k == 0: raise ValueError(f'rank {self.rank} of {self.world_size} gets no document: there are only {len(s)-1}')
         if not mine: return None
-        def part(x): return None if x is None else np.asarray(x[s[a]:s[b]]) if self.world == 1 else np.concatenate([x[s[d]:s[d+1]] for d in mine])
+        def part(x): return None if x is None else np.asarray(x[s[a]:s[b]]) if self.world_size == 1 else np.concatenate([x[s[d]:s[d+1]] for d in mine])
         return Tokens(part(self.tokens.ids), np.cumsum([0, *(s[d+1] - s[d] for d in mine)]), self.tok, part(self.tokens.sizes))
 
 # %% ../nbs/19_loader.ipynb #52b9563d
@@ -112,10 +112,6 @@ class _Numbered(torch.utils.data.Dataset):
         return t and tuple(None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in (t.ids, t.starts, t.sizes))
 
 def _as_is(x): return x
-
-def _end_with_parent(_):
-    def wait(): multiprocessing.parent_process().join(); os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
 
 class Ahead:
     "Blocks prepared by worker processes, handed out in order"
@@ -146,7 +142,7 @@ class Ahead:
     def _start(self, k):
         self.close()
         self._due = iter(torch.utils.data.DataLoader(_Numbered(self.blocks), sampler=itertools.count(k), batch_size=None, collate_fn=_as_is,
-                                                     num_workers=self.workers, prefetch_factor=self.depth, worker_init_fn=_end_with_parent,
+                                                     num_workers=self.workers, prefetch_factor=self.depth, worker_init_fn=end_with_parent,
                                                      generator=torch.Generator()))          # of its own: the run's random state stays untouched
 
     def close(self):
@@ -266,13 +262,13 @@ class Ring:
 # %% ../nbs/19_loader.ipynb #1ba3a32f
 def shard(fixed:FixedBatches, # the whole list
           rank:int, # this process
-          world:int, # of so many
+          world_size:int, # of so many
           ) -> FixedBatches:
     "The batches of one rank; all ranks get equally many, filled up with batches whose targets are all ignored"
-    if not 0 <= rank < world: raise ValueError(f'rank={rank} of world={world}: ranks are 0 to {world-1}')
-    mine = fixed[rank::world]
+    if not 0 <= rank < world_size: raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
+    mine = fixed[rank::world_size]
     blank = fixed[:1] and [fixed[0] | dict(targets=torch.full_like(fixed[0]['targets'], -100))]
-    return FixedBatches(mine + blank*(-(-len(fixed)//world) - len(mine)), fixed.tok)
+    return FixedBatches(mine + blank*(-(-len(fixed)//world_size) - len(mine)), fixed.tok)
 
 # %% ../nbs/19_loader.ipynb #9d0a22f6
 def fast_batches(text:'str|Corpus|list|Tokens', # what `corpus` takes, or tokens as `open_tokens` gives
@@ -288,13 +284,13 @@ def fast_batches(text:'str|Corpus|list|Tokens', # what `corpus` takes, or tokens
                  depth:int=4, # batches drawn ahead by a thread; 0 takes no thread
                  device:str|None=None, # a CUDA device: batches arrive there through pinned memory
                  rank:int=0, # this process
-                 world:int=1, # of so many
+                 world_size:int=1, # of so many
                  ) -> tuple[Batches|Prefetch, FixedBatches]:
     "An endless resumable stream and this rank's part of the validation list, prepared in the background. Raises ValueError as `batches` does"
     c = None if isinstance(text, Tokens) else corpus(text)
-    blocks = Slices(text, size, rank, world) if c is None else Blocks(c.train, tok, size, rank, world)
+    blocks = Slices(text, size, rank, world_size) if c is None else Blocks(c.train, tok, size, rank, world_size)
     stream = Batches(Ahead(blocks, workers) if workers else blocks, B, T, seed, docs, pack)
-    fixed = FixedBatches([]) if c is None else shard(fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows), rank, world)
+    fixed = FixedBatches([]) if c is None else shard(fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows), rank, world_size)
     put = Pinned(device) if device and torch.device(device).type == 'cuda' else None
     return (Prefetch(stream, depth, put) if depth else stream), fixed
 

@@ -145,18 +145,18 @@ def forward(self:GPT,
     "Guess the next token at every place; raises ValueError for ids the model does not know or rows it cannot hold"
     _check_ids(self.cfg, ids, caches, docs, pos); _check_targets(self.cfg, ids, targets)
     x, aux = self._hidden(ids, docs, pos, caches)                     # (B,T,C)
-    return self._guess(x) if targets is None else (self._surprise(x, targets), aux)
+    return self._logits(x) if targets is None else (self._nll(x, targets), aux)
 
 @patch
-def _guess(self:GPT, x):                                              # (…,C) -> (…,V)
+def _logits(self:GPT, x):                                              # (…,C) -> (…,V)
     if self.widen is not None: x = x @ self.widen.weight              # (…,E)
     y = self.head(x)
     if y.shape[-1] > self.cfg.vocab_size: y = y[...,:self.cfg.vocab_size]                          # rows that only round up are no tokens
     return self.cfg.softcap * torch.tanh(y/self.cfg.softcap) if self.cfg.softcap else y
 
 @patch
-def _surprise(self:GPT, x, targets):                                  # (B,T,C), (B,T) -> (B,T)
-    nll = lambda x, y: F.cross_entropy(self._guess(x).float(), y, reduction='none', ignore_index=-100)
+def _nll(self:GPT, x, targets):                                  # (B,T,C), (B,T) -> (B,T)
+    nll = lambda x, y: F.cross_entropy(self._logits(x).float(), y, reduction='none', ignore_index=-100)
     x, y, n = x.flatten(0,1), targets.flatten().long(), self.loss_chunk                            # (N,C), (N,)
     if n is None: return nll(x, y).view(targets.shape)
     if type(n) is not int or n < 1: raise ValueError(f'loss_chunk is a whole number of tokens, or None for all at once, not {n!r}')

@@ -36,7 +36,7 @@ def tokenize(docs:Iterable[str], # whole documents
              tok:Tokenizer, # any object with encode_batch or encode, vocab_size, bos
              ) -> Tokens:
     "All documents as one flat array, each behind `tok.bos` where there is one. Raises ValueError for an id outside the vocabulary"
-    if isinstance(docs, str): raise TypeError('this is one text: give the documents in a list, tokenise([text], tok)')
+    if isinstance(docs, str): raise TypeError('this is one text: give the documents in a list, tokenize([text], tok)')
     docs, parts = iter(docs), [_flat([], tok)]
     while group := list(islice(docs, 1024)): parts.append(_flat(group, tok))
     ids, lens, sizes = (np.concatenate(x) for x in zip(*parts))
@@ -229,11 +229,11 @@ def resize(self:Batches, B:int|None=None, # rows in a batch from now on; None ke
 # %% ../nbs/04_packing.ipynb #93220299
 def check_rank(size:int, # documents in a block
                rank:int, # of this process
-               world:int, # how many processes there are
+               world_size:int, # how many processes there are
                ):
-    "Raises ValueError for sizes below 1, or a rank that is not one of the world's"
-    _positive(size=size, world=world)
-    if not 0 <= rank < world: raise ValueError(f'rank={rank} of world={world}: ranks are 0 to {world-1}')
+    "Raises ValueError for sizes below 1, or a rank that is not from 0 to world_size−1"
+    _positive(size=size, world_size=world_size)
+    if not 0 <= rank < world_size: raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
 
 def _called(source): return f'a list of {len(source):,}' if isinstance(source, (list, tuple)) else repr(source)
 
@@ -242,13 +242,13 @@ class Blocks:
     def __init__(self, source:Iterable[str], # documents, the same each time it is iterated
                  tok:Tokenizer, # see `tokenize`
                  size:int=1024, # documents in a block
-                 rank:int=0, # this process takes the documents rank, rank+world, …
-                 world:int=1, # of so many processes
+                 rank:int=0, # this process takes the documents rank, rank+world_size, …
+                 world_size:int=1, # of so many processes
                  ):
-        check_rank(size, rank, world)
-        self.source, self.tok, self.size, self.rank, self.world, self._open, self._last = source, tok, size, rank, world, None, (None, None)
+        check_rank(size, rank, world_size)
+        self.source, self.tok, self.size, self.rank, self.world_size, self._open, self._last = source, tok, size, rank, world_size, None, (None, None)
 
-    def __repr__(self) -> str: return f'blocks of {self.size:,} documents of {_called(self.source)}' + (f', rank {self.rank} of {self.world}' if self.world > 1 else '')
+    def __repr__(self) -> str: return f'blocks of {self.size:,} documents of {_called(self.source)}' + (f', rank {self.rank} of {self.world_size}' if self.world_size > 1 else '')
     def __getstate__(self) -> dict: "What another process needs: no open file, no tokens"; return vars(self) | dict(_open=None, _last=(None, None))
 
     def block(self, k:int) -> Tokens|None:
@@ -259,12 +259,12 @@ class Blocks:
 @patch
 def _tokens(self:Blocks, k):
     "Read on from where the last block ended; further back, or at first, skip"
-    step, open_, self._open = self.size*self.world, self._open, None       # after an error, a reader is not to be trusted
+    step, open_, self._open = self.size*self.world_size, self._open, None       # after an error, a reader is not to be trusted
     at, docs = open_ if open_ and open_[0] <= k else (k, skip_documents(self.source, k*step))
     for _ in islice(docs, (k - at)*step): pass
-    mine = [d for i, d in enumerate(islice(docs, step)) if i % self.world == self.rank]
+    mine = [d for i, d in enumerate(islice(docs, step)) if i % self.world_size == self.rank]
     self._open = k + 1, docs
-    if not (mine or k): raise ValueError(f'rank {self.rank} of {self.world} gets no document from {_called(self.source)}: give a source with at least {self.world}, or fewer ranks')
+    if not (mine or k): raise ValueError(f'rank {self.rank} of {self.world_size} gets no document from {_called(self.source)}: give a source with at least {self.world_size}, or fewer ranks')
     return tokenize(mine, self.tok) if mine else None
 
 # %% ../nbs/04_packing.ipynb #ed0e6ecf

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
+from .core import evaluating
 from .data import Corpus, corpus, stories_bpb
 from .packing import target_bytes
 from .tokenizer import Tokenizer
@@ -155,13 +156,6 @@ class Score:
 # %% ../nbs/05_score.ipynb #c870ff85
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
 
-class _Quiet:
-    "Evaluation mode for a while; every module gets its own mode back"
-    def __init__(self, model): self.modes = [(m, m.training) for m in model.modules()]; self.model = model
-    def __enter__(self): self.model.eval()
-    def __exit__(self, *_):
-        for m, mode in self.modes: m.training = mode
-
 # %% ../nbs/05_score.ipynb #e661890d
 @torch.no_grad()
 def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
@@ -172,7 +166,7 @@ def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
     if not hasattr(batches, '__len__'): raise TypeError('a score needs a fixed list of batches, not a stream that never ends: use the second result of batches(…)')
     tok = tok if tok is not None else getattr(batches, 'tok', None)
     device, nats, tokens, n_bytes = _device(model), 0., 0, 0
-    with _Quiet(model):
+    with evaluating(model):
         for b in batches:
             used = b['targets'] != -100                                     # (B,T)
             nll, _ = model(**{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in b.items() if k != 'nbytes'})

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from .core import evaluating
 from .attention import Attention
 from .blocks import Report
 from .checkpoints import load_weights
@@ -37,8 +38,8 @@ def _check_described(model):
 def _gap(a, b):
     "Largest difference between the logits of two models, over one row as long as both can read"
     T, V = (min(getattr(m.cfg, n) for m in (a, b)) for n in ('context_length', 'vocab_size'))
-    ids, modes = torch.arange(13, 13+T, device=next(a.parameters()).device)[None]*7919 % V, (a.training, b.training)       # (1,T)
-    y, z = (m.eval()(ids)[...,:V] for m in (a, b)); a.train(modes[0]); b.train(modes[1])
+    ids = torch.arange(13, 13+T, device=next(a.parameters()).device)[None]*7919 % V               # (1,T)
+    with evaluating(a), evaluating(b): y, z = (m(ids)[...,:V] for m in (a, b))
     return (y - z).abs().max().item()
 
 def check_config(model:GPT) -> Report:
@@ -134,7 +135,7 @@ def add_lora(model:GPT, # changed in place: only the corrections learn
 
 def _check_shared(model, module):
     names = [n for n, m in model.named_modules() if any(p is module.weight for p in m.parameters(recurse=False))]
-    if len(names) > 1: raise ValueError(f'{" and ".join(names)} share one matrix, and a correction of one would part them: untie first, by transplant(model, tie=False)')
+    if len(names) > 1: raise ValueError(f'{" and ".join(names)} share one matrix, and a correction of one would part them: untie first, by rebuild(model, tie=False)')
 
 def lora_state(model:nn.Module) -> dict[str, torch.Tensor]:
     "The corrections alone: name → tensor"
@@ -194,10 +195,10 @@ def _grow(old, new, dim, V, k, rows):
 def _vocab_dims(cfg):
     "Name → dimension of each tensor that counts tokens: found by building a config with more of them"
     more = 2**16 * cfg.vocab_multiple
-    if len(_fixed(cfg.to_dict())) > 1: raise ValueError('a part fixes its own vocab_size: change it in the config, transplant with a fill for its table, or leave vocab_size to GPTConfig')
+    if len(_fixed(cfg.to_dict())) > 1: raise ValueError('a part fixes its own vocab_size: change it in the config, rebuild with a fill for its table, or leave vocab_size to GPTConfig')
     a, b = _blank(cfg), _blank(replace(cfg, vocab_size=cfg.vocab_size+more))
     dims = {n: i for n in a for i, (s, t) in enumerate(zip(a[n], b[n])) if s != t}
-    if odd := [n for n, i in dims.items() if b[n][i] - a[n][i] != more]: raise ValueError(f'{", ".join(odd)} has more than a row for each token: transplant with a fill that knows it')
+    if odd := [n for n, i in dims.items() if b[n][i] - a[n][i] != more]: raise ValueError(f'{", ".join(odd)} has more than a row for each token: rebuild with a fill that knows it')
     return dims
 
 def _fixed(tree):

@@ -12,6 +12,7 @@ from gptlab.checkpoints import latest_checkpoint, load_checkpoint
 from gptlab.cli import main
 from gptlab.data import make_stories
 from gptlab.trainer import Trainer
+from kills import start
 
 COMMAND = [sys.executable, '-c', 'import sys; from gptlab.cli import main; sys.exit(main())']
 PIPES = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -89,16 +90,11 @@ def test_interrupted_it_saves_and_says_how_to_go_on(home, tmp_path, monkeypatch,
     "And what it says works, also from another folder than the book's"
     run = tmp_path/'a run'
     line = ['train', '--text', 'my book.txt', '--seconds', 100, '--vocab', 300, '--dir', run]
-    p = subprocess.Popen([*COMMAND, *map(str, line)], cwd=home[0], **PIPES)
-    lines = []
-    for text in p.stdout:
-        lines.append(text)
-        if 'of training' in text: break
+    victim = start([*COMMAND, *line], tmp_path/'said.txt', cwd=home[0])
+    victim.until(lambda: 'of training' in victim.said(), pause=.05)
     time.sleep(1)
-    p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=60)
-    out = ''.join(lines) + out
-    assert p.returncode == 130 and 'Traceback' not in err, out + err
+    code, out = victim.strike(signal.SIGINT), victim.said()
+    assert code == 130 and 'Traceback' not in out, out
     assert 'stopped by SIGINT after step' in out and 'nats per token' not in out
     monkeypatch.chdir(tmp_path)
     go_on(run, out.split('go on with: gptlab ')[1], capsys, monkeypatch)

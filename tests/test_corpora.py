@@ -125,7 +125,7 @@ def test_bad_mixtures():
     with refuses(ValueError, 'weights are for a', 'sources are a, b', 'one weight'): mixture(dict(a=[], b=[]), dict(a=1))
     for w in (-1, math.nan, 0, math.inf):
         with refuses(ValueError, 'weights', 'numbers of 0 or more'): mixture(dict(a=['x']), dict(a=w))
-    with refuses(TypeError, "'a' is an iterator", 'again(f)'): mixture(dict(a=iter(['x'])), dict(a=1))
+    with refuses(TypeError, "'a' is an iterator", 'repeatable(f)'): mixture(dict(a=iter(['x'])), dict(a=1))
     with refuses(TypeError, "'a' is one text", 'jsonl'): mixture(dict(a='some text'), dict(a=1))
     with refuses(ValueError, 'n_bytes=0', '10**9'): mixture(dict(a=['x']), dict(a=1), n_bytes=0)
     with refuses(ValueError, 'n_bytes=3', 'at least 4'): cap_documents(['x'], 3)
@@ -337,7 +337,7 @@ def test_bad_resharding(tmp_path):
     with refuses(ValueError, 'all 3 documents fit into one shard', 'validation', 'docs_per_shard=1'): reshard(['a', 'b', 'c'], tmp_path/'x')
     for bad in (dict(docs_per_shard=0), dict(bytes_per_shard=0), dict(workers=-1)):
         with refuses(ValueError, *(f'{k}={v}' for k, v in bad.items())): reshard(['a', 'b'], tmp_path/'x', **bad)
-    with refuses(TypeError, 'read only once', 'again('): reshard(iter(['a', 'b']), tmp_path/'x')
+    with refuses(TypeError, 'read only once', 'repeatable('): reshard(iter(['a', 'b']), tmp_path/'x')
     with refuses(TypeError, 'one document'): reshard('text', tmp_path/'x')
     with refuses(TypeError, 'document 1', 'int'): reshard(['a', 5, 'b'], tmp_path/'x', docs_per_shard=1)
     with refuses(ValueError, 'document 2', 'surrogate', 'position 1'): reshard(['a', 'b', 'c\ud800'], tmp_path/'y', docs_per_shard=1)
@@ -600,7 +600,7 @@ def test_a_dump_shows_every_byte_and_changes_nothing(tmp_path):
         assert 'ignored' in dump_text(valid, n=len(valid)) or valid[-1]['targets'].min() >= 0
     assert dump_text(ByteTokenizer().encode('hé\n', bos=True), ByteTokenizer()) == 'batch 0 row 0: 5 tokens\n  ⟦<|bos|>⟧│h│\\xc3│\\xa9│\\n\n'
     assert 'a│b' in dump_text(torch.tensor([97, 98]), ByteTokenizer())
-    with refuses(ValueError, 'carry no tokenizer', 'dump(what, tok)'): dump_text([dict(ids=torch.zeros(1, 2))])
+    with refuses(ValueError, 'carry no tokenizer', 'dump_text(what, tok)'): dump_text([dict(ids=torch.zeros(1, 2))])
 
 
 def test_tables():

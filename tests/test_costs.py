@@ -7,7 +7,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gptlab.all import *
-from gptlab.costs import _pretend, _step_bytes
+from gptlab.costs import _with_fake_tensors, _step_bytes
 from test_model import Bag, PRESETS, SMALL, every, lively, text
 
 
@@ -18,12 +18,12 @@ NO_PRETENCE = ('experts', 'depths', 'depths_delta')                             
 
 @every
 def test_bytes_are_those_that_are_allocated(name):
-    "The pretended step, the ledger of a step in earnest, and torch's own profiler of the allocator agree"
+    "The pretended step, the tracker of a step in earnest, and torch's own profiler of the allocator agree"
     cfg = replace(PRESETS[name](), dropout=0.)
     model = GPT(cfg).train()
     ids = torch.zeros(2, 32, dtype=torch.long)
     real = _step_bytes(model, ids, lambda t: t.detach())
-    if name not in NO_PRETENCE: assert real == _pretend(model, ids)
+    if name not in NO_PRETENCE: assert real == _with_fake_tensors(model, ids)
     assert model.memory(2, 32) == real
     assert all(type(p) is nn.Parameter for p in model.parameters())                        # everything is back in its place
     model.zero_grad()
@@ -78,7 +78,7 @@ def test_accounts_leave_everything_else_alone():
 
 def test_a_count_can_be_limited():
     model = GPT(GPTConfig(**SMALL | dict(attn=partial(DeltaAttention, chunk=1), context_length=2000)))
-    with pytest.raises(RuntimeError, match='more than 20000 operations'): _pretend(model, torch.zeros(1, 2000), budget=20_000)
+    with pytest.raises(RuntimeError, match='more than 20000 operations'): _with_fake_tensors(model, torch.zeros(1, 2000), budget=20_000)
 
 def test_accounts_leave_the_compiler_alone():
     "A dispatch mode that meets a compiled block makes torch give up compiling it, silently and for good"

@@ -188,29 +188,29 @@ def test_a_packer_with_other_settings_is_another_packer():
 
 # ---- ranks
 
-@pytest.mark.parametrize('world', [1, 2, 3, 8])
-def test_ranks_share_every_document_and_none_twice(folder, world):
+@pytest.mark.parametrize('world_size', [1, 2, 3, 8])
+def test_ranks_share_every_document_and_none_twice(folder, world_size):
     for name, source in sources(folder).items():
         seen, want = [], [d.rstrip('\n') for d in source] if name == 'mixed' else texts()
-        for rank in range(world):
-            blocks = blocks_of(source, rank=rank, world=world)
+        for rank in range(world_size):
+            blocks = blocks_of(source, rank=rank, world_size=world_size)
             for k in itertools.count():
                 if (t := blocks.block(k)) is None: break
                 seen += [TOK.decode(t.ids[a:b].tolist()).rstrip('\n') for a, b in zip(t.starts, t.starts[1:])]
-        assert sorted(seen) == sorted(want), (name, world)
+        assert sorted(seen) == sorted(want), (name, world_size)
 
 
 def test_a_rank_without_documents_is_told():
-    with pytest.raises(ValueError, match='rank 2 of 3 gets no document'): next(Batches(Blocks(['a', 'b'], TOK, rank=2, world=3), 1, 4))
-    with pytest.raises(ValueError, match='rank=3 of world=3'): Blocks(['a'], TOK, rank=3, world=3)
-    with pytest.raises(ValueError, match='gets no document'): Slices(tokenize(['a'], TOK), rank=1, world=2).block(0)
+    with pytest.raises(ValueError, match='rank 2 of 3 gets no document'): next(Batches(Blocks(['a', 'b'], TOK, rank=2, world_size=3), 1, 4))
+    with pytest.raises(ValueError, match='rank=3 of world_size=3'): Blocks(['a'], TOK, rank=3, world_size=3)
+    with pytest.raises(ValueError, match='gets no document'): Slices(tokenize(['a'], TOK), rank=1, world_size=2).block(0)
     with pytest.raises(ValueError, match='no document'): next(Batches(Blocks([], TOK), 1, 4))
 
 
 def test_ranks_share_validation_evenly_and_the_score_is_the_same():
     whole = fixed_batches(tokenize(texts(), TOK), B=4, T=50)
-    for world in (1, 2, 3, 8, 50):
-        parts = [shard(whole, r, world) for r in range(world)]
+    for world_size in (1, 2, 3, 8, 50):
+        parts = [shard(whole, r, world_size) for r in range(world_size)]
         assert len({len(p) for p in parts}) == 1 and sum(p.n_tokens for p in parts) == whole.n_tokens and sum(p.n_bytes for p in parts) == whole.n_bytes
 
 
@@ -317,12 +317,12 @@ def test_bytes_survive_the_way_through_a_token_folder(tmp_path):
     from unittest import mock
     with mock.patch.object(loader, 'load_tokenizer', lambda *a: Saves()): read = open_tokens(tmp_path/'t')
     assert fixed_batches(read, 2, 4).n_bytes == fixed_batches(whole, 2, 4).n_bytes
-    assert Slices(read, 3, rank=1, world=2).block(0).sizes.tolist() == Blocks(docs, Saves(), 3, 1, 2).block(0).sizes.tolist()
+    assert Slices(read, 3, rank=1, world_size=2).block(0).sizes.tolist() == Blocks(docs, Saves(), 3, 1, 2).block(0).sizes.tolist()
 
 
 def test_places_and_sizes_that_cannot_be(tmp_path):
     toks = tokenize(texts(), TOK)
-    for kw in (dict(rank=2, world=2), dict(rank=-1), dict(size=0), dict(world=0)):
+    for kw in (dict(rank=2, world_size=2), dict(rank=-1), dict(size=0), dict(world_size=0)):
         for make in (lambda: Slices(toks, **kw), lambda: Blocks(texts(), TOK, **kw)):
             with pytest.raises(ValueError, match='rank=|whole number'): make()
     s = Batches(toks, np.int64(2), np.int32(16), seed=np.int64(1)); json.dumps(s.resize(np.int64(3), np.int64(7)).state_dict())

@@ -297,7 +297,7 @@ def test_what_can_be_read_only_once(tmp_path):
     gen = numbered(9)
     for once in (numbered(9), map(str, range(9)), open(write(tmp_path/'a.txt', 'a\nb\n'))):
         for f in (corpus, partial(skip_documents, n=1)):
-            with refuses(TypeError, 'only once', 'again(lambda: …)'): f(once)
+            with refuses(TypeError, 'only once', 'repeatable(lambda: …)'): f(once)
     with refuses(TypeError, 'same iterator twice'): repeatable(lambda: gen)
     with refuses(TypeError, 'a function', 'generator'): repeatable(numbered(9))
     with refuses(TypeError, 'one document', '[text]'): skip_documents('all of it', 0)

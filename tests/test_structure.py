@@ -154,6 +154,18 @@ def test_exported_code_knows_its_names():
     if done.returncode: pytest.fail('import it in an export cell:\n' + done.stdout.replace(str(LIB), 'gptlab'), pytrace=False)
 
 
+def test_no_message_names_what_has_another_name_now():
+    "Advice in an error, a docstring or a comment calls functions by the names they have"
+    table = (LIB.parent/'tests'/'golden'/'renames.tsv').read_text(encoding='utf-8').splitlines()
+    new = dict(row.split('\t')[:2] for row in table if row.endswith('\tname'))
+    calls, bad = re.compile(r'(?<![\w.])(' + '|'.join(new) + r')\('), []
+    for p in MODULES:
+        for t in tokenize.generate_tokens(io.StringIO(p.read_text(encoding='utf-8')).readline):
+            if t.type not in (tokenize.STRING, tokenize.COMMENT): continue
+            bad += [f'{p.name} line {t.start[0]}: {m[1]}( is {new[m[1]]}( now' for m in calls.finditer(t.string)]
+    complain([b for b in bad if not b.startswith('stacks.py')])          # `draw(weight)` there is an argument of the reader's own
+
+
 # ---- each notebook
 
 @each

@@ -142,7 +142,7 @@ LOADERS = dict(
     thread=dict(workers=0, depth=4),
     workers=dict(workers=2, depth=0),
     workers_and_thread=dict(workers=2, depth=3, docs=True),
-    second_rank=dict(workers=0, depth=2, rank=1, world=2, valid_rows=5))
+    second_rank=dict(workers=0, depth=2, rank=1, world_size=2, valid_rows=5))
 
 
 @fact('loader', LOADERS)
