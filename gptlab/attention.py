@@ -72,11 +72,11 @@ def _enter(cache, rows, docs, plain):
 
 # %% ../nbs/07_attention.ipynb #7f3723df
 def visible_mask(qpos:torch.Tensor, # (B,T) positions of the queries
-            kpos:torch.Tensor, # (B,S) positions of the keys; below 0 is unseen
-            qdocs:torch.Tensor|None=None, # (B,T) documents of the queries
-            kdocs:torch.Tensor|None=None, # (B,S) documents of the keys
-            window:int|None=None, # how many tokens one sees, itself included
-            ) -> torch.Tensor: # (B,1,T,S) bool
+                 kpos:torch.Tensor, # (B,S) positions of the keys; below 0 is unseen
+                 qdocs:torch.Tensor|None=None, # (B,T) documents of the queries
+                 kdocs:torch.Tensor|None=None, # (B,S) documents of the keys
+                 window:int|None=None, # how many tokens one sees, itself included
+                 ) -> torch.Tensor: # (B,1,T,S) bool
     "True where a query may look at a key"
     q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)

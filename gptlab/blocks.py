@@ -109,9 +109,9 @@ class GLU(nn.Module):
 
 # %% ../nbs/06_blocks.ipynb #81fdd588
 def build_part(part:Callable, # a constructor
-          *args, # what every such part takes
-          **offers, # what it gets if its signature names it, unless already fixed by `partial`
-          ):
+               *args, # what every such part takes
+               **offers, # what it gets if its signature names it, unless already fixed by `partial`
+               ):
     "Call a constructor with its positional contract, plus the offers that its signature names; what `partial` fixed stays fixed"
     names, fixed = inspect.signature(part).parameters, getattr(part, 'keywords', {})
     wanted = {k: v for k, v in offers.items() if k in names and k not in fixed}
@@ -128,8 +128,8 @@ def no_gradient(module:nn.Module, # after a backward pass
 
 # %% ../nbs/06_blocks.ipynb #ae2f8949
 def perturb_parameters(module:nn.Module, # changed in place
-            std:float=.1, # size of the noise
-            ) -> nn.Module:
+                       std:float=.1, # size of the noise
+                       ) -> nn.Module:
     "Add noise to every parameter, so that initial zeros hide nothing; returns the module"
     with torch.no_grad():
         for p in module.parameters(): p.add_(torch.randn_like(p)*std)

@@ -35,9 +35,9 @@ def set_rng_state(state:dict):
 
 # %% ../nbs/11_checkpoints.ipynb #1c8506d7
 def flatten_tree(tree:object, # dicts, lists, tuples, numbers, strings, None, tensors
-            tensors:dict, # filled: name → tensor
-            name:str='', # where in the tree we are
-            ) -> object:
+                 tensors:dict, # filled: name → tensor
+                 name:str='', # where in the tree we are
+                 ) -> object:
     "The tree as JSON can hold it, its tensors moved into `tensors`; raises TypeError naming what neither can hold"
     if isinstance(tree, torch.Tensor): return {'tensor': _keep(tree, tensors, name)}
     if isinstance(tree, dict):
@@ -59,8 +59,8 @@ def _keep(t, tensors, name):
 
 # %% ../nbs/11_checkpoints.ipynb #21380a88
 def unflatten_tree(tree:object, # as `flatten_tree` gave
-              tensors:dict, # name → tensor
-              ) -> object:
+                   tensors:dict, # name → tensor
+                   ) -> object:
     "The tree that was flattened"
     if isinstance(tree, list): return [unflatten_tree(v, tensors) for v in tree]
     if not isinstance(tree, dict): return tree
@@ -161,8 +161,8 @@ def latest_checkpoint(folder:str|Path) -> Path:
     return found[-1]
 
 def prune_checkpoints(folder:str|Path, # a run's folder
-          keep:int=2, # how many of the newest stay
-          ):
+                      keep:int=2, # how many of the newest stay
+                      ):
     "Delete all but the newest checkpoints of a run, and what a process that was killed has left half-written"
     for p in [*checkpoints_in(folder)[:-keep], *Path(folder).glob('.step_*')]: shutil.rmtree(p)
 

@@ -69,9 +69,9 @@ def flow_map(key:str) -> FlowMap:
 
 # %% ../nbs/00_start.ipynb #e92274af
 def assert_equal(a:torch.Tensor, # what was computed
-                b:torch.Tensor, # what was expected: same shape, dtype and values
-                tol:float|None=None, # largest absolute difference; None takes torch's default for the dtype
-                ):
+                 b:torch.Tensor, # what was expected: same shape, dtype and values
+                 tol:float|None=None, # largest absolute difference; None takes torch's default for the dtype
+                 ):
     "Check that two tensors agree in shape, dtype and value; raises AssertionError that says where they differ"
     torch.testing.assert_close(a, b, **({} if tol is None else dict(atol=tol, rtol=0)))
 
@@ -156,8 +156,8 @@ _moved = {f'gptlab.attentions.{n}': f'gptlab.linear_attentions.{n}'    # names t
           for n in ('MLA', 'DeltaAttention')}
 
 def resolve_name(name:str, # a dotted name, as `dotted_name` gives
-            parts:dict|None=None, # your own parts: {'Mine': Mine}
-            ):
+                 parts:dict|None=None, # your own parts: {'Mine': Mine}
+                 ):
     "The class or function called `name`, in gptlab, torch.nn or `parts`; anything else raises ValueError that says what to pass"
     name = _moved.get(name, name)
     mod, _, short = name.rpartition('.')

@@ -34,8 +34,8 @@ def _capped(source, n_bytes, start): return (clip_bytes(d, n_bytes) for d in ski
 def _n_docs(source): return source.n_docs if isinstance(source, Source) else len(source) if hasattr(source, '__len__') else None
 
 def cap_documents(source:Iterable[str], # documents
-           n_bytes:int=10_000, # at most so many bytes of each
-           ) -> Source:
+                  n_bytes:int=10_000, # at most so many bytes of each
+                  ) -> Source:
     "The same source, each document cut to `n_bytes` between two characters; raises ValueError for a cap under 4 bytes"
     if n_bytes < 4: raise ValueError(f'n_bytes={n_bytes}: one character may take 4 bytes; give at least 4 (gpt-lab cuts at 10,000)')
     return Source(partial(_capped, source, n_bytes), getattr(source, 'name', ''), _n_docs(source))
@@ -432,15 +432,15 @@ def _facts(path, url, column):
     return dict(file=path.name, n_docs=n_docs, n_bytes=n_bytes, sha256=file_sha256(path), url=url)
 
 def download_shards(base_url:str, # the folder on the web that holds shard_00000.parquet, …
-             folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
-             n:int|None=None, # so many training shards (and the last one, for validation); None takes all
-             n_shards:int|None=None, # how many there are in all, if you know; else meta.json or probing says
-             column:str='text', # where the text is
-             tries:int=5, # attempts for each file
-             backoff:float=.5, # seconds to wait after the first failure, then doubled
-             timeout:float=30, # seconds without a byte before a line counts as dead
-             progress:bool=True, # bars on stderr
-             ) -> Path:
+                    folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
+                    n:int|None=None, # so many training shards (and the last one, for validation); None takes all
+                    n_shards:int|None=None, # how many there are in all, if you know; else meta.json or probing says
+                    column:str='text', # where the text is
+                    tries:int=5, # attempts for each file
+                    backoff:float=.5, # seconds to wait after the first failure, then doubled
+                    timeout:float=30, # seconds without a byte before a line counts as dead
+                    progress:bool=True, # bars on stderr
+                    ) -> Path:
     "Fetch a corpus of shards, the validation shard first; call again to go on. Raises ValueError, FileExistsError, FileNotFoundError, OSError"
     if not re.match(r'https?://[^/\s]', str(base_url)): raise ValueError(f'base_url={base_url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/{base_url}/resolve/main')
     base, folder, how = base_url.rstrip('/'), Path(folder).expanduser(), dict(tries=tries, backoff=backoff, timeout=timeout)
@@ -544,9 +544,9 @@ class Overlap:
 
 # %% ../nbs/21_corpora.ipynb #565bc1ea
 def corpus_overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever corpus(…) takes
-            n:int=13, # words in an n-gram (13 as in the GPT-3 paper, appendix C)
-            near:float=.5, # from this share on a document counts as nearly the same
-            ) -> Overlap:
+                   n:int=13, # words in an n-gram (13 as in the GPT-3 paper, appendix C)
+                   near:float=.5, # from this share on a document counts as nearly the same
+                   ) -> Overlap:
     "Equal documents within and between training and validation, and shared n-grams. Training is read once; memory grows with validation, plus 8 bytes for each training document. Raises ValueError"
     if n < 1 or not 0 < near <= 1: raise ValueError(f'n={n}, near={near}: n is 1 or more words, near a share above 0, up to 1')
     c = corpus(what)
@@ -584,10 +584,10 @@ def _first(what, n):
     return got
 
 def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches (a list, a stream), or one row of ids
-         tok:Tokenizer|None=None, # None takes the one that the batches carry
-         n:int=1, # so many batches; of a row of ids, so many times 128 tokens
-         path:str|Path|None=None, # a file to write it to
-         ) -> str:
+              tok:Tokenizer|None=None, # None takes the one that the batches carry
+              n:int=1, # so many batches; of a row of ids, so many times 128 tokens
+              path:str|Path|None=None, # a file to write it to
+              ) -> str:
     "Batches for human eyes: rows, tokens, document boundaries, the last target; nothing is used up. Raises ValueError without a tokenizer"
     if (tok := tok or getattr(what, 'tok', None)) is None: raise ValueError('these batches carry no tokenizer: pass the one that made them, dump_text(what, tok)')
     names, out = {i: k for k, i in tok.special.items()}, []

@@ -233,8 +233,8 @@ def _tell(template, rng, memory):
     return out, bits
 
 def make_stories(n_docs:int=2000, # how many stories
-            seed:int=0, # equal seeds give equal stories, on any machine
-            ) -> list[str]:
+                 seed:int=0, # equal seeds give equal stories, on any machine
+                 ) -> list[str]:
     "Simple English stories, written for gptlab, whose exact probability is known (see `story_bits`)"
     rng = random.Random(seed)
     return [_tell('{story}', rng, {})[0] for _ in range(n_docs)]
@@ -301,8 +301,8 @@ def _strings(docs, n, name):
         yield d
 
 def skip_documents(source:Iterable[str], # a Source, a list, whatever gives the same documents each time
-         n:int, # how many documents to pass over
-         ) -> Iterator[str]:
+                   n:int, # how many documents to pass over
+                   ) -> Iterator[str]:
     "The documents of a source from number n on. Raises TypeError for what can be read only once, and for a str"
     if isinstance(source, (str, bytes)): raise TypeError(f'{source[:30]!r} is one document, not a source: give [text]')
     if hasattr(source, 'skip'): return source.skip(n)
@@ -312,8 +312,8 @@ def skip_documents(source:Iterable[str], # a Source, a list, whatever gives the 
 def _again(f, start): return islice(iter(f()), start, None)
 
 def repeatable(f:Callable[[], Iterable[str]], # called anew for each reading
-          name:str='', # what messages call it; the function's own name if empty
-          ) -> Source:
+               name:str='', # what messages call it; the function's own name if empty
+               ) -> Source:
     "A source from a function that gives a fresh iterator at each call, such as a generator function; raises TypeError for anything else"
     if not callable(f): raise TypeError(f'repeatable wants a function that gives a fresh iterator, not a {type(f).__name__}: repeatable(lambda: …)')
     if iter(docs := f()) is docs and f() is docs: raise TypeError('the function gives the same iterator twice, and that can be read only once: make it inside the function')

@@ -57,13 +57,13 @@ def model_card(model:GPT, # what the card is about
 
 # %% ../nbs/37_formats.ipynb #72b4cb64
 def push_to_hub(name:str, # on the hub: owner/name
-         model:GPT, # what to send
-         tok:Tokenizer|None=None, # goes along
-         card:str|None=None, # the README.md; None writes one
-         private:bool=True, # visible to you alone?
-         message:str='From gptlab', # of the commit
-         **about:object, # for `model_card`: run, data, licence, prompts
-         ) -> str:
+                model:GPT, # what to send
+                tok:Tokenizer|None=None, # goes along
+                card:str|None=None, # the README.md; None writes one
+                private:bool=True, # visible to you alone?
+                message:str='From gptlab', # of the commit
+                **about:object, # for `model_card`: run, data, licence, prompts
+                ) -> str:
     "Send a model to the hub, from where `load(name)` pulls it; returns the commit's address. Raises PermissionError without a valid login"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

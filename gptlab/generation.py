@@ -45,17 +45,17 @@ def min_p(p:float) -> Callable:
 
 # %% ../nbs/14_generation.ipynb #00300654
 def draw_token(logits:torch.Tensor, # (B,V)
-         filters:Iterable[Callable]=(), # applied in order, logits to logits
-         generator:torch.Generator|None=None, # the dice
-         ) -> torch.Tensor: # (B,)
+               filters:Iterable[Callable]=(), # applied in order, logits to logits
+               generator:torch.Generator|None=None, # the dice
+               ) -> torch.Tensor: # (B,)
     "One token per row, drawn from the filtered distribution"
     logits = logits.float()
     for f in filters: logits = f(logits)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:,0]
 
 def make_generator(seed:int|None=None, # the same seed draws the same text; None is different every time
-         device:torch.device|str='cpu', # where the logits are
-         ) -> torch.Generator:
+                   device:torch.device|str='cpu', # where the logits are
+                   ) -> torch.Generator:
     "A random generator of its own"
     g = torch.Generator(device)
     if seed is None: g.seed()

@@ -280,7 +280,7 @@ def fast_batches(text:'str|Corpus|list|Tokens', # what `corpus` takes, or tokens
                  valid_rows:int|None=None, # a sample of this many validation rows; None takes all; tokens have none
                  pack:Callable=concat, # (starts, T, rng) -> addresses (R,T+1)
                  size:int=1024, # documents in a block, the shuffle buffer
-                 workers:int=0, # processes that tokenise ahead
+                 workers:int=0, # processes that tokenize ahead
                  depth:int=4, # batches drawn ahead by a thread; 0 takes no thread
                  device:str|None=None, # a CUDA device: batches arrive there through pinned memory
                  rank:int=0, # this process

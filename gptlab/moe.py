@@ -21,10 +21,10 @@ from .optimizers import Group
 
 # %% ../nbs/23_moe.ipynb #72ef6bd0
 def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each token, positive
-          k:int, # experts per token
-          bias:torch.Tensor|None=None, # (E,) added for the choice, not for the weights (Wang et al. 2024)
-          normalise:bool=True, # should the k weights sum to 1?
-          ) -> tuple[torch.Tensor, torch.Tensor]: # weights (N,k), experts (N,k)
+                 k:int, # experts per token
+                 bias:torch.Tensor|None=None, # (E,) added for the choice, not for the weights (Wang et al. 2024)
+                 normalise:bool=True, # should the k weights sum to 1?
+                 ) -> tuple[torch.Tensor, torch.Tensor]: # weights (N,k), experts (N,k)
     "Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)"
     chosen = (scores if bias is None else scores + bias).topk(k, -1).indices  # (N,k)
     w = scores.gather(-1, chosen)                                 # (N,k)
@@ -135,8 +135,8 @@ def _unevenness(self:MoE, chosen, scores):
     return ((self.bias - self.bias.detach()) * (load_of(chosen, E) - 1/E)).sum()
 
 def balance_rule(grad:torch.Tensor, # load minus an even load; only its sign counts
-               state:dict, # not used
-               ) -> torch.Tensor:
+                 state:dict, # not used
+                 ) -> torch.Tensor:
     "The gradient's sign: how balance biases move (Wang et al. 2024, algorithm 1)"
     return grad.sign()
 
@@ -148,8 +148,8 @@ def balance_bias(name:str, # as in model.named_parameters()
     return isinstance(module, MoE) and name.endswith('bias')
 
 def balance_experts(lr:float=.001, # step of a bias; scores lie between 0 and 1
-          at:Callable=balance_bias, # which parameters
-          ) -> Group:
+                    at:Callable=balance_bias, # which parameters
+                    ) -> Group:
     "A group that follows `balance_rule`: put it first in `Opt`"
     return Group(balance_rule, at, lr)
 

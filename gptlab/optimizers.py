@@ -63,10 +63,10 @@ def _unit(G):
     return X / (1.01 * X.norm(dim=(-2,-1), keepdim=True)).clamp(min=1e-12), tall
 
 def polar_factor(G:torch.Tensor, # one matrix, or a stack of them (…,m,n)
-          steps:int=5, # steps of the polynomial
-          series:str='polar_express', # its coefficients: a key of `polar_series`
-          precision:str|None=None, # 'float32', 'bfloat16'; None takes bfloat16 where it is fast
-          ) -> torch.Tensor:
+                 steps:int=5, # steps of the polynomial
+                 series:str='polar_express', # its coefficients: a key of `polar_series`
+                 precision:str|None=None, # 'float32', 'bfloat16'; None takes bfloat16 where it is fast
+                 ) -> torch.Tensor:
     "About UVᵀ of G = USVᵀ, by products alone (Jordan et al. 2024; Amsel et al. 2025); raises ValueError for what is not a matrix"
     if G.ndim < 2: raise ValueError(f'only a matrix can be made orthogonal, and this has shape {tuple(G.shape)}; let another group claim it')
     X, tall = _unit(G)                                                # (N,m,n)

@@ -204,8 +204,8 @@ def reseed(self:Batches, seed:int) -> 'Batches':
 
 # %% ../nbs/04_packing.ipynb #360b03bb
 def resplit(rows:np.ndarray, # addresses (R,T+1), in the packer's order; −1 padding
-          T:int, # the new length
-          ) -> np.ndarray:
+            T:int, # the new length
+            ) -> np.ndarray:
     "The same targets in rows of another length: (R′,T+1). A row that does not go on where the one before ended begins with an input that is no target, written −2−address"
     at = _place(rows)
     keep = rows != -1                                                           # (R,T+1)
@@ -349,10 +349,10 @@ def _laid(begin, n, T):
 
 
 def sliding_windows(starts:np.ndarray, # where documents start in the flat array, its length at the end
-            T:int, # targets in a row
-            rng:np.random.Generator|None, # unused: the rows are dealt in random order anyway
-            stride:int|None=None, # from one row to the next; None is T, so that each token but a document's first is a target once
-            ) -> np.ndarray:
+                    T:int, # targets in a row
+                    rng:np.random.Generator|None, # unused: the rows are dealt in random order anyway
+                    stride:int|None=None, # from one row to the next; None is T, so that each token but a document's first is a target once
+                    ) -> np.ndarray:
     "Rows of addresses (R,T+1) that never cross from one document into the next; short rows are padded"
     n, step = np.diff(starts), stride or T
     per = np.maximum(-(-(n-1)//step), 0)                                                        # rows of each document

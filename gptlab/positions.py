@@ -149,9 +149,9 @@ class Llama3RoPE(ScaledRoPE):
 
 # %% ../nbs/18_positions.ipynb #68d3ba08
 def extend_context(model:GPT, # changed in place, its config too
-           factor:float, # how many times longer the context becomes
-           scheme:Callable=YaRN, # ScaledRoPE, NTK, YaRN or Llama3RoPE
-           ) -> int:
+                   factor:float, # how many times longer the context becomes
+                   scheme:Callable=YaRN, # ScaledRoPE, NTK, YaRN or Llama3RoPE
+                   ) -> int:
     """Stretch the rotary positions of a trained model; returns in how many layers;
     raises ValueError where there are none, or of a kind it does not know"""
     turned, cfg = _turned(model), model.cfg

@@ -35,8 +35,8 @@ class Curve:
 
 # %% ../nbs/10_schedules.ipynb #2cef6c0f
 def piecewise_linear(*corners:tuple, # (progress, multiplier), from left to right
-           name:str|None=None, # shown to the reader
-           ) -> Curve:
+                     name:str|None=None, # shown to the reader
+                     ) -> Curve:
     "Straight lines from corner to corner; raises ValueError if they do not run from left to right within [0,1]"
     xs, ys = zip(*corners)
     if list(xs) != sorted(xs) or xs[0] < 0 or xs[-1] > 1: raise ValueError(f'the corners of {name or "piecewise_linear"} lie at {xs}; they must go from left to right between 0 and 1')

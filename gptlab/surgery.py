@@ -151,9 +151,9 @@ def load_lora(model:nn.Module, # with corrections of the same rank at the same p
 
 # %% ../nbs/17_surgery.ipynb #c19381bd
 def rebuild(model:GPT, # stays as it is
-               fill:Callable|None=None, # fill(name, new, old) → tensor, old is None where there was none; None takes the old ones
-               **changes, # fields of GPTConfig
-               ) -> GPT:
+            fill:Callable|None=None, # fill(name, new, old) → tensor, old is None where there was none; None takes the old ones
+            **changes, # fields of GPTConfig
+            ) -> GPT:
     "A new model of the changed config with the old one's weights. Raises ValueError that lists each tensor that is missing, left over or of another shape, or when the config does not describe the old model"
     _check_described(model)
     new, old = GPT(replace(model.cfg, **changes)).to(next(model.parameters())), model.state_dict()
@@ -209,8 +209,8 @@ def _fixed(tree):
 
 # %% ../nbs/17_surgery.ipynb #a30c0c45
 def add_layers(model:GPT, # stays as it is
-           n_layers:int, # layers afterwards
-           ) -> GPT:
+               n_layers:int, # layers afterwards
+               ) -> GPT:
     "A deeper model of the same function: the new blocks, on top, begin with zero outputs (`o`, `down`; Wu et al. 2024, LLaMA Pro). Raises ValueError for fewer layers, or where the function would change"
     if type(n_layers) is not int or n_layers < model.cfg.n_layers: raise ValueError(f'the model has {model.cfg.n_layers} layers: n_layers must be a whole number of at least that, not {n_layers!r}')
     fresh = lambda name, new: torch.zeros_like(new) if name.split('.')[-2] in ('o', 'down') else new

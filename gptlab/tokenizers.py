@@ -165,8 +165,8 @@ def add_special(tok:RankTokenizer, # made from ranks
     return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(_names(names))})
 
 def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
-             vocab_size:int, # ids to keep, specials included
-             ) -> BPE:
+                   vocab_size:int, # ids to keep, specials included
+                   ) -> BPE:
     "The same tokenizer with fewer ids: the lowest ranks, numbered anew, then the specials (gpt-lab's `base_truncated_V`)"
     n = _whole(vocab_size) - len(tok.special)
     if not 256 <= n <= len(tok.ranks): raise ValueError(f'vocab_size={vocab_size} must lie between {256+len(tok.special)} (the bytes and {len(tok.special)} specials) and {len(tok.ranks)+len(tok.special)}')
@@ -233,7 +233,7 @@ def from_tiktoken(cls:BPE,
     "The tokenizer of some ranks; raises ValueError where bytes are not ids 0 to 255 (as in OpenAI's files, which RankTokenizer reads)"
     if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
     if any(ranks.get(bytes([i])) != i for i in range(256)):
-        raise ValueError('the bytes are not ids 0 to 255 in these ranks; the chapter on tokenizers has a class for any order')
+        raise ValueError('the bytes are not ids 0 to 255 in these ranks; RankTokenizer.from_tiktoken reads any order')
     if sorted(ranks.values()) != list(range(len(ranks))): raise ValueError(f'some of the ids 0 to {len(ranks)-1} are missing in these ranks, or twice there')
     return cls([(ranks[a], ranks[b]) for a, b in _merges_of(ranks)], pattern, special)
 
@@ -449,7 +449,7 @@ def byte_counts(self:HFTokenizer, text:str) -> list[int]:
 
 # %% ../nbs/20_tokenizers.ipynb #59625ee1
 class SentencePieceTokenizer(TableTokenizer):
-    "A SentencePiece model (Kudo and Richardson 2018); lossy unless it was trained to keep all, as `train` does"
+    "A SentencePiece model (Kudo and Richardson 2018); lossy unless it was trained to keep all, as `SentencePieceTokenizer.train` does"
     def __init__(self, model:bytes|str): # the bytes of a .model file, or their base64
         try: self.model = base64.b64decode(model, validate=True) if isinstance(model, str) else bytes(model); self._open()
         except (ValueError, RuntimeError): raise ValueError('this is no SentencePiece model; pass the bytes of a .model file, or use SentencePieceTokenizer.load(path)') from None
@@ -555,9 +555,9 @@ def _renyi_bits(counts, alpha):
     return (-(p*p.log2()).sum() if alpha == 1 else (p**alpha).sum().log2() / (1 - alpha)).item()
 
 def renyi_efficiency(tok:Tokenizer, # any tokenizer
-          text:str|Iterable[str], # a text, or many
-          alpha:float=2.5, # above 1, common ids weigh more; 1 is Shannon's entropy
-          ) -> tuple[float,float]:
+                     text:str|Iterable[str], # a text, or many
+                     alpha:float=2.5, # above 1, common ids weigh more; 1 is Shannon's entropy
+                     ) -> tuple[float,float]:
     "Rényi entropy of the ids in bits, and the share of log2 V that it reaches (Zouhar et al. 2023); raises ValueError where a text gives no ids"
     if not (counts := _usage(tok, text)).any(): raise ValueError('the text gives no ids, so they have no entropy')
     return (bits := _renyi_bits(counts, alpha)), bits/math.log2(tok.vocab_size)
@@ -579,8 +579,8 @@ def _compare_row(name, tok, texts):
         'Rényi': renyi_efficiency(tok, texts.values())[1], 'lost': sum(tok.normal(t) != t for t in texts.values())}
 
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
-            texts:str|dict[str,str]|None=None, # a text, or texts by kind; None takes `text_kinds()`
-            ) -> Comparison:
+                       texts:str|dict[str,str]|None=None, # a text, or texts by kind; None takes `text_kinds()`
+                       ) -> Comparison:
     "Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how many of the texts come back changed"
     texts = dict(text=texts) if isinstance(texts, str) else text_kinds() if texts is None else texts
     if not toks or not any(texts.values()): raise ValueError('pass at least one tokenizer, and a text that is not empty')

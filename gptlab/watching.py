@@ -169,9 +169,9 @@ def matmul_peak(device:torch.device|str='cpu', # where
     return 3*2*n**3/best
 
 def flops_utilization(trainer:Trainer, # a run that has trained
-                peak:float|None=None, # operations per second; None measures it
-                ) -> float:
-    "Model FLOPs utilisation: the share of the peak that the run used"
+                      peak:float|None=None, # operations per second; None measures it
+                      ) -> float:
+    "Model FLOPs utilization: the share of the peak that the run used"
     peak = peak or matmul_peak(trainer.device, trainer.dtype or torch.float32)
     flops = trainer.model.flops_per_token(trainer.batch['ids'].shape[1])
     return flops*trainer.tokens/trainer.seconds/peak
