@@ -61,12 +61,14 @@ def _copies(model, twin):
 
 @contextlib.contextmanager
 def _isolated(model):
-    "Nobody else takes part: no hooks, no autocast, no dice; and no compiled block, which would stay uncompiled for good if it met a tracker"
+    "Nothing else takes part: no hooks, no autocast, no change of the generator; and no compiled block, which would stay uncompiled for good if it met a tracker"
     hooks = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'
     had = {m: (m.training, [getattr(m, h) for h in hooks]) for m in model.modules()}
     for m in had: vars(m).update({h: type(getattr(m, h))() for h in hooks})
     try:
-        with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), torch.autocast(next(model.parameters()).device.type, enabled=False): yield
+        kind = next(model.parameters()).device.type
+        plain = torch.autocast('cpu' if kind == 'meta' else kind, enabled=False)      # autocast knows no meta
+        with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), plain: yield
     finally:
         for m, (mode, old) in had.items(): m.training = mode; vars(m).update(zip(hooks, old))
 

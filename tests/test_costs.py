@@ -16,6 +16,13 @@ NO_PRETENCE = ('experts', 'depths', 'depths_delta')                             
 
 # ---- against measurement
 
+def test_a_model_without_memory_is_counted_all_the_same():
+    "On the meta device a model has shapes and no values: its step is counted as if it had"
+    cfg = PRESETS['gpt2']()
+    with torch.device('meta'): shapes = GPT(cfg)
+    assert shapes.memory(2, 32) == GPT(cfg).memory(2, 32)
+
+
 @every
 def test_bytes_are_those_that_are_allocated(name):
     "The pretended step, the tracker of a step in earnest, and torch's own profiler of the allocator agree"
