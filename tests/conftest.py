@@ -66,7 +66,8 @@ def pytest_generate_tests(metafunc):
 
 def quick_cases(n, quick):
     "Which of n cases run always: the first, and others spread evenly over the rest"
-    return {i*n//quick for i in range(min(n, quick))}
+    quick = min(n, quick)
+    return {i*n//quick for i in range(quick)}
 
 
 def in_tier(items, exhaustive, count=None, seed=0):
