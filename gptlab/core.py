@@ -93,7 +93,10 @@ def _answers(host):
 
 def needs(what:str # 'cuda', 'mps', or the name of a server, such as 'huggingface.co'
           ) -> bool:
-    "Is there what a cell needs? Where there is not, says so and returns False; use it as `if needs('cuda'):`"
+    """Is there what a cell needs? Where there is not, says so and returns False
+
+    Use it as `if needs('cuda'):`. Raises ValueError for a word that is neither device nor server.
+    """
     devices = dict(cuda=torch.cuda.is_available, mps=torch.backends.mps.is_available)
     if what not in devices and '.' not in what:
         raise ValueError(f"needs takes 'cuda', 'mps' or the name of a server, not {what!r}")
@@ -152,7 +155,8 @@ def dotted_name(obj:type) -> str:
     "The name under which a class or function can be found again, as `module.name`"
     return f'{obj.__module__}.{obj.__qualname__}'
 
-_moved = {f'gptlab.attentions.{n}': f'gptlab.linear_attentions.{n}'    # names that saved models of 0.1 hold
+# names that saved models of 0.1 hold
+_moved = {f'gptlab.attentions.{n}': f'gptlab.linear_attentions.{n}'
           for n in ('MLA', 'DeltaAttention')}
 
 def resolve_name(name:str, # a dotted name, as `dotted_name` gives

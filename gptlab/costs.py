@@ -42,7 +42,11 @@ def memory(self:GPT,
            B:int=1, # rows
            T:int|None=None, # tokens in a row; None is the context
            ) -> dict[str,int]:
-    "Bytes: the weights; a training step's activations and peak in their dtype, beside weights and optimizer; a cache that has read the rows. Parts that decide by what they read, as experts do, cannot pretend: then the step is done in earnest"
+    """Bytes: the weights; a training step's activations and peak; a cache that has read the rows
+
+    Activations and peak come on top of weights and optimizer. Parts that decide by what they read,
+    as experts do, cannot work on fake tensors: then a real step is taken.
+    """
     ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=next(self.parameters()).device)
     _check_ids(self.cfg, ids, None, None, None)
     try: return _with_fake_tensors(self, ids)
@@ -53,10 +57,10 @@ def _with_fake_tensors(model, ids, **kw):
     from torch._subclasses.fake_tensor import FakeTensorMode
     with FakeTensorMode(allow_non_fake_inputs=True): return _step_bytes(model, torch.zeros(ids.shape, dtype=torch.long), lambda t: torch.empty_like(t, device='cpu'), **kw)
 
-def _copies(model, twin):
+def _copies(model, copied):
     "Another tensor for every slot of every module: a shared one once, a shared module once, or torch would not put the old ones back"
     slots = {f'{n}.{k}'.lstrip('.'): t for n, m in model.named_modules() for k, t in (m._parameters | m._buffers).items() if t is not None}
-    made = {t: twin(t).requires_grad_(t.requires_grad) for t in set(slots.values())}
+    made = {t: copied(t).requires_grad_(t.requires_grad) for t in set(slots.values())}
     return {n: made[t] for n, t in slots.items()}
 
 @contextlib.contextmanager
@@ -67,13 +71,14 @@ def _isolated(model):
     for m in had: vars(m).update({h: type(getattr(m, h))() for h in hooks})
     try:
         kind = next(model.parameters()).device.type
-        plain = torch.autocast('cpu' if kind == 'meta' else kind, enabled=False)      # autocast knows no meta
+        kind = 'cpu' if kind == 'meta' else kind                      # autocast knows no meta
+        plain = torch.autocast(kind, enabled=False)
         with torch.random.fork_rng(), torch.compiler.set_stance('force_eager'), plain: yield
     finally:
         for m, (mode, old) in had.items(): m.training = mode; vars(m).update(zip(hooks, old))
 
-def _step_bytes(model, ids, twin, budget=math.inf):
-    state = _copies(model, twin)
+def _step_bytes(model, ids, copied, budget=math.inf):
+    state = _copies(model, copied)
     call, tracker = partial(torch.func.functional_call, model, state, tie_weights=False), partial(MemoryTracker, ids, *state.values())
     with _isolated(model):
         with torch.enable_grad(), tracker() as step:
@@ -93,7 +98,10 @@ def costs(model:GPT, # unchanged
           B:int=1, # rows
           T:int|None=None, # tokens in a row; None is the context
           ) -> Rows:
-    "A table of operations per token and of bytes, those of `memory`; raises what a training step raises"
+    """A table of operations per token and of bytes, those of `memory`
+
+    Raises what a training step raises.
+    """
     T, need = T or model.cfg.context_length, model.memory(B, T)
     size = lambda n: '–' if n is None else _short(n, 'GB', 'MB')
     ops = lambda **kw: _short(model.flops_per_token(T, **kw), 'billion', 'million')

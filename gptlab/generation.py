@@ -46,7 +46,7 @@ def min_p(p:float) -> Callable:
 # %% ../nbs/14_generation.ipynb #00300654
 def draw_token(logits:torch.Tensor, # (B,V)
                filters:Iterable[Callable]=(), # applied in order, logits to logits
-               generator:torch.Generator|None=None, # the dice
+               generator:torch.Generator|None=None, # draws; None is the global one
                ) -> torch.Tensor: # (B,)
     "One token per row, drawn from the filtered distribution"
     logits = logits.float()

@@ -26,7 +26,8 @@ class Curve:
         ys  = [self(i/200) for i in range(201)]
         top = max(1., *ys)
         line = ' '.join(f'{4+i*1.46:.1f},{56-50*y/top:.1f}' for i, y in enumerate(ys))
-        svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 76" width="300" height="76">'
+        svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 300 76" '
+               f'width="300" height="76">'
                f'<path d="M4 56H296" stroke="#c3ccd5"/>'
                f'<polyline points="{line}" fill="none" stroke="#c8401f" stroke-width="2"/>'
                f'<text x="4" y="72" font-size="11" font-family="sans-serif" fill="#22303c">'

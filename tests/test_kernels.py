@@ -3,7 +3,7 @@
 A cell that needs a GPU or a server says so and passes on (`needs`); a long one stops after a few steps. A copy is run, so that nothing that is
 saved beside the notebooks changes.
 """
-import os, shutil
+import shutil
 
 import pytest
 

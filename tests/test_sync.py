@@ -3,12 +3,12 @@
 Run nbdev_export and nbdev_clean to mend it. nbdev 3 exports the same where GPTLAB_NBDEV3 names an
 environment that holds it; .ci/run makes one.
 """
-import ast, importlib.util, os, shutil, subprocess
+import ast, os, shutil, subprocess
 from pathlib import Path
 
 import pytest
 
-from common import LIB, NBS, ROOT
+from common import LIB, NBS, ROOT, script
 
 
 def run(cmd, cwd):
@@ -93,10 +93,7 @@ def test_the_notebooks_are_clean(copy):
 
 
 def test_the_sidebar_lists_the_notebooks():
-    spec = importlib.util.spec_from_file_location('docs', ROOT/'.ci'/'docs.py')
-    docs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(docs)
-    sidebar = '    contents:\n' + docs.sidebar()
+    sidebar = '    contents:\n' + script('docs').sidebar()
     config = (ROOT/'_quarto.yml').read_text(encoding='utf-8')
     assert config.endswith(sidebar), 'run python .ci/docs.py --sidebar'
 
