@@ -6,7 +6,7 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'shard', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import itertools, json, os, queue, threading, zlib
+import itertools, json, os, pickle, queue, threading, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
@@ -104,12 +104,30 @@ class Slices:
 
 # %% ../nbs/19_loader.ipynb #52b9563d
 class _Numbered(torch.utils.data.Dataset):
-    "What a worker runs: block k as tensors, which travel in shared memory, or the error it met"
-    def __init__(self, blocks): self.blocks = blocks
+    """What a worker runs: block k as arrays, or the error it met
+
+    They travel as bytes through a pipe. Tensors would go through shared memory, which needs a socket
+    for each, in a folder whose name may be too long, and room in /dev/shm, which containers lack;
+    what fails there is lost, and the reader waits forever.
+    """
+    def __init__(self, blocks):
+        self.blocks = blocks
+
     def __getitem__(self, k):
-        try: t = self.blocks.block(k)
-        except Exception as e: return e
-        return t and tuple(None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in (t.ids, t.starts, t.sizes))
+        try:
+            t = self.blocks.block(k)
+        except Exception as e:
+            return _portable(e)
+        return t and tuple(None if x is None else np.ascontiguousarray(x)
+                           for x in (t.ids, t.starts, t.sizes))
+
+def _portable(e):
+    "The error itself, or one that says the same where it cannot travel between processes"
+    try:
+        pickle.loads(pickle.dumps(e))
+        return e
+    except Exception:
+        return RuntimeError(f'{type(e).__name__}: {e}')
 
 def _as_is(x): return x
 
@@ -137,7 +155,7 @@ class Ahead:
             if isinstance(found := next(self._due), Exception): raise found
         except BaseException: self.close(); raise
         self._next = k + 1
-        return found and Tokens(*(x if x is None else x.numpy() for x in found[:2]), self.tok, found[2] if found[2] is None else found[2].numpy())
+        return found and Tokens(*found[:2], self.tok, found[2])
 
     def _start(self, k):
         self.close()

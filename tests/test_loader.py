@@ -260,6 +260,40 @@ def test_an_error_in_a_worker_or_thread_reaches_the_reader(workers, depth):
     with pytest.raises(ValueError, match='note 100'): [next(s) for _ in range(300)]
 
 
+class Stuck(Exception):
+    "An error that cannot be pickled"
+    def __reduce__(self):
+        raise TypeError('cannot pickle')
+
+
+def loses(text, bos=False):
+    raise Stuck('cannot read note 100')
+
+
+def test_an_error_that_cannot_travel_is_told_all_the_same():
+    "The queue drops what it cannot pickle, and the reader waited forever"
+    tok = ByteTokenizer()
+    tok.encode = loses
+    with pytest.raises(RuntimeError, match='Stuck: cannot read note 100'):
+        Ahead(Blocks(texts(), tok, SIZE), 1).block(0)
+
+
+def test_workers_need_no_sockets_and_no_shared_memory(tmp_path):
+    "A long TMPDIR, or few open files, made the reader wait forever: blocks travelled as tensors"
+    pytest.importorskip('resource', reason='Windows has no limit of open files')
+    deep = tmp_path/('d'*120)
+    deep.mkdir()
+    code = ('import resource, sys; sys.path.insert(0, sys.argv[1])\n'
+            'from test_loader import *\n'
+            'resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n'
+            'ahead, plain = Ahead(Blocks(texts(), TOK, 2), 2), Blocks(texts(), TOK, 2)\n'
+            'kept = [ahead.block(k) for k in range(75)]\n'
+            'assert all((a.ids == plain.block(k).ids).all() for k, a in enumerate(kept))\n')
+    done = subprocess.run([sys.executable, '-c', code, Path(__file__).parent], timeout=100,
+                          env=os.environ | dict(TMPDIR=str(deep)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_a_killed_worker_is_told_and_the_stream_is_where_it_was():
     ahead = Ahead(Blocks(texts(), TOK, 10), workers=2)
     s, plain = Batches(ahead, B, T), Batches(Blocks(texts(), TOK, 10), B, T)
