@@ -69,34 +69,60 @@ class GPTConfig:
     def __post_init__(self): _check_config(self)
 
 # %% ../nbs/08_model.ipynb #33b56a0b
+_whole = 'vocab_size context_length n_layers n_heads d_model vocab_multiple'.split()
+_whole_or_none = 'n_kv_heads d_ff d_embed'.split()
+
 def _check_config(c):
-    for n in 'vocab_size context_length n_layers n_heads d_model vocab_multiple n_kv_heads d_ff d_embed'.split():
-        v = getattr(c, n)
-        if v is None and n in ('n_kv_heads', 'd_ff', 'd_embed'): continue
-        if type(v) is not int or v < 1: raise ValueError(f'{n} must be a whole number of at least 1, not {v!r}')
-    if not (type(c.dropout) in (int, float) and 0 <= c.dropout < 1): raise ValueError(f'dropout is a share from 0 to below 1, not {c.dropout!r}')
-    if c.softcap is not None and not (type(c.softcap) in (int, float) and 0 < c.softcap < math.inf): raise ValueError(f'softcap is a number above 0, or None, not {c.softcap!r}')
-    if type(c.tie) is not bool: raise ValueError(f'tie is True or False, not {c.tie!r}')
-    for n in ('pos_embed', 'init'):
-        if getattr(c, n) is not None and not callable(getattr(c, n)): raise TypeError(f'{n} must be a function or a constructor, or None, not {getattr(c, n)!r}')
-    for n in 'norm mlp attn block'.split():
-        ps = getattr(c, n)
-        for p in ps if isinstance(ps, (list, tuple)) else [ps]:
-            if not callable(p) or isinstance(p, nn.Module): raise TypeError(f'{n} must be a constructor (a class or a partial), not {type(p).__name__}')
-        if isinstance(ps, (list, tuple)) and not ps: raise ValueError(f'{n} is an empty list: give at least one constructor')
+    for name in _whole + _whole_or_none:
+        v = getattr(c, name)
+        if v is None and name in _whole_or_none: continue
+        if type(v) is not int or v < 1:
+            raise ValueError(f'{name} must be a whole number of at least 1, not {v!r}')
+    number = int, float
+    if not (type(c.dropout) in number and 0 <= c.dropout < 1):
+        raise ValueError(f'dropout is a probability from 0 to below 1, not {c.dropout!r}')
+    if c.softcap is not None and not (type(c.softcap) in number and 0 < c.softcap < math.inf):
+        raise ValueError(f'softcap is a number above 0, or None, not {c.softcap!r}')
+    if type(c.tie) is not bool:
+        raise ValueError(f'tie is True or False, not {c.tie!r}')
+    for name in ('pos_embed', 'init'):
+        v = getattr(c, name)
+        if v is not None and not callable(v):
+            raise TypeError(f'{name} must be a function or a constructor, or None, not {v!r}')
+    for name in ('norm', 'mlp', 'attn', 'block'):
+        _check_part(name, getattr(c, name))
+
+def _check_part(name, part):
+    "A constructor, or a list of them"
+    several = isinstance(part, (list, tuple))
+    if several and not part:
+        raise ValueError(f'{name} is an empty list: give at least one constructor')
+    for p in part if several else [part]:
+        if not callable(p) or isinstance(p, nn.Module):
+            raise TypeError(f'{name} must be a constructor (a class or a partial), '
+                            f'not {type(p).__name__}')
 
 # %% ../nbs/08_model.ipynb #cc395ad4
 def modern_init(model:nn.Module):
-    "Matrices uniform with variance 1/fan-in; residual outputs (`o`, `down`) and the untied head zero; embeddings N(0,1), or N(0,1/C²) when tied"
+    """Matrices uniform with variance 1/fan-in, the residual outputs (`o`, `down`) and the head zero
+
+    Embeddings are N(0,1); a tied table is N(0,1/C²), in place of a zero head.
+    """
+    cfg = model.cfg
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
-            nn.init.uniform_(m.weight, -math.sqrt(3/m.in_features), math.sqrt(3/m.in_features))
+            bound = math.sqrt(3/m.in_features)                        # variance bound²/3
+            nn.init.uniform_(m.weight, -bound, bound)
             if m.bias is not None: nn.init.zeros_(m.bias)
             if name.split('.')[-1] in ('o', 'down', 'head'): nn.init.zeros_(m.weight)
-        if isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=1/model.cfg.d_model if model.cfg.tie else 1.)
+        if isinstance(m, nn.Embedding):
+            nn.init.normal_(m.weight, std=1/cfg.d_model if cfg.tie else 1.)
 
 def gpt2_init(model:nn.Module):
-    "Everything N(0, 0.02²), residual outputs divided by √(2·layers), biases zero (Radford et al. 2019, section 2.3)"
+    """Everything N(0, 0.02²), residual outputs divided by √(2·layers), biases zero
+
+    Radford et al. 2019, section 2.3.
+    """
     for name, m in model.named_modules():
         if not isinstance(m, (nn.Linear, nn.Embedding)): continue
         scale = (2*model.cfg.n_layers)**-.5 if name.split('.')[-1] in ('o', 'down') else 1.
@@ -181,26 +207,48 @@ def _hidden(self:GPT, ids, docs=None, pos=None, caches=None):
 
 # %% ../nbs/08_model.ipynb #e538b8a2
 def _check_ids(cfg, ids, caches, docs, pos):
-    if not isinstance(ids, torch.Tensor): raise TypeError(f'token ids must be a tensor of shape (rows, tokens), not {type(ids).__name__}: torch.tensor(ids)[None] makes one row of a list')
-    if ids.dtype not in (torch.int64, torch.int32): raise ValueError(f'token ids must be whole numbers (torch.long), not {ids.dtype}')
-    if ids.ndim != 2: raise ValueError(f'token ids must have the shape (rows, tokens), not {tuple(ids.shape)}; for one row use ids[None]')
-    if not ids.numel(): raise ValueError(f'there is nothing to read: token ids of the shape {tuple(ids.shape)}; a row has at least one token')
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(f'token ids must be a tensor of shape (rows, tokens), not '
+                        f'{type(ids).__name__}: torch.tensor(ids)[None] makes one row of a list')
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f'token ids must be whole numbers (torch.long), not {ids.dtype}')
+    if ids.ndim != 2:
+        raise ValueError(f'token ids must have the shape (rows, tokens), not {tuple(ids.shape)}; '
+                         f'for one row use ids[None]')
+    if not ids.numel():
+        raise ValueError(f'there is nothing to read: token ids of the shape {tuple(ids.shape)}; '
+                         f'a row has at least one token')
     for name, t in (('docs', docs), ('pos', pos)):
-        if t is not None and t.shape != ids.shape: raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, not {tuple(t.shape)}')
-    if caches is not None and len(caches) != cfg.n_layers: raise ValueError(f'{len(caches)} caches for {cfg.n_layers} layers: model.new_caches() makes them')
+        if t is not None and t.shape != ids.shape:
+            raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, '
+                             f'not {tuple(t.shape)}')
+    if caches is not None and len(caches) != cfg.n_layers:
+        raise ValueError(f'{len(caches)} caches for {cfg.n_layers} layers: '
+                         f'model.new_caches() makes them')
     end = ids.shape[1] + (caches[0].seen if caches else 0)
     if end > cfg.context_length:
-        raise ValueError(f'{end} tokens do not fit the context of {cfg.context_length}: give fewer, or build the model with context_length={end}')
-    if type(ids) is torch.Tensor and ids.device.type == 'cpu' and not 0 <= ids.min() <= ids.max() < cfg.vocab_size:      # elsewhere, looking would make a GPU wait
+        raise ValueError(f'{end} tokens do not fit the context of {cfg.context_length}: give '
+                         f'fewer, or build the model with context_length={end}')
+    if not _readable(ids): return
+    if not 0 <= ids.min() <= ids.max() < cfg.vocab_size:
         bad = ids[(ids < 0) | (ids >= cfg.vocab_size)][0].item()
-        raise ValueError(f'token id {bad} is outside the vocabulary of {cfg.vocab_size}: was this text encoded by another tokenizer?')
+        raise ValueError(f'token id {bad} is outside the vocabulary of {cfg.vocab_size}: '
+                         f'was this text encoded by another tokenizer?')
+
+def _readable(t):
+    "Are its values at hand? Looking at them would make a GPU wait; fake tensors have none"
+    return type(t) is torch.Tensor and t.device.type == 'cpu'
 
 def _check_targets(cfg, ids, targets):
     if targets is None: return
-    if targets.shape != ids.shape: raise ValueError(f'targets must have the shape of ids, {tuple(ids.shape)}, not {tuple(targets.shape)}')
-    if type(targets) is not torch.Tensor or targets.device.type != 'cpu': return
+    if targets.shape != ids.shape:
+        raise ValueError(f'targets must have the shape of ids, {tuple(ids.shape)}, '
+                         f'not {tuple(targets.shape)}')
+    if not _readable(targets): return
     bad = (targets != -100) & ((targets < 0) | (targets >= cfg.vocab_size))
-    if bad.any(): raise ValueError(f'target {targets[bad][0].item()} is outside the vocabulary of {cfg.vocab_size}; only −100 means that there is nothing to guess')
+    if bad.any():
+        raise ValueError(f'target {targets[bad][0].item()} is outside the vocabulary of '
+                         f'{cfg.vocab_size}; only −100 means that there is nothing to predict')
 
 # %% ../nbs/08_model.ipynb #16e39d24
 def lm_loss(model:nn.Module, # called as model(**batch)
@@ -224,34 +272,57 @@ def _some_text(cfg, B=3):
     "ids, docs, pos (B,T): random rows with padding on the left, as document −1 at position 0"
     T = min(24, cfg.context_length)
     pos = torch.arange(T) - torch.tensor([0, T//5, T//3])[:B,None]     # (B,T)
-    return torch.randint(0, cfg.vocab_size, (B, T)), torch.where(pos < 0, -1, 0), pos.clamp(min=0)
+    ids = torch.randint(0, cfg.vocab_size, (B, T))
+    return ids, torch.where(pos < 0, -1, 0), pos.clamp(min=0)
 
 def _moves(model, ids, where, seen, **kw):
-    "Do the guesses at `seen` change when the tokens at `where` do?"
-    other = ids.clone(); other[where] = (other[where] + 1) % model.cfg.vocab_size
-    dice = torch.get_rng_state(); a = model(ids, **kw)[seen]; torch.set_rng_state(dice)            # dropout falls alike
-    return not torch.allclose(a, model(other, **kw)[seen], atol=1e-5, rtol=1e-4)
+    "Do the logits at `seen` change when the tokens at `where` do?"
+    other = ids.clone()
+    other[where] = (other[where] + 1) % model.cfg.vocab_size
+    state = torch.get_rng_state()
+    a = model(ids, **kw)[seen]
+    torch.set_rng_state(state)                                        # dropout falls alike
+    b = model(other, **kw)[seen]
+    return not torch.allclose(a, b, atol=1e-5, rtol=1e-4)
 
-def _pieces_gap(model, text, split):
-    "Largest difference between reading at once and in pieces, as a share of the largest guess"
-    ids, docs, pos = text; caches, cut = model.new_caches(), zip(*(t.split(split, 1) for t in text))
-    pieces, whole = torch.cat([model(i, docs=d, pos=p, caches=caches) for i, d, p in cut], 1), model(ids, docs=docs, pos=pos)
-    return (((pieces - whole).abs().amax(-1) * (docs >= 0)).max() / whole.abs().max()).item()
+def _pieces_gap(model, text, sizes):
+    "Largest difference between reading at once and in pieces, in parts of the largest logit"
+    ids, docs, pos = text
+    caches, pieces = model.new_caches(), []
+    for i, d, p in zip(*(t.split(sizes, 1) for t in text)):
+        pieces.append(model(i, docs=d, pos=p, caches=caches))
+    whole = model(ids, docs=docs, pos=pos)                            # (B,T,V)
+    gap = (torch.cat(pieces, 1) - whole).abs().amax(-1)               # (B,T)
+    return ((gap*(docs >= 0)).max()/whole.abs().max()).item()
 
 @torch.no_grad()
 def _questions(model, ids, docs, pos):
-    T, every = ids.shape[1], slice(None); h, n = T//2, -(-T//3)
-    late, early, last, before = ((every, slice(*a)) for a in ((h, None), (0, h), (2*n, None), (0, 2*n)))
-    three = dict(docs=(torch.arange(T)//n).expand(ids.shape), pos=(torch.arange(T) % n).expand(ids.shape))             # documents
-    rows = slice(1, None), slice(0, 1)
-    swapped = ids.clone(); swapped[:,-3], swapped[:,-2] = ids[:,-2], ids[:,-3]
-    r = {'blind to the future': not _moves(model, ids, late, early), 'rows do not see one another': not any(_moves(model, ids, *w) for w in (rows, rows[::-1])),
-         'keeps documents apart': not _moves(model, ids, before, last, **three), 'the same twice': torch.equal(model(ids), model(ids)),
-         'the order of the past matters': not torch.allclose(model(ids)[:,-1], model(swapped)[:,-1], atol=1e-6)}
-    r['blind to the future in training, too'] = not _moves(model.train(), ids, late, early); model.eval()
-    if model.new_caches() is None: return r | {'cannot be cached: the text is read again for every token': '–'}
-    gap = max(_pieces_gap(model, (ids, docs, pos), s) for s in ([1]*T, [T], [T//3, 1, 1, T-T//3-2], [h, T-h]))
-    return r | {f'cached equals uncached: largest difference {gap:.0e} of the largest guess': gap < 1e-4}
+    "What a model may not see, and whether its caches are exact: question -> answer"
+    T = ids.shape[1]
+    half, third, rest = T//2, -(-T//3), T - T//3 - 2
+    early, late = (slice(None), slice(half)), (slice(None), slice(half, None))
+    before, last = (slice(None), slice(2*third)), (slice(None), slice(2*third, None))
+    one, others = slice(0, 1), slice(1, None)                         # rows
+    apart = dict(docs=(torch.arange(T)//third).expand(ids.shape),     # three documents in a row
+                 pos=(torch.arange(T) % third).expand(ids.shape))
+    swapped = ids.clone()
+    swapped[:,-3], swapped[:,-2] = ids[:,-2], ids[:,-3]
+    mixes = _moves(model, ids, others, one) or _moves(model, ids, one, others)
+    r = {'blind to the future': not _moves(model, ids, late, early),
+         'rows do not see one another': not mixes,
+         'keeps documents apart': not _moves(model, ids, before, last, **apart),
+         'the same twice': torch.equal(model(ids), model(ids)),
+         'the order of the past matters':
+             not torch.allclose(model(ids)[:,-1], model(swapped)[:,-1], atol=1e-6)}
+    in_training = 'blind to the future in training, too'
+    r[in_training] = not _moves(model.train(), ids, late, early)
+    model.eval()
+    if model.new_caches() is None:
+        return r | {'cannot be cached: the text is read again for every token': '–'}
+    splits = [1]*T, [T], [T//3, 1, 1, rest], [half, T-half]
+    gap = max(_pieces_gap(model, (ids, docs, pos), sizes) for sizes in splits)
+    exact = f'cached equals uncached: largest difference {gap:.0e} of the largest logit'
+    return r | {exact: gap < 1e-4}
 
 # %% ../nbs/08_model.ipynb #692f3152
 def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
@@ -295,43 +366,57 @@ def flops_per_token(self:GPT,
 @patch
 def _rows(self:GPT):
     "(part, what it is made of, parameters) of all that holds much"
-    count = lambda *ms: sum(p.numel() for p in {p for m in ms for p in m.parameters()})         # a shared one once
+    def count(*modules):                                              # a shared one once
+        return sum(p.numel() for p in {p for m in modules for p in m.parameters()})
     yield 'embedding', type(self.embed).__name__, count(self.embed)
     for name in dict.fromkeys(n for b in self.blocks for n, _ in b.named_children()):
         parts = [getattr(b, name) for b in self.blocks if hasattr(b, name)]
-        if count(*parts) > .01*self.n_params() or name in ('attn', 'mlp'): yield name, ', '.join(dict.fromkeys(type(p).__name__ for p in parts)), count(*parts)
-    yield 'head', 'tied to the embedding' if self.cfg.tie else type(self.head).__name__, 0 if self.cfg.tie else count(self.head)
+        if count(*parts) > .01*self.n_params() or name in ('attn', 'mlp'):
+            kinds = dict.fromkeys(type(p).__name__ for p in parts)
+            yield name, ', '.join(kinds), count(*parts)
+    if self.cfg.tie:
+        yield 'head', 'tied to the embedding', 0
+    else:
+        yield 'head', type(self.head).__name__, count(self.head)
 
-def _short(n, big, small): return f'{n/1e9:,.1f} {big}' if n > 5e9 else f'{n/1e6:,.1f} {small}'
+def _short(n, big, small):
+    return f'{n/1e9:,.1f} {big}' if n > 5e9 else f'{n/1e6:,.1f} {small}'
 
 @patch
 def _costs(self:GPT):
     "(what, how much) a token costs, and what the weights take"
-    yield 'operations per token, reading', _short(self.flops_per_token(training=False), 'billion', 'million')
-    yield 'operations per token, training', _short(self.flops_per_token(), 'billion', 'million')
+    reading, training = self.flops_per_token(training=False), self.flops_per_token()
+    yield 'operations per token, reading', _short(reading, 'billion', 'million')
+    yield 'operations per token, training', _short(training, 'billion', 'million')
     yield 'weights', _short(sum(p.nbytes for p in self.parameters()), 'GB', 'MB')
 
 @patch
 def _repr_markdown_(self:GPT) -> str:
     c, rows, total = self.cfg, list(self._rows()), self.n_params()
-    rows.append(('norms and the rest', '', total - sum(r[2] for r in rows)))
-    body = '\n'.join(f'| {n} | {kind} | {k:,} | {k/total:.0%} |' for n, kind, k in rows)
-    costs = '\n'.join(f'| {what} | {much} |' for what, much in self._costs())
-    return (f'**GPT**: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.context_length}, vocabulary {c.vocab_size}\n\n'
-            f'| part | made of | parameters | share |\n|---|---|---:|---:|\n{body}\n| **all** | | **{total:,}** | |\n\n'
-            f'| cost | |\n|---|---:|\n{costs}')
+    rows.append(('norms and the rest', '', total - sum(n for _, _, n in rows)))
+    title = (f'**GPT**: {c.n_layers} layers, {c.n_heads} heads, width {c.d_model}, '
+             f'context {c.context_length}, vocabulary {c.vocab_size}')
+    parts = ['| part | made of | parameters | share |', '|---|---|---:|---:|']
+    parts += [f'| {name} | {kind} | {n:,} | {n/total:.0%} |' for name, kind, n in rows]
+    parts += [f'| **all** | | **{total:,}** | |']
+    costs = ['| cost | |', '|---|---:|']
+    costs += [f'| {what} | {much} |' for what, much in self._costs()]
+    return '\n'.join([title, '', *parts, '', *costs])
 
 # %% ../nbs/08_model.ipynb #3ac5102d
 def gpt2_config(**kw) -> GPTConfig:
     "GPT-2's shape (Radford et al. 2019); 124M unless told otherwise by any field of GPTConfig"
-    base = dict(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768, tie=True, norm=LayerNorm, init=gpt2_init,
-                mlp=partial(MLP, act=gelu_tanh, bias=True), attn=partial(Attention, pos=None, qk_norm=False, bias=True), pos_embed=LearnedPositions)
+    base = dict(vocab_size=50257, context_length=1024, n_layers=12, n_heads=12, d_model=768,
+                tie=True, norm=LayerNorm, init=gpt2_init, pos_embed=LearnedPositions,
+                mlp=partial(MLP, act=gelu_tanh, bias=True),
+                attn=partial(Attention, pos=None, qk_norm=False, bias=True))
     return GPTConfig(**base | kw)
 
 def llama_config(**kw) -> GPTConfig:
     "LLaMA's shape (Touvron et al. 2023); 7B unless told otherwise by any field of GPTConfig"
-    base = dict(vocab_size=32000, context_length=2048, n_layers=32, n_heads=32, d_model=4096, d_ff=11008,
-                mlp=partial(GLU, act=silu), attn=partial(Attention, qk_norm=False), init=gpt2_init)
+    base = dict(vocab_size=32000, context_length=2048, n_layers=32, n_heads=32, d_model=4096,
+                d_ff=11008, init=gpt2_init, mlp=partial(GLU, act=silu),
+                attn=partial(Attention, qk_norm=False))
     return GPTConfig(**base | kw)
 
 # %% ../nbs/08_model.ipynb #676bae00
