@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import _window, Attention, Cache, plain_attention, Seq, visible_mask
+from .attention import _window, Attention, Cache, once, plain_attention, Seq, visible_mask
 from .blocks import build_part
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
@@ -28,7 +28,7 @@ def sdpa(attn:nn.Module, # the layer: its mask, window, softcap and positions co
          kdocs:torch.Tensor|None, # (B,S) which documents they belong to
          ) -> torch.Tensor: # (B,H,T,D of values)
     "Backend: torch's fused kernel"
-    Dv, mask = v.shape[-1], attn._mask(seq, kpos, kdocs)
+    Dv, mask = v.shape[-1], attn.mask(seq, kpos, kdocs)
     return attn._attend(*_one_width(q, k, v), mask)[...,:Dv]
 
 def _one_width(q, k, v):
@@ -39,7 +39,7 @@ def _one_width(q, k, v):
     return F.pad(q*math.sqrt(Dv/D), (0, Dv-D)), F.pad(k, (0, Dv-D)), v
 
 # before the first block: the mask that all layers share
-sdpa.prepare = lambda attn, seq: attn._mask(seq, seq.pos, seq.docs)
+sdpa.prepare = lambda attn, seq: attn.mask(seq, seq.pos, seq.docs)
 
 # %% ../nbs/22_attentions.ipynb #8c58a558
 @delegates()
@@ -83,7 +83,7 @@ def forward(self:OpenAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B,
     q, k, v = (f(x).view(B, T, n, -1).transpose(1,2) for f, n in heads)  # (B,H,T,D), K, Dv
     if self.qk_norm: q, k = F.rms_norm(q, (self.D,)), F.rms_norm(k, (self.D,))
     for a in self.adds: q, k, v = a.before(q, k, v, x, seq)
-    if hasattr(self.pos, 'rotate'): q, k = self.pos.rotate(seq, q, k)
+    q, k = self.pos.rotate(seq, q, k)
     y = self.backend(self, q, *self._recall(seq, k, v))           # (B,H,T,Dv)
     for a in self.adds: y = a.after(y, x, seq)
     return self.o(y.transpose(1,2).reshape(B, T, -1))             # (B,T,C)
@@ -104,7 +104,7 @@ def new_cache(self:OpenAttention):
 def prepare(self:OpenAttention, seq:Seq, x:torch.Tensor):
     "Make what all layers of this kind share: rotations, and the mask of the backend"
     some = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.R)     # (B,1,T,R) anything
-    if hasattr(self.pos, 'rotate') and self.R: self.pos.rotate(seq, some, some)
+    if self.R: self.pos.rotate(seq, some, some)
     if hasattr(self.backend, 'prepare'): self.backend.prepare(self, seq)
 
 @patch
@@ -222,7 +222,8 @@ def matmul(attn:nn.Module, # the layer
            ) -> torch.Tensor: # (B,H,T,Dv)
     "Backend: plain lines, in float32 or better, the whole (T,S) table in memory; no dropout"
     m = visible_mask(seq.pos, kpos, seq.docs, kdocs, attn.window)
-    if hasattr(attn.pos, 'bias'): m = torch.where(m, attn.pos.bias(seq, kpos), -math.inf)
+    bias = attn.pos.bias(seq, kpos)                               # (B or 1,H or 1,T,S)
+    if bias is not None: m = torch.where(m, bias, -math.inf)
     exact = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))
     wide  = lambda t: exact(t.repeat_interleave(q.shape[1]//t.shape[1], 1))  # (B,H,S,D)
     return plain_attention(wide(q), wide(k), wide(v), m, attn.softcap).to(v.dtype)
@@ -239,19 +240,18 @@ def flex(attn:nn.Module, # the layer
     "Backend: torch's FlexAttention, compiled on CUDA; raises ValueError for training on a CPU"
     if q.device.type == 'cpu' and q.requires_grad:
         raise ValueError('FlexAttention cannot train on a CPU: use backend=sdpa, or torch.no_grad()')
-    _, score = _flex_rules(attn, seq, kpos, kdocs)
-    blocks, (_, kernel) = _flex_blocks(attn, seq, kpos, kdocs), _flex(q.device.type)
+    score, (_, kernel) = _flex_score(attn, seq, kpos), _flex(q.device.type)
+    blocks = _flex_blocks(attn.window, seq, kpos, kdocs)
     shared = q.shape[1] != k.shape[1]
     return kernel(q, k, v, score_mod=score, block_mask=blocks, enable_gqa=shared)
 
-def _flex_blocks(attn, seq, kpos, kdocs):
+@once
+def _flex_blocks(window, seq, kpos, kdocs):
     (B, T), S, device = seq.pos.shape, kpos.shape[1], seq.pos.device
-    def make():
-        see, _ = _flex_rules(attn, seq, kpos, kdocs)
-        return _flex(device.type)[0](see, B, None, T, S, device=device)
-    return seq.once(('flex', attn.window, S), make)
+    see, (create, _) = _flex_mask(window, seq, kpos, kdocs), _flex(device.type)
+    return create(see, B, None, T, S, device=device)
 
-flex.prepare = lambda attn, seq: _flex_blocks(attn, seq, seq.pos, seq.docs)
+flex.prepare = lambda attn, seq: _flex_blocks(attn.window, seq, seq.pos, seq.docs)
 
 @memo
 def _flex(device):
@@ -260,22 +260,27 @@ def _flex(device):
     return create_block_mask, flex_attention
 
 # %% ../nbs/22_attentions.ipynb #7163a3c5
-def _flex_rules(attn, seq, kpos, kdocs):
-    "The mask and the scores as functions of one place: what `visible_mask` and `bias` say for all"
-    qpos, kpos, window, cap = seq.pos.contiguous(), kpos.contiguous(), attn.window or 2**30, attn.softcap
+def _flex_mask(window, seq, kpos, kdocs):
+    "What `visible_mask` says, as a function of one query and one key"
+    qpos, kpos, window = seq.pos.contiguous(), kpos.contiguous(), window or 2**30
     qdocs = torch.zeros_like(qpos) if seq.docs is None else seq.docs  # (B,T)
     kdocs = torch.zeros_like(kpos) if seq.docs is None else kdocs  # (B,S)
-    if hasattr(attn.pos, 'bias') and not hasattr(attn.pos, 'slopes'):
-        name = type(attn.pos).__name__
-        raise ValueError(f'flex needs slopes() of a bias: {name} has none; use backend=sdpa')
-    slopes = attn.pos.slopes(qpos.device) if hasattr(attn.pos, 'slopes') else None
     def see(b, h, i, j):
         gap = qpos[b,i] - kpos[b,j]
         return (gap >= 0) & (gap < window) & (kpos[b,j] >= 0) & (qdocs[b,i] == kdocs[b,j])
+    return see
+
+def _flex_score(attn, seq, kpos):
+    "What softcap and bias make of one score, or None where they leave it"
+    qpos, kpos, cap = seq.pos.contiguous(), kpos.contiguous(), attn.softcap
+    slopes = attn.pos.slopes(qpos.device)                         # (H,)
+    if attn.pos.has_bias and slopes is None:
+        name = type(attn.pos).__name__
+        raise ValueError(f'flex needs slopes() of a bias: {name} has none; use backend=sdpa')
     def score(s, b, h, i, j):
         if cap: s = cap*torch.tanh(s/cap)
         return s if slopes is None else s - slopes[h]*(qpos[b,i] - kpos[b,j])
-    return see, score if cap or slopes is not None else None
+    return score if cap or slopes is not None else None
 
 # %% ../nbs/22_attentions.ipynb #8d25aebb
 class StaticCache(Cache):

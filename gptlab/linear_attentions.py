@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import check_attn, RoPE, Seq
+from .attention import _scheme, check_attn, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
 from .blocks import build_part, RMSNorm
 
@@ -38,7 +38,7 @@ class MLA(OpenAttention):
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
         self.pos, self.L = pos(R or 2, H) if pos else None, d_latent or 2*D
-        self.R = R = R if hasattr(self.pos, 'rotate') else 0
+        self.R = R = R if self.pos.has_rotation else 0
         self.q = nn.Linear(C, H*(D+R), bias=False)
         self.latent, self.norm = nn.Linear(C, self.L+R, bias=False), RMSNorm(self.L)
         self.k, self.v = (nn.Linear(self.L, H*D, bias=False) for _ in 'kv')
@@ -101,9 +101,9 @@ def _in_latent(self:MLA, q, kept, seq, kpos, kdocs):
     plain, turned = q.split([self.Dv, self.R], -1)
     wide = torch.cat([plain @ Wk, turned], -1).transpose(1,2)     # (B,1,H,L+R)
     wide = wide * math.sqrt(wide.shape[-1]/q.shape[-1])           # scores shrink by √(D+R)
-    m = self._mask(seq, kpos, kdocs)
-    m = m.transpose(1,2) if torch.is_tensor(m) else None          # (B,1,1 or H,S)
-    return self._attend(wide, kept, kept, m)[...,:self.L].transpose(1,2) @ Wv.mT  # (B,H,1,D)
+    table = self.mask(seq, kpos, kdocs).table                     # (B,1 or H,1,S)
+    mask = Mask() if table is None else Mask(table.transpose(1,2))  # (B,1,1 or H,S)
+    return self._attend(wide, kept, kept, mask)[...,:self.L].transpose(1,2) @ Wv.mT  # (B,H,1,D)
 
 # %% ../nbs/36_linear_attentions.ipynb #705f9fe1
 def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
@@ -138,11 +138,11 @@ def _delta_chunk(q, k, v, beta, fresh, state):
     return y, first[:,:,-1:] * state + (k * same[:,:,-1,:,None]).mT @ wrote  # (B,H,D,Dv)
 
 # %% ../nbs/36_linear_attentions.ipynb #d1dbb661
-class StateCache:
+class StateCache(LayerCache):
     "All that a recurrent layer keeps: a table of fixed size, and the document it was in"
-    def __init__(self): self.seen, self.plain, self.kept = 0, True, {}
+    def __init__(self): self.kept = {}
 
-class DeltaAttention(nn.Module):
+class DeltaAttention(Layer):
     "Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)"
     def __init__(self,
                  C:int, # width
@@ -160,8 +160,8 @@ class DeltaAttention(nn.Module):
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
-        self.pos = pos(self.D, n_heads) if pos else None
-        if hasattr(self.pos, 'bias'):
+        self.pos = _scheme(pos(self.D, n_heads) if pos else None)
+        if self.pos.has_bias:
             name = type(self.pos).__name__
             raise ValueError(f'the delta rule has no scores to which {name} could add: '
                              'use pos=None or a rotation')
@@ -183,7 +183,7 @@ def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B
     heads = lambda f: F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2)
     q, k, v = heads(self.q), heads(self.k), heads(self.v)               # (B,H,T,D)
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)               # (B,H,T,D)
-    if self.pos: q, k = self.pos.rotate(seq, q, k)
+    q, k = self.pos.rotate(seq, q, k)                                   # (B,H,T,D)
     beta = self.beta(x).sigmoid().transpose(1,2)                        # (B,H,T)
     old = {} if seq.cache is None else seq.cache.kept
     docs, fresh = _settled(seq.docs, old.get('docs')), None             # (B,1+T)

@@ -17,7 +17,7 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import Attention, LearnedPositions, Seq
+from .attention import _ask_parts, _first_cache, Attention, Layer, LayerCache, LearnedPositions, Position, Seq
 from .blocks import build_part, gelu_tanh, GLU, LayerNorm, MLP, no_gradient, perturb_parameters, Report, RMSNorm, silu
 from .core import dotted_name, resolve_name
 
@@ -144,6 +144,7 @@ class GPT(nn.Module):
         self.widen  = nn.Linear(E, C, bias=False) if cfg.d_embed else None
         self.blocks = nn.ModuleList(self._block(i) for i in range(cfg.n_layers))
         self.norm, self.head = _layer(cfg.norm, 0)(C), nn.Linear(E, V, bias=False)
+        _ask_parts(self.children())
         (cfg.init or modern_init)(self)
         if cfg.tie: self._tie()
 
@@ -198,7 +199,7 @@ def _hidden(self:GPT, ids, docs=None, pos=None, caches=None):
     seq.x0 = x = F.dropout(x, self.cfg.dropout, self.training)
     if caches is None:
         for m in self.modules():
-            if hasattr(m, 'prepare'): m.prepare(seq, x)
+            if isinstance(m, Layer): m.prepare(seq, x)
     aux = x.new_zeros(())
     for i, block in enumerate(self.blocks):
         x, a = as_pair(checkpoint(block, x, seq.at(i), use_reentrant=False) if self.remat and caches is None else block(x, seq.at(i)))
@@ -264,8 +265,8 @@ def lm_loss(model:nn.Module, # called as model(**batch)
 @patch
 def new_caches(self:GPT) -> list|None:
     "One empty cache per block, or None where a block cannot be cached"
-    parts = [next((m for m in b.modules() if hasattr(m, 'new_cache')), None) for b in self.blocks]
-    return None if None in parts else [m.new_cache() for m in parts]
+    caches = [_first_cache(b) for b in self.blocks]
+    return None if None in caches else caches
 
 # %% ../nbs/08_model.ipynb #ca2a6c7d
 def _some_text(cfg, B=3):
@@ -359,7 +360,7 @@ def flops_per_token(self:GPT,
     "Operations per token, when rows have T tokens"
     modules  = [m for _, m in self.named_modules(remove_duplicate=False)]                          # a part that is used twice works twice
     matrices = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear)) + (self.widen.weight.numel() if self.widen else 0)      # that one on the way in, and out
-    mixing   = sum(m.mix_flops(T or self.cfg.context_length) for m in modules if hasattr(m, 'mix_flops'))
+    mixing   = sum(m.mix_flops(T or self.cfg.context_length) for m in modules if isinstance(m, Layer))
     return (3 if training else 1)*(2*matrices + mixing)
 
 # %% ../nbs/08_model.ipynb #54172775
@@ -430,7 +431,7 @@ def _pack(v):
 
 def _is_part(made):
     "Modules, position schemes, caches, and functions of tensors or modules; nothing that takes a path"
-    if isinstance(made, type): return issubclass(made, nn.Module) or any(hasattr(made, n) for n in ('rotate', 'bias', 'add'))
+    if isinstance(made, type): return issubclass(made, (nn.Module, Position, LayerCache))
     if getattr(made, '__module__', '') == 'torch.nn.functional': return True
     kinds = [p.annotation for p in inspect.signature(made).parameters.values()] if inspect.isfunction(made) else []
     return bool(kinds) and isinstance(kinds[0], type) and issubclass(kinds[0], (torch.Tensor, nn.Module)) and not any('str' in str(k) or 'Path' in str(k) for k in kinds)
@@ -479,6 +480,7 @@ def swap(model:nn.Module, # changed in place
 
 def _check_swap(model, name, old, new):
     if not isinstance(new, nn.Module): raise TypeError(f'make must give a module in place of {name}, not {type(new).__name__}')
+    _ask_parts([new])
     inside = {*old.modules()}
     others = {p for m in model.modules() if m not in inside for p in m.parameters(recurse=False)}
     if ({*old.parameters()} & others) - {*new.parameters()}: raise ValueError(f'{name} shares its weights with another part: swapped alone, the two would be untied')

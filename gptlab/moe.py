@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .attention import Cache, Seq
+from .attention import _first_cache, Cache, Layer, LayerCache, Seq
 from .blocks import build_part, MLP
 from .model import Block, GPT, as_pair
 from .optimizers import Group
@@ -31,7 +31,7 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
     return (w / w.sum(-1, keepdim=True) if normalise else w), chosen
 
 # %% ../nbs/23_moe.ipynb #76f2bd37
-class MoE(nn.Module):
+class MoE(Layer):
     """Mixture of experts: each token asks k of them, and the shared ones besides
 
     Shazeer et al. 2017; shared experts: Dai et al. 2024. Without a capacity no token is dropped."""
@@ -205,7 +205,7 @@ def top_share(r:torch.Tensor, # (B,T) scores
 def _share_of(T, share): return max(1, round(share*T))
 
 # %% ../nbs/23_moe.ipynb #d7d056c7
-class MoD(nn.Module):
+class MoD(Layer):
     """Mixture of depths: a block that works on a share of the tokens
 
     Raposo et al. 2024, eq. 1, with a sigmoid on the weights."""
@@ -268,16 +268,16 @@ def _subset(seq, at, real):
     return sub.at(0)
 
 # %% ../nbs/23_moe.ipynb #4ff0c575
-class _Depth:
+class _Depth(LayerCache):
     "A cache: `seen` counts every token, `inner` holds those that were worked on"
-    def __init__(self, inner): self.inner, self.seen, self.plain = inner, 0, True
+    def __init__(self, inner): self.inner = inner
+    kept = property(lambda self: self.inner.kept)
 
-@patch(as_prop=True)
-def new_cache(self:MoD) -> Callable:
-    "Makes an empty cache; missing where the inner block has none"
-    make = next((m.new_cache for m in self.block.modules() if hasattr(m, 'new_cache')), None)
-    if make is None: raise AttributeError('the block inside has no new_cache')
-    return lambda: _Depth(_unbounded(make()))
+@patch
+def new_cache(self:MoD) -> LayerCache|None:
+    "An empty cache; None where the inner block has none"
+    inner = _first_cache(self.block)
+    return None if inner is None else _Depth(_unbounded(inner))
 
 def _unbounded(cache):
     "It grows, for fillers would push true tokens out of a window or ring; the mask keeps the window"
@@ -287,7 +287,7 @@ def _unbounded(cache):
 def _work(block, T):
     "Operations per token of a forward pass through a block"
     matrices = sum(m.weight.numel() for m in block.modules() if isinstance(m, nn.Linear))
-    return 2*matrices + sum(m.mix_flops(T) for m in block.modules() if hasattr(m, 'mix_flops'))
+    return 2*matrices + sum(m.mix_flops(T) for m in block.modules() if isinstance(m, Layer))
 
 @patch
 def mix_flops(self:MoD, T:int) -> int:

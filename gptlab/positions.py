@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .attention import _rotate, RoPE, Seq
+from .attention import _rotate, once, Position, RoPE, Seq
 from .model import GPT
 
 # %% ../nbs/18_positions.ipynb #446885a2
@@ -65,6 +65,7 @@ class ScaledRoPE(RoPE):
 
     def _plain(self): return 1 / self.theta ** (torch.arange(0, self.D, 2, dtype=torch.float32) / self.D)
 
+    @once
     def _angles(self, seq):
         pos = (seq.pos[:1] if seq.plain else seq.pos)[:,None,:,None]  # (B or 1,1,T,1)
         a = pos * self.speeds().to(seq.pos.device)                    # (B or 1,1,T,D/2)
@@ -79,8 +80,7 @@ def _turn_pairs(x, cos, sin):                                     # (B,H,T,D), (
 def rotate(self:ScaledRoPE, seq:Seq, q:torch.Tensor, k:torch.Tensor
            ) -> tuple[torch.Tensor, torch.Tensor]:
     "Turn queries and keys by their positions"
-    key = ('rope', type(self), self.D, self.theta, self.factor, self.context_length)
-    cos, sin = [t.to(q.dtype) for t in seq.once(key, lambda: self._angles(seq))]
+    cos, sin = [t.to(q.dtype) for t in self._angles(seq)]
     turn = _turn_pairs if self.interleaved else _rotate
     return turn(q, cos, sin), turn(k, cos, sin)
 
@@ -184,7 +184,7 @@ def _turned(model):
 def _listed(parts): return list(parts) if isinstance(parts, (list, tuple)) else [parts]
 
 def _stretched(old, factor, scheme, context_length):
-    got = lambda name, default: getattr(old, name, None) or default
+    got = lambda name, default: vars(old).get(name) or default
     return partial(scheme, theta=old.theta, factor=factor*got('factor', 1.),
                    context_length=got('context_length', context_length),
                    interleaved=got('interleaved', False))
@@ -202,7 +202,7 @@ def _distance(seq, kpos):
     return (q[:,:,None] - k[:,None,:])[:,None]
 
 # %% ../nbs/18_positions.ipynb #91a192c3
-class ALiBi:
+class ALiBi(Position):
     "Scores fall by slope·distance, the slope fixed per head (Press et al. 2022)"
     def __init__(self,
                  D:int, # head width, not used
@@ -213,14 +213,13 @@ class ALiBi:
         "Penalty per token of distance (H,)"
         return torch.tensor(_slopes(self.n_heads), dtype=torch.float32, device=device)
 
+    @once
     def bias(self, seq:Seq, kpos:torch.Tensor) -> torch.Tensor:   # (B or 1,H,T,S)
         "What is added to the scores"
-        def table():
-            return -self.slopes(kpos.device)[:,None,None] * _distance(seq, kpos)
-        return seq.once(('alibi', self.n_heads, kpos.shape[1]), table)
+        return -self.slopes(kpos.device)[:,None,None] * _distance(seq, kpos)
 
 # %% ../nbs/18_positions.ipynb #b6c96ff1
-class LinearBias(nn.Module):
+class LinearBias(nn.Module, Position):
     """Scores fall by softplus(m)·distance with m learnt, one per head (hlb-gpt);
     with one head it is hlb-gpt's own"""
     def __init__(self,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from .core import evaluating
-from .attention import Attention
+from .attention import Attention, Layer
 from .blocks import Report
 from .checkpoints import load_weights
 from .model import GPT, GPTConfig, swap
@@ -72,7 +72,7 @@ def _mean_heads(old, K, n):
     return new
 
 # %% ../nbs/17_surgery.ipynb #07aced11
-class LoRA(nn.Module):
+class LoRA(Layer):
     "A frozen matrix and a learnt correction of rank r that begins at zero (Hu et al. 2021, eq. 3). Raises TypeError for what is not a Linear, ValueError for a rank below 1 or a matrix that is wrapped already"
     def __init__(self,
                  old:nn.Linear, # frozen in place; a subclass keeps what else it does, such as a norm behind

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import extra
-from gptlab.attention import Attention, Cache, LearnedPositions, RoPE, Seq, _rows, _run
+from gptlab.attention import Attention, Cache, LearnedPositions, Position, RoPE, Seq, _rows, _run
 from gptlab.attentions import Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding, cache_bytes, flex, matmul, sdpa, window_pattern
 from gptlab.blocks import build_part, perturb_parameters
 from gptlab.core import set_seed
@@ -317,7 +317,7 @@ def test_a_ring_of_any_size_gives_the_same_as_a_window():
 class Odd(RoPE):
     "A rotation with speeds that nobody knows"
 
-class Steps:
+class Steps(Position):
     "A bias that is no slope"
     def __init__(self, D, n_heads): pass
     def bias(self, seq, kpos): return 1.*(seq.pos[:,:,None] == kpos[:,None,:])[:,None]
@@ -385,7 +385,7 @@ def test_extend_twice_and_per_layer():
     model = lively(cfg)
     assert extend_context(model, 2) == 3 and extend_context(model, 2, NTK) == 3           # layers 0, 1 and 3 of four; layer 2 has no positions
     a, b, c, d = (x.attn for x in model.blocks)
-    assert (a.pos.factor, a.pos.context_length, a.window, b.pos.theta, c.pos, type(d.pos)) == (4., 48, 8, 500., None, NTK)
+    assert (a.pos.factor, a.pos.context_length, a.window, b.pos.theta, type(c.pos), type(d.pos)) == (4., 48, 8, 500., Position, NTK)
     assert model.cfg.context_length == 192 and len(model.cfg.attn) == 3
     twin = GPT(GPTConfig.from_dict(model.cfg.to_dict())).eval(); twin.load_state_dict(model.state_dict())
     ids = torch.randint(0, 50, (1, 150))

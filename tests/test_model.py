@@ -69,11 +69,14 @@ def test_probes(name):
 
 class Broken(Attention):
     "Sees everything"
-    def _mask(self, seq, kpos, kdocs): return None
+    def mask(self, seq, kpos, kdocs): return Mask()
 
 class Forgets(Attention):
     "Documents are one to it"
-    def _mask(self, seq, kpos, kdocs): return super()._mask(Seq(seq.ids, None, torch.arange(seq.ids.shape[1]).expand(seq.ids.shape)), torch.arange(kpos.shape[1]).expand(kpos.shape), None) if seq.cache is None else super()._mask(seq, kpos, kdocs)
+    def mask(self, seq, kpos, kdocs):
+        if seq.cache is not None: return super().mask(seq, kpos, kdocs)
+        count = torch.arange(seq.ids.shape[1]).expand(seq.ids.shape)      # (B,T)
+        return super().mask(Seq(seq.ids, None, count), count, None)
 
 class BatchNorm(nn.Module):
     def __init__(self, C): super().__init__(); self.w = nn.Parameter(torch.ones(C))
