@@ -45,12 +45,22 @@ def memory(self:GPT,
     """Bytes: the weights; a training step's activations and peak; a cache that has read the rows
 
     Activations and peak come on top of weights and optimizer. Parts that decide by what they read,
-    as experts do, cannot work on fake tensors: then a real step is taken.
+    as experts do, cannot work on fake tensors: then a real step is taken. Any other error is the
+    model's own, and is raised.
     """
     ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=next(self.parameters()).device)
     _check_ids(self.cfg, ids, None, None, None)
     try: return _with_fake_tensors(self, ids)
-    except RuntimeError: return _step_bytes(self, ids, lambda t: t.detach())
+    except RuntimeError as error:
+        if not _needs_values(error): raise
+    return _step_bytes(self, ids, lambda t: t.detach())
+
+def _needs_values(error):
+    "Was something asked that fake tensors cannot answer: a value, or a shape that depends on values?"
+    from torch._subclasses import fake_tensor as fake
+    return isinstance(error, (fake.DataDependentOutputException, fake.DynamicOutputShapeException,
+                              fake.UnsupportedOperatorException,
+                              fake.UnsupportedFakeTensorException))
 
 # %% ../nbs/38_costs.ipynb #e2a1d78a
 def _with_fake_tensors(model, ids, **kw):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gptlab.all import *
+from gptlab import costs as costs_module
 from gptlab.costs import _with_fake_tensors, _step_bytes
 from test_model import Bag, PRESETS, SMALL, every, lively, text
 
@@ -129,6 +130,19 @@ def test_errors_of_a_model_are_not_swallowed():
         def forward(self, x): return x/(1//0)
     model = GPT(GPTConfig(**SMALL | dict(mlp=Wrong)))
     with pytest.raises(ZeroDivisionError): costs(model)
+
+def test_a_slip_of_shapes_is_an_error_and_no_slow_path(monkeypatch):
+    class Wrong(MLP):
+        def forward(self, x): return x @ x
+    model, steps = GPT(GPTConfig(**SMALL | dict(mlp=Wrong))), []
+    monkeypatch.setattr(costs_module, '_step_bytes', lambda m, ids, copied, **kw: steps.append(ids) or _step_bytes(m, ids, copied, **kw))
+    with pytest.raises(RuntimeError): model.memory(1, 8)
+    assert len(steps) == 1                                               # on fake tensors alone
+
+def test_parts_that_decide_by_what_they_read_take_a_real_step():
+    for kw in (dict(mlp=MoE), dict(block=MoD)):
+        model = GPT(GPTConfig(**SMALL | kw))
+        assert model.memory(1, 8)['peak'] > 0
 
 def test_rows_that_make_no_sense():
     model = GPT(GPTConfig(**SMALL))
