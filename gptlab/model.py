@@ -17,7 +17,8 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import _ask_parts, _first_cache, Attention, Layer, LayerCache, LearnedPositions, Position, Seq
+from .attention import (_ask_parts, _first_cache, Attention, Layer, LayerCache,
+                              LearnedPositions, Position, Seq)
 from .blocks import build_part, gelu_tanh, GLU, LayerNorm, MLP, no_gradient, perturb_parameters, Report, RMSNorm, silu
 from .core import dotted_name, resolve_name
 
@@ -134,7 +135,7 @@ def _layer(parts, i): return parts[i % len(parts)] if isinstance(parts, (list, t
 
 class GPT(nn.Module):
     "A decoder-only transformer, as its config describes it"
-    remat, loss_chunk = False, None                                   # how it runs, not what it is: see Memory
+    remat, loss_chunk = False, None                # how it runs, not what it is: see Memory
     def __init__(self, cfg:GPTConfig):
         super().__init__()
         self.cfg, C, E = cfg, cfg.d_model, cfg.d_embed or cfg.d_model
@@ -148,61 +149,76 @@ class GPT(nn.Module):
         (cfg.init or modern_init)(self)
         if cfg.tie: self._tie()
 
-    def _tie(self):
-        a, b = self.embed.weight, self.head.weight
-        if a.shape != b.shape: raise ValueError(f'tied tables must have one shape, not {tuple(a.shape)} for reading and {tuple(b.shape)} for writing: give both the same width, or tie=False')
-        self.head.weight = a
-
     def _block(self, i):
         c, C = self.cfg, self.cfg.d_model
-        offers = dict(layer=i, n_layers=c.n_layers, vocab_size=c.vocab_size, context_length=c.context_length, dropout=c.dropout)
+        offers = dict(layer=i, n_layers=c.n_layers, vocab_size=c.vocab_size,
+                      context_length=c.context_length, dropout=c.dropout)
         attn = partial(build_part, _layer(c.attn, i), C, c.n_heads, c.n_kv_heads, **offers)
         mlp  = partial(build_part, _layer(c.mlp, i), C, c.d_ff or 4*C, **offers)
         return build_part(_layer(c.block, i), C, attn, mlp, _layer(c.norm, i), **offers)
 
+    def _tie(self):
+        a, b = self.embed.weight, self.head.weight
+        if a.shape != b.shape:
+            raise ValueError(f'tied tables must have one shape, not {tuple(a.shape)} for reading '
+                             f'and {tuple(b.shape)} for writing: give both the same width, '
+                             'or tie=False')
+        self.head.weight = a
+
+    def forward(self,
+                ids:torch.Tensor, # (B,T) token ids
+                targets:torch.Tensor|None=None, # (B,T) the tokens to predict, −100 where none
+                docs:torch.Tensor|None=None, # (B,T) document of each token, −1 for padding
+                pos:torch.Tensor|None=None, # (B,T) in the document; None counts on from the caches
+                caches:list|None=None, # from `new_caches`, extended in place
+                ): # logits (B,T,V); with targets (nll (B,T) in nats, auxiliary loss)
+        """Predict the next token at every position
+
+        Raises ValueError for ids the model does not know, or rows it cannot hold."""
+        _check_ids(self.cfg, ids, caches, docs, pos)
+        _check_targets(self.cfg, ids, targets)
+        x, aux = self._hidden(ids, docs, pos, caches)                 # (B,T,C)
+        return self._logits(x) if targets is None else (self._nll(x, targets), aux)
+
 # %% ../nbs/08_model.ipynb #7f806339
 @patch
-def forward(self:GPT,
-            ids:torch.Tensor, # (B,T) token ids
-            targets:torch.Tensor|None=None, # (B,T) the tokens to guess, −100 where none
-            docs:torch.Tensor|None=None, # (B,T) document of each token, −1 for padding
-            pos:torch.Tensor|None=None, # (B,T) position within the document; None counts from 0, or from the caches
-            caches:list|None=None, # from `new_caches`, extended in place
-            ): # logits (B,T,V); or (nll (B,T) in nats, auxiliary loss) when targets are given
-    "Guess the next token at every place; raises ValueError for ids the model does not know or rows it cannot hold"
-    _check_ids(self.cfg, ids, caches, docs, pos); _check_targets(self.cfg, ids, targets)
-    x, aux = self._hidden(ids, docs, pos, caches)                     # (B,T,C)
-    return self._logits(x) if targets is None else (self._nll(x, targets), aux)
-
-@patch
-def _logits(self:GPT, x):                                              # (…,C) -> (…,V)
+def _logits(self:GPT, x):                                             # (…,C) -> (…,V)
+    V, cap = self.cfg.vocab_size, self.cfg.softcap
     if self.widen is not None: x = x @ self.widen.weight              # (…,E)
     y = self.head(x)
-    if y.shape[-1] > self.cfg.vocab_size: y = y[...,:self.cfg.vocab_size]                          # rows that only round up are no tokens
-    return self.cfg.softcap * torch.tanh(y/self.cfg.softcap) if self.cfg.softcap else y
+    if y.shape[-1] > V: y = y[...,:V]                      # rows that only round up are no tokens
+    return cap * torch.tanh(y/cap) if cap else y
 
 @patch
-def _nll(self:GPT, x, targets):                                  # (B,T,C), (B,T) -> (B,T)
-    nll = lambda x, y: F.cross_entropy(self._logits(x).float(), y, reduction='none', ignore_index=-100)
-    x, y, n = x.flatten(0,1), targets.flatten().long(), self.loss_chunk                            # (N,C), (N,)
+def _nll(self:GPT, x, targets):                                       # (B,T,C), (B,T) -> (B,T)
+    def nll(x, y):                                                    # (N,C), (N,) -> (N,)
+        logits = self._logits(x).float()                              # (N,V)
+        return F.cross_entropy(logits, y, reduction='none', ignore_index=-100)
+    x, y, n = x.flatten(0,1), targets.flatten().long(), self.loss_chunk
     if n is None: return nll(x, y).view(targets.shape)
-    if type(n) is not int or n < 1: raise ValueError(f'loss_chunk is a whole number of tokens, or None for all at once, not {n!r}')
-    return torch.cat([checkpoint(nll, *p, use_reentrant=False) for p in zip(x.split(n), y.split(n))]).view(targets.shape)
+    if type(n) is not int or n < 1:
+        raise ValueError('loss_chunk is a whole number of tokens, or None for all at once, '
+                         f'not {n!r}')
+    chunks = zip(x.split(n), y.split(n))
+    parts = [checkpoint(nll, *c, use_reentrant=False) for c in chunks]
+    return torch.cat(parts).view(targets.shape)
 
 # %% ../nbs/08_model.ipynb #75c1e7dc
 @patch
 def _hidden(self:GPT, ids, docs=None, pos=None, caches=None):
-    "The stream after the last norm (B,T,C), and the auxiliary loss"
-    seq = Seq(ids, docs, pos, caches)
-    x = self.embed(ids) if self.places is None else self.embed(ids) + self.places(seq)             # (B,T,E)
+    "The residual stream after the last norm (B,T,C), and the auxiliary loss"
+    seq, x = Seq(ids, docs, pos, caches), self.embed(ids)             # (B,T,E)
+    if self.places is not None: x = x + self.places(seq)
     if self.widen is not None: x = self.widen(x)                      # (B,T,C)
     seq.x0 = x = F.dropout(x, self.cfg.dropout, self.training)
     if caches is None:
         for m in self.modules():
             if isinstance(m, Layer): m.prepare(seq, x)
-    aux = x.new_zeros(())
+    remat, aux = self.remat and caches is None, x.new_zeros(())
     for i, block in enumerate(self.blocks):
-        x, a = as_pair(checkpoint(block, x, seq.at(i), use_reentrant=False) if self.remat and caches is None else block(x, seq.at(i)))
+        args = x, seq.at(i)
+        y = checkpoint(block, *args, use_reentrant=False) if remat else block(*args)
+        x, a = as_pair(y)
         if a is not None: aux = aux + a
     return self.norm(x), aux
 
@@ -344,7 +360,9 @@ def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
 # %% ../nbs/08_model.ipynb #b29c2614
 @patch_to(Attention)
 def mix_flops(self:Attention, T:int) -> int:
-    "Operations per token, beside the matrices, when rows have T tokens: scores and averages, as if each token saw its whole row or window"
+    """Operations per token, beside the matrices, when rows have T tokens
+
+    Scores and averages, as if each token saw its whole row or window."""
     return 4*self.H*self.D*min(T, self.window or T)
 
 @patch
@@ -358,9 +376,12 @@ def flops_per_token(self:GPT,
                     training:bool=True, # forward and backward, three forwards; or forward alone?
                     ) -> int:
     "Operations per token, when rows have T tokens"
-    modules  = [m for _, m in self.named_modules(remove_duplicate=False)]                          # a part that is used twice works twice
-    matrices = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear)) + (self.widen.weight.numel() if self.widen else 0)      # that one on the way in, and out
-    mixing   = sum(m.mix_flops(T or self.cfg.context_length) for m in modules if isinstance(m, Layer))
+    T = T or self.cfg.context_length
+    # a part that is used twice works twice
+    modules  = [m for _, m in self.named_modules(remove_duplicate=False)]
+    matrices = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
+    if self.widen: matrices += self.widen.weight.numel()              # on the way in, and out
+    mixing   = sum(m.mix_flops(T) for m in modules if isinstance(m, Layer))
     return (3 if training else 1)*(2*matrices + mixing)
 
 # %% ../nbs/08_model.ipynb #54172775
@@ -469,18 +490,28 @@ def swap(model:nn.Module, # changed in place
          cls:type, # replace modules of this class
          make:Callable, # make(old) -> new
          ) -> int:
-    "Replace every module of a class; returns how many were replaced. Raises errors before anything is changed"
+    """Replace every module of a class; returns how many were replaced
+
+    Before anything is changed it raises ValueError if the model itself is of that class, or if shared
+    weights would be untied; TypeError if `make` gives no module, or one that breaks a contract."""
     found = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, cls)]
-    if any(n == '' for n, _ in found): raise ValueError(f'the model itself is a {cls.__name__}: swap changes what is inside it')
-    made = {}                                                         # one for each, also where a module is used twice
+    if any(n == '' for n, _ in found):
+        raise ValueError(f'the model itself is a {cls.__name__}: swap changes what is inside it')
+    made = {}                                       # one for each, also where it is used twice
     for name, old in found:
-        if old not in made: made[old] = make(old); _check_swap(model, name, old, made[old])
+        if old in made: continue
+        made[old] = make(old)
+        _check_swap(model, name, old, made[old])
     for name, old in found: model.set_submodule(name, made[old])
     return len(made)
 
 def _check_swap(model, name, old, new):
-    if not isinstance(new, nn.Module): raise TypeError(f'make must give a module in place of {name}, not {type(new).__name__}')
+    if not isinstance(new, nn.Module):
+        raise TypeError(f'make must give a module in place of {name}, not {type(new).__name__}')
     _ask_parts([new])
     inside = {*old.modules()}
-    others = {p for m in model.modules() if m not in inside for p in m.parameters(recurse=False)}
-    if ({*old.parameters()} & others) - {*new.parameters()}: raise ValueError(f'{name} shares its weights with another part: swapped alone, the two would be untied')
+    outside = [m for m in model.modules() if m not in inside]
+    others = {p for m in outside for p in m.parameters(recurse=False)}
+    if ({*old.parameters()} & others) - {*new.parameters()}:
+        raise ValueError(f'{name} shares its weights with another part: '
+                         'swapped alone, the two would be untied')
