@@ -185,9 +185,14 @@ class LearnedPositions(nn.Embedding):
                  ): super().__init__(context_length, C)
 
     def forward(self, seq:Seq) -> torch.Tensor:                       # (B,T,C)
-        if not seq.plain and seq.pos.device.type == 'cpu' and seq.pos.max() >= len(self.weight):
-            raise ValueError(f'position {seq.pos.max()} lies beyond the table of {len(self.weight)}')
-        return super().forward(seq.pos)
+        pos, n = seq.pos, len(self.weight)
+        if not seq.plain and _readable(pos) and pos.max() >= n:
+            raise ValueError(f'position {pos.max()} lies beyond the table of {n}')
+        return super().forward(pos)
+
+def _readable(t):
+    "Are its values at hand? To look makes a GPU wait and breaks a graph; fake tensors have none"
+    return not torch.compiler.is_compiling() and type(t) is torch.Tensor and t.device.type == 'cpu'
 
 # %% ../nbs/07_attention.ipynb #ff692371
 def _rotate(x, cos, sin):                                # (B,H,T,D), (B,1,T,D/2)

@@ -17,7 +17,7 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import (_ask_parts, _first_cache, Attention, Layer, LayerCache,
+from .attention import (_ask_parts, _first_cache, _readable, Attention, Layer, LayerCache,
                               LearnedPositions, Position, Seq)
 from .blocks import build_part, gelu_tanh, GLU, LayerNorm, MLP, no_gradient, perturb_parameters, Report, RMSNorm, silu
 from .core import dotted_name, resolve_name
@@ -251,10 +251,6 @@ def _check_ids(cfg, ids, caches, docs, pos):
         bad = ids[(ids < 0) | (ids >= cfg.vocab_size)][0].item()
         raise ValueError(f'token id {bad} is outside the vocabulary of {cfg.vocab_size}: '
                          f'was this text encoded by another tokenizer?')
-
-def _readable(t):
-    "Are its values at hand? Looking at them would make a GPU wait; fake tensors have none"
-    return type(t) is torch.Tensor and t.device.type == 'cpu'
 
 def _check_targets(cfg, ids, targets):
     if targets is None: return

@@ -5,7 +5,7 @@ from functools import partial
 import pytest, torch
 from torch import nn
 
-from gptlab.attention import Attention, Cache, Layer, LayerCache, Mask, Position, RoPE, Seq, check_attn, once
+from gptlab.attention import Attention, Cache, Layer, LayerCache, LearnedPositions, Mask, Position, RoPE, Seq, check_attn, once
 from gptlab.attentions import OpenAttention, cache_bytes
 from gptlab.blocks import ask
 from gptlab.linear_attentions import DeltaAttention, MLA
@@ -236,3 +236,19 @@ def test_extend_context_asks_its_scheme():
         def rotat(self, seq, q, k): return q, k
     model = GPT(GPTConfig(**DIMS))
     with pytest.raises(TypeError, match='did you mean rotate'): extend_context(model, 2, Odd)
+
+
+# ---- nothing of ours breaks a graph
+
+WHOLE = dict(plain={}, learnt=dict(pos_embed=LearnedPositions), windows=dict(attn=[partial(Attention, window=3), Attention]), alibi=dict(attn=partial(Attention, pos=ALiBi)),
+             bias=dict(attn=partial(Attention, pos=LinearBias)), latent=dict(attn=MLA), delta=dict(attn=DeltaAttention), scaled=dict(attn=partial(Attention, pos=partial(YaRN, factor=2., context_length=12))))
+
+@pytest.mark.parametrize('name', WHOLE)
+@pytest.mark.parametrize('documents', [False, True])
+def test_a_whole_model_is_one_graph(name, documents):
+    torch._dynamo.reset()
+    model = GPT(GPTConfig(**DIMS, **WHOLE[name])).eval()
+    ids = torch.randint(0, 11, (2, 8))
+    more = dict(docs=torch.arange(8).expand(2, 8)//4, pos=torch.arange(8).expand(2, 8) % 4) if documents else {}
+    nll, _ = torch.compile(model, fullgraph=True, backend='eager')(ids, ids, **more)
+    assert torch.equal(nll, model(ids, ids, **more)[0])
