@@ -89,7 +89,7 @@ def _settings(own):
 
 # %% ../nbs/07_attention.ipynb #a07c0003
 class Position:
-    "A position scheme, made by `pos(D, n_heads)`: write `rotate`, `bias` or both; this one does nothing"
+    "A position scheme, as `pos(D, n_heads)` makes it; write `rotate` or `bias`: this does neither"
     def rotate(self, seq:Seq, q:torch.Tensor, k:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Queries (B,H,T,D) and keys (B,K,T,D), changed by where they stand"
         return q, k
@@ -169,7 +169,9 @@ def _visible(window, seq, kpos, kdocs):
 @patch
 def mask(self:Seq, kpos:torch.Tensor, kdocs:torch.Tensor|None=None,
          window:int|None=None, table:bool=False) -> Mask:
-    "Which keys at kpos, of kdocs (B,S), each token sees; a table only where no rule will do, or asked for"
+    """Which keys at kpos, of kdocs (B,S), each token sees
+
+    A table (B,1,T,S) where no rule will do, or where `table` asks for it."""
     T, S = self.pos.shape[1], kpos.shape[1]
     if self.plain and not table and (window is None or window >= S):
         if T == S: return Mask(causal=True)
@@ -406,7 +408,7 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
                ) -> Report:
     """Try an attention: shape, gradients, no look at the future, cached = uncached, documents apart
 
-    Says in words what it cannot do. Raises TypeError for a method that is never called, as `prepar`."""
+    Says in words what it cannot do. Raises TypeError for a slip, as a method called `prepar`."""
     facts = dict(vocab_size=16, layer=0, n_layers=2, context_length=64, dropout=0.)
     attn = perturb_parameters(build_part(make, C, n_heads, n_kv_heads, **facts)).eval()
     _ask_parts([attn])

@@ -197,7 +197,8 @@ def _check_names(c, contract):
     bases = [contract, *(b for b in c.__mro__[1:] if issubclass(b, contract))]
     called = {n for b in bases for n in _methods(b)} - vars(c).keys()     # here it is known
     for n, f in vars(c).items():
-        if not inspect.isfunction(f) or n.startswith('__') or any(n in vars(b) for b in bases): continue
+        if not inspect.isfunction(f) or n.startswith('__'): continue
+        if any(n in vars(b) for b in bases): continue
         near = [n[1:]] if n[1:] in called else get_close_matches(n, called, 1, .75)
         if near:
             raise TypeError(f'{c.__name__} has {n}, which is never called: did you mean {near[0]}?')

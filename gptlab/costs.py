@@ -56,7 +56,7 @@ def memory(self:GPT,
     return _step_bytes(self, ids, lambda t: t.detach())
 
 def _needs_values(error):
-    "Was something asked that fake tensors cannot answer: a value, or a shape that depends on values?"
+    "Did a part ask what fake tensors cannot answer: a value, or a shape that depends on values?"
     from torch._subclasses import fake_tensor as fake
     return isinstance(error, (fake.DataDependentOutputException, fake.DynamicOutputShapeException,
                               fake.UnsupportedOperatorException,
