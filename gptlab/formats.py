@@ -14,7 +14,7 @@ from .core import atomic_write
 from .generation import generate_text, temperature, top_k
 from .hub import export_tensor, exportable_weights, family_obstacles, family_of
 from .hub import model_traits, part_args, save, tensor_names, write_config
-from .model import _layer, GPT
+from .model import GPT, layer_part
 from .positions import ScaledRoPE
 from .tokenizer import ByteTokenizer, Tokenizer
 
@@ -161,7 +161,7 @@ def _gguf_rope(w, cfg, d):
     if kind == 'yarn':
         raise ValueError('YaRN is not written to GGUF here: its strength has another meaning there')
     if kind is None: return
-    _, attn = part_args(_layer(cfg.attn, 0))
+    _, attn = part_args(layer_part(cfg.attn, 0))
     rope = attn['pos'](d['head_dim'], None)
     before = ScaledRoPE(rope.D, None, rope.theta).speeds()
     w.add_tensor('rope_freqs.weight', (before/rope.speeds()).float().numpy())

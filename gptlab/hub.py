@@ -26,7 +26,7 @@ from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
 from .checkpoints import _sync, load_model
 from .core import atomic_write, best_device
-from .model import _layer, GPT, gpt2_init, GPTConfig
+from .model import GPT, gpt2_init, GPTConfig, layer_part
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
 from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
@@ -116,7 +116,7 @@ def part_args(part:Callable) -> tuple[Callable, dict]: # class, its arguments by
     defaults = {n: p.default for n, p in known.items() if p.default is not p.empty}
     return bound.func, defaults | dict(zip(known, bound.args)) | bound.keywords
 
-def _layer_args(parts, i): return part_args(_layer(parts, i))[1]
+def _layer_args(parts, i): return part_args(layer_part(parts, i))[1]
 
 def _positional(part): return ['arguments by position'] if getattr(part, 'args', ()) else []
 
@@ -176,10 +176,10 @@ _attn_asked = 'd_head window pos qk_norm qk_gain eps bias out_bias dropout'
 
 def _attn_answers(cfg, i):
     "What layer i's attention answers to the questions about attention"
-    cls, args = part_args(_layer(cfg.attn, i))
+    cls, args = part_args(layer_part(cfg.attn, i))
     if cls not in (Attention, HubAttention): return dict(attention=cls.__name__)
     eps = _layer_args(cfg.norm, i).get('eps')
-    return {'attention': _named(_layer(cfg.attn, i), _attn_asked).removeprefix('Hub'),
+    return {'attention': _named(layer_part(cfg.attn, i), _attn_asked).removeprefix('Hub'),
             'query-key norm': _qk_norm(args, eps),
             'attention biases': _attn_biases(args['bias'], args.get('out_bias', args['bias'])),
             'head width': _head_width_kind(cfg, args['d_head'])}
@@ -200,7 +200,7 @@ def _head_width_kind(cfg, d_head):
 
 def _mlp_answers(cfg, i):
     "What layer i's norm, MLP and block answer"
-    norm, mlp, block = (_layer(parts, i) for parts in (cfg.norm, cfg.mlp, cfg.block))
+    norm, mlp, block = (layer_part(parts, i) for parts in (cfg.norm, cfg.mlp, cfg.block))
     args = part_args(mlp)[1]
     return {'norm': _named(norm, 'eps gain bias'),
             'epsilon': str(part_args(norm)[1].get('eps')),
