@@ -12,29 +12,47 @@ from pathlib import Path
 from .bpe import BPE, GPT2_PATTERN
 from .core import atomic_write
 from .generation import generate_text, temperature, top_k
-from .hub import _args, _stack, _weights_of, family_of, family_obstacles, save, tensor_names, model_traits, write_config
-from .model import _layer, GPT
+from .hub import export_tensor, exportable_weights, family_obstacles, family_of
+from .hub import model_traits, part_args, save, tensor_names, write_config
+from .model import GPT, layer_part
 from .positions import ScaledRoPE
 from .tokenizer import ByteTokenizer, Tokenizer
 
 # %% ../nbs/37_formats.ipynb #3999c597
 def _open_with(name, family):
-    lines = [] if family else ['import gptlab.hub']
-    lines += ['from transformers import AutoModelForCausalLM, AutoTokenizer', f"model, tok = AutoModelForCausalLM.from_pretrained('{name}'), AutoTokenizer.from_pretrained('{name}')", '',
-              '# or, in gptlab', 'from gptlab.hub import load', f"model, tok = load('{name}')"]
+    "The code that opens the model, as Markdown"
+    of_ours = [] if family else ['import gptlab.hub']
+    lines = of_ours + [
+        'from transformers import AutoModelForCausalLM, AutoTokenizer',
+        f"model, tok = AutoModelForCausalLM.from_pretrained('{name}'), "
+        f"AutoTokenizer.from_pretrained('{name}')",
+        '',
+        '# or, in gptlab',
+        'from gptlab.hub import load',
+        f"model, tok = load('{name}')"]
     return '```python\n' + '\n'.join(lines) + '\n```'
+
+def _cell(value):
+    if isinstance(value, float): return f'{value:,.4f}'
+    return f'{value:,}' if isinstance(value, int) else ''
 
 def _losses(log, rows=8):
     "A table of at most so many lines of a run's log, the last included"
     keys = [k for k in ('step', 'tokens', 'loss', 'valid', 'bpb') if any(k in r for r in log)]
-    told = [r for r in log if 'valid' in r] or log
-    told = [told[round(i*(len(told)-1)/max(1, min(rows, len(told))-1))] for i in range(min(rows, len(told)))]
-    cell = lambda v: f'{v:,.4f}' if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else ''
-    return f'| {" | ".join(keys)} |\n|{"---:|"*len(keys)}\n' + '\n'.join('| ' + ' | '.join(cell(r.get(k)) for k in keys) + ' |' for r in told)
+    log = [r for r in log if 'valid' in r] or log
+    n = min(rows, len(log))
+    at = [round(i*(len(log)-1)/max(1, n-1)) for i in range(n)]
+    lines = [f'| {" | ".join(keys)} |', '|' + '---:|'*len(keys)]
+    for row in (log[i] for i in at):
+        lines.append('| ' + ' | '.join(_cell(row.get(k)) for k in keys) + ' |')
+    return '\n'.join(lines)
 
-def _samples(model, tok, prompts, n):
-    write = lambda p: p + ''.join(generate_text(model, tok, p, min(n, model.cfg.context_length-len(tok.encode(p))-1), temperature(.8), top_k(40), seed=0))
-    return '\n\n'.join('```text\n' + write(p).replace('```', "\'\'\'") + '\n```' for p in prompts)
+def _sample(model, tok, prompt, n):
+    "The prompt and at most n tokens after it, as Markdown"
+    room = model.cfg.context_length - len(tok.encode(prompt)) - 1
+    text = generate_text(model, tok, prompt, min(n, room), temperature(.8), top_k(40), seed=0)
+    text = (prompt + ''.join(text)).replace('```', "'''")
+    return f'```text\n{text}\n```'
 
 # %% ../nbs/37_formats.ipynb #e76f3a2e
 def model_card(model:GPT, # what the card is about
@@ -46,16 +64,46 @@ def model_card(model:GPT, # what the card is about
                prompts:Iterable[str]=('',), # samples continue these
                ) -> str:
     "The README.md of a model: how to open it, config, data, losses, samples"
-    c, family, info = model.cfg, family_of(model.cfg), getattr(run, 'info', {})
-    head = ['---', f'library_name: {"transformers" if family else "gptlab"}', 'pipeline_tag: text-generation', 'tags: [gptlab]', *([f'license: {licence}'] if licence else []), '---']
-    parts = {f'# {name}': f'A GPT of {model.n_params():,} parameters, trained with gptlab' + (f', in the family {family}.' if family else '; no family of transformers has its parts.'), '## Open it': _open_with(name, family),
-             '## Config': f'{c.n_layers} layers, {c.n_heads} heads, width {c.d_model}, context {c.context_length}, vocabulary {c.vocab_size}\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k, v in model_traits(c).items()),
-             '## Data': data._repr_markdown_() if hasattr(data, '_repr_markdown_') else str(data) if data is not None else 'Not stated.'}
-    if getattr(run, 'log', None): parts['## Training'] = _losses(run.log) + '\n\n' + ', '.join(f'{k} {info[k]}' for k in ('run_id', 'date', 'commit', 'torch') if k in info)
-    if tok is not None: parts['## Samples'] = _samples(model, tok, prompts, 80)
-    return '\n'.join(head) + '\n\n' + '\n\n'.join(f'{k}\n\n{v}' for k, v in parts.items()) + '\n'
+    family = family_of(model.cfg)
+    parts = {f'# {name}': _summary(model, family),
+             '## Open it': _open_with(name, family),
+             '## Config': _config_table(model.cfg),
+             '## Data': _data_text(data)}
+    if getattr(run, 'log', None): parts['## Training'] = _training(run)
+    if tok is not None:
+        parts['## Samples'] = '\n\n'.join(_sample(model, tok, p, 80) for p in prompts)
+    body = '\n\n'.join(f'{title}\n\n{text}' for title, text in parts.items())
+    return f'{_front_matter(family, licence)}\n\n{body}\n'
+
+def _front_matter(family, licence):
+    "What the hub reads: YAML between two lines of dashes"
+    lines = ['---', f'library_name: {"transformers" if family else "gptlab"}',
+             'pipeline_tag: text-generation', 'tags: [gptlab]']
+    if licence: lines.append(f'license: {licence}')
+    return '\n'.join([*lines, '---'])
+
+def _summary(model, family):
+    known = f', in the family {family}.' if family else '; no family of transformers has its parts.'
+    return f'A GPT of {model.n_params():,} parameters, trained with gptlab{known}'
+
+def _config_table(cfg):
+    sizes = (f'{cfg.n_layers} layers, {cfg.n_heads} heads, width {cfg.d_model}, '
+             f'context {cfg.context_length}, vocabulary {cfg.vocab_size}')
+    rows = [f'| {trait} | {answer} |' for trait, answer in model_traits(cfg).items()]
+    return sizes + '\n\n| | |\n|---|---|\n' + '\n'.join(rows)
+
+def _data_text(data):
+    if data is None: return 'Not stated.'
+    return data._repr_markdown_() if hasattr(data, '_repr_markdown_') else str(data)
+
+def _training(run):
+    info = getattr(run, 'info', {})
+    identity = [f'{k} {info[k]}' for k in ('run_id', 'date', 'commit', 'torch') if k in info]
+    return _losses(run.log) + '\n\n' + ', '.join(identity)
 
 # %% ../nbs/37_formats.ipynb #72b4cb64
+_weight_files = ['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']
+
 def push_to_hub(name:str, # on the hub: owner/name
                 model:GPT, # what to send
                 tok:Tokenizer|None=None, # goes along
@@ -64,70 +112,125 @@ def push_to_hub(name:str, # on the hub: owner/name
                 message:str='From gptlab', # of the commit
                 **about:object, # for `model_card`: run, data, licence, prompts
                 ) -> str:
-    "Send a model to the hub, from where `load(name)` pulls it; returns the commit's address. Raises PermissionError without a valid login"
+    """Send a model to the hub, from where `load(name)` pulls it; returns the commit's address
+
+    Raises PermissionError without a valid login."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tok, folder)
-        atomic_write(Path(folder)/'README.md', card or model_card(model, tok, name, **about))
+        card = card or model_card(model, tok, name, **about)
+        atomic_write(Path(folder)/'README.md', card)
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']).commit_url
+            commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message,
+                                       delete_patterns=_weight_files)
+            return commit.commit_url
         except HfHubHTTPError as e:
             if getattr(e.response, 'status_code', 0) not in (401, 403): raise
-            raise PermissionError(f'the hub does not let you write to {name}: log in with `hf auth login`, with a token that may write, and name a repository of your own') from e
+            raise PermissionError(
+                f'the hub does not let you write to {name}: log in with `hf auth login`, with a '
+                'token that may write, and name a repository of your own') from e
 
 # %% ../nbs/37_formats.ipynb #4cd196b6
-def _deal_rows(t, heads):
+def _pair_rows(t, heads):
     "Rows (H·D,…) in the order in which neighbours make a pair"
-    return t.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(t.shape)
+    halves = t.unflatten(0, (heads, 2, -1))                           # (H,2,D/2,…)
+    return halves.transpose(1, 2).reshape(t.shape)
 
 def _gguf_numbers(w, c, d, quant):
-    w.add_context_length(c.context_length); w.add_embedding_length(c.d_model); w.add_block_count(c.n_layers); w.add_feed_forward_length(d['intermediate_size'])
-    w.add_head_count(c.n_heads); w.add_head_count_kv(d['num_key_value_heads']); w.add_layer_norm_rms_eps(d['rms_norm_eps']); w.add_rope_freq_base(d['rope_theta'])
-    w.add_rope_dimension_count(d['head_dim']); w.add_key_length(d['head_dim']); w.add_value_length(d['head_dim']); w.add_vocab_size(c.vocab_size); w.add_file_type(quant)
+    "The sizes of config.json under their names in GGUF"
+    w.add_context_length(c.context_length)
+    w.add_embedding_length(c.d_model)
+    w.add_block_count(c.n_layers)
+    w.add_feed_forward_length(d['intermediate_size'])
+    w.add_head_count(c.n_heads)
+    w.add_head_count_kv(d['num_key_value_heads'])
+    w.add_layer_norm_rms_eps(d['rms_norm_eps'])
+    w.add_rope_freq_base(d['rope_theta'])
+    w.add_rope_dimension_count(d['head_dim'])
+    w.add_key_length(d['head_dim'])
+    w.add_value_length(d['head_dim'])
+    w.add_vocab_size(c.vocab_size)
+    w.add_file_type(quant)
 
 def _gguf_rope(w, cfg, d):
+    "By how much a scaled rotation slows each pair (D/2,)"
     kind = (d['rope_scaling'] or {}).get('rope_type')
-    if kind == 'yarn': raise ValueError('YaRN is not written to GGUF here: its strength has another meaning there')
+    if kind == 'yarn':
+        raise ValueError('YaRN is not written to GGUF here: its strength has another meaning there')
     if kind is None: return
-    r = _args(_layer(cfg.attn, 0))[1]['pos'](d['head_dim'], None)
-    w.add_tensor('rope_freqs.weight', (ScaledRoPE(r.D, None, r.theta).speeds()/r.speeds()).float().numpy())      # by how much each pair is slowed down
+    _, attn = part_args(layer_part(cfg.attn, 0))
+    rope = attn['pos'](d['head_dim'], None)
+    before = ScaledRoPE(rope.D, None, rope.theta).speeds()
+    w.add_tensor('rope_freqs.weight', (before/rope.speeds()).float().numpy())
+
+_normal, _control, _unused = 1, 3, 5                                  # gguf.TokenType
 
 def _gguf_tokens(w, tok, V):
+    "The vocabulary, padded to V tokens, and the merges"
     if tok is None: return w.add_tokenizer_model('no_vocab')
     tok = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
-    if getattr(tok, 'pattern', None) != GPT2_PATTERN: raise ValueError('GGUF knows the pattern of a tokenizer by its name only, and this one is not GPT-2\'s: pass tok=None, and keep the tokenizer beside the file')
-    with tempfile.TemporaryDirectory() as f: d = json.loads(tok.to_tokenizer_json(Path(f)/'tokenizer.json').read_bytes())
-    names = {i: s for s, i in d['model']['vocab'].items()} | {i: s for s, i in tok.special.items()}
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('gpt-2')
-    w.add_token_list([names.get(i, f'[PAD{i}]') for i in range(V)]); w.add_token_types([3 if i in tok.special.values() else 1 if i in names else 5 for i in range(V)])
-    w.add_token_merges([' '.join(m) for m in d['model']['merges']] or ['Ā Ā'])
-    if tok.bos is not None: w.add_bos_token_id(tok.bos); w.add_eos_token_id(tok.bos)
+    if getattr(tok, 'pattern', None) != GPT2_PATTERN:
+        raise ValueError("GGUF knows the pattern of a tokenizer by its name only, and this one is "
+                         "not GPT-2's: pass tok=None, and keep the tokenizer beside the file")
+    with tempfile.TemporaryDirectory() as folder:
+        d = json.loads(tok.to_tokenizer_json(Path(folder)/'tokenizer.json').read_bytes())['model']
+    special = {i: s for s, i in tok.special.items()}
+    names = {i: s for s, i in d['vocab'].items()} | special
+    kind = lambda i: _control if i in special else _normal if i in names else _unused
+    w.add_tokenizer_model('gpt2')
+    w.add_tokenizer_pre('gpt-2')
+    w.add_token_list([names.get(i, f'[PAD{i}]') for i in range(V)])
+    w.add_token_types([kind(i) for i in range(V)])
+    w.add_token_merges([' '.join(m) for m in d['merges']] or ['Ā Ā'])
+    if tok.bos is None: return
+    w.add_bos_token_id(tok.bos)
+    w.add_eos_token_id(tok.bos)
 
 # %% ../nbs/37_formats.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA
-              tok:Tokenizer|None, # a BPE with GPT-2's pattern, or bytes; None leaves the vocabulary out
+              tok:Tokenizer|None, # a BPE with GPT-2's pattern, or bytes; None: no vocabulary
               path:str|Path, # the file
               dtype:str='f16', # of the matrices: 'f32' or 'f16'
               ) -> Path:
-    "Write a model for llama.cpp; raises ValueError for what is no LLaMA, and ImportError without the package gguf"
-    if dtype not in ('f32', 'f16'): raise ValueError(f"dtype is 'f32' or 'f16', not {dtype!r}")
-    silent = [] if model_traits(model.cfg)['activation'] == 'silu' else ['the activation is not silu, which GGUF takes for granted']
-    if why := family_obstacles(model.cfg)['llama'] + silent: raise ValueError(f'only the shape of a LLaMA is written to GGUF: {"; ".join(why)}')
-    gguf, c, own, path = _gguf(), model.cfg, _weights_of(model), Path(path)
-    d, names = write_config(c, 'llama', tok), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
-    w = gguf.GGUFWriter(path.with_name(path.name + '.part'), 'llama')
-    _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype]); _gguf_tokens(w, tok, c.vocab_size); _gguf_rope(w, c, d)
+    """Write a model for llama.cpp
+
+    Raises ValueError for what is no LLaMA or has no field there, and ImportError without the
+    package gguf."""
+    _check_gguf(model.cfg, dtype)
+    gguf, c, own, path = _gguf(), model.cfg, exportable_weights(model), Path(path)
+    d = write_config(c, 'llama', tok)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
+    part = path.with_name(path.name + '.part')
+    w = gguf.GGUFWriter(part, 'llama')
+    _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype])
+    _gguf_tokens(w, tok, c.vocab_size)
+    _gguf_rope(w, c, d)
     for theirs, ours in tensor_names(c, 'llama').items():
-        t, (stem, kind) = _stack(own, ours, theirs, c.d_model), theirs.rsplit('.', 1)
-        if stem.endswith(('q_proj', 'k_proj')): t = _deal_rows(t, c.n_heads if stem.endswith('q_proj') else c.n_kv_heads or c.n_heads)
-        w.add_tensor(f'{names.get_name(stem)}.{kind}', (t.half() if dtype == 'f16' and t.ndim > 1 else t.float()).contiguous().numpy())
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-    return path.with_name(path.name + '.part').rename(path)
+        t, (stem, kind) = export_tensor(own, ours, theirs, c.d_model), theirs.rsplit('.', 1)
+        if stem.endswith('q_proj'): t = _pair_rows(t, c.n_heads)
+        if stem.endswith('k_proj'): t = _pair_rows(t, c.n_kv_heads or c.n_heads)
+        t = t.half() if dtype == 'f16' and t.ndim > 1 else t.float()
+        w.add_tensor(f'{names.get_name(stem)}.{kind}', t.contiguous().numpy())
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return part.rename(path)
+
+def _check_gguf(cfg, dtype):
+    "Raise ValueError for what GGUF cannot say"
+    if dtype not in ('f32', 'f16'): raise ValueError(f"dtype is 'f32' or 'f16', not {dtype!r}")
+    why = family_obstacles(cfg)['llama']
+    if model_traits(cfg)['activation'] != 'silu':
+        why = [*why, 'the activation is not silu, which GGUF takes for granted']
+    if why:
+        raise ValueError(f'only the shape of a LLaMA is written to GGUF: {"; ".join(why)}')
 
 def _gguf():
     try: import gguf
-    except ImportError: raise ImportError('gguf is not installed; pip install "gptlab[hub]"') from None
+    except ImportError:
+        raise ImportError('gguf is not installed; pip install "gptlab[hub]"') from None
     return gguf

@@ -333,10 +333,11 @@ def llama(tmp_path):
     return tmp_path
 
 def test_every_field_that_is_read_has_a_kind():
-    code = ''.join(inspect.getsource(f) for f in (hub._read_gpt2, hub._read_gated, hub._windows, hub._all_biases, hub._read_llama, hub._read_mistral, hub._read_qwen2, hub._read_qwen3, hub._read_smollm3, hub._read_rope, hub._yarn_scale))
-    read = set(re.findall(r"\b[dr](?:\.get\(|\[)'(\w+)'", code))
-    assert len(read) > 40 and read <= set(hub._asked), read - set(hub._asked)
-    assert all(hub._Fields(d)[n] is None for d in [{n: None for n, (_, _, free) in hub._asked.items() if free}] for n in d)
+    readers = (hub._read_gpt2, hub._read_gated, hub._windows, hub._all_biases, hub._read_llama, hub._read_mistral, hub._read_qwen2, hub._read_qwen3, hub._read_smollm3, hub._read_rope, hub._read_scaling, hub._yarn_strength)
+    read = set(re.findall(r"\b[dr](?:\.get\(|\[)'(\w+)'", ''.join(inspect.getsource(f) for f in readers)))
+    assert len(read) > 40 and read <= set(hub._kinds), read - set(hub._kinds)
+    nullable = hub._Fields({n: None for n, kind in hub._kinds.items() if kind.nullable})
+    assert len(nullable) > 15 and all(nullable[n] is None for n in nullable)
 
 @pytest.mark.parametrize('text, message', [('null', r'config.json must hold an object {…}, not null'), ('[1]', r'must hold an object {…}, not \[1\]'), ('{', 'config.json is no JSON'), ('['*100_000, 'config.json is no JSON'), ('\x80', 'is no JSON')])
 def test_a_config_that_is_no_object(text, message, llama):

@@ -318,7 +318,7 @@ def test_what_cannot_be_deepened():
         def __init__(self, C, n_heads, n_kv_heads=None): super().__init__(C, n_heads, n_kv_heads); self.also = nn.Linear(C, C)
         def forward(self, x, seq): return super().forward(x, seq) + self.also(x)
     with pytest.raises(ValueError, match='other logits'): add_layers(GPT(replace(CFG, attn=Loud, tie=True)), 3)
-    with pytest.raises(ValueError, match='scale the stream'): add_layers(make('scaled'), 3)
+    with pytest.raises(ValueError, match='scale the residual stream'): add_layers(make('scaled'), 3)
     every_second = replace(CFG, attn=partial(OpenAttention, adds=[partial(ValueEmbedding, every=2)]))
     with pytest.raises(ValueError, match='unknown here|other logits'): add_layers(perturb_parameters(GPT(every_second)), 3)
     assert len(add_layers(perturb_parameters(GPT(every_second)), 4).blocks) == 4
