@@ -7,7 +7,8 @@ __all__ = ['clip_bytes', 'cap_documents', 'Mixture', 'mixture', 'Rows', 'four_re
            'fetch_file', 'count_shards', 'download_shards', 'provenance', 'Overlap', 'corpus_overlap', 'dump_text']
 
 # %% ../nbs/21_corpora.ipynb #d666907c
-import hashlib, http.client, io, itertools, json, multiprocessing, os, re, shutil, sys, threading, time, urllib.error, urllib.request
+import hashlib, http.client, io, itertools, json, multiprocessing, os, re
+import shutil, sys, threading, time, urllib.error, urllib.request
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import atomic_write, end_with_parent, file_sha256
-from .data import Corpus, Source, _described, _meta, corpus, hf_dataset, parquet, skip_documents
+from .data import _described, _meta, Corpus, Source
+from .data import corpus, hf_dataset, parquet, skip_documents
 from .tokenizer import Tokenizer, utf8
 
 # %% ../nbs/21_corpora.ipynb #6a7a3032
@@ -30,112 +32,166 @@ def clip_bytes(text:str, # any text
     raw = utf8(text)
     return text if len(raw) <= n_bytes else raw[:n_bytes].decode(errors='ignore')
 
-def _capped(source, n_bytes, start): return (clip_bytes(d, n_bytes) for d in skip_documents(source, start))
-def _n_docs(source): return source.n_docs if isinstance(source, Source) else len(source) if hasattr(source, '__len__') else None
+def _capped(source, n_bytes, start):
+    return (clip_bytes(d, n_bytes) for d in skip_documents(source, start))
+
+def _n_docs(source):
+    "How many documents a source has, or None where that is not known"
+    if isinstance(source, Source): return source.n_docs
+    return len(source) if hasattr(source, '__len__') else None
 
 def cap_documents(source:Iterable[str], # documents
                   n_bytes:int=10_000, # at most so many bytes of each
                   ) -> Source:
-    "The same source, each document cut to `n_bytes` between two characters; raises ValueError for a cap under 4 bytes"
-    if n_bytes < 4: raise ValueError(f'n_bytes={n_bytes}: one character may take 4 bytes; give at least 4 (gpt-lab cuts at 10,000)')
-    return Source(partial(_capped, source, n_bytes), getattr(source, 'name', ''), _n_docs(source))
+    """The same source, each document cut to `n_bytes` between two characters
+
+    Raises ValueError for a cap under 4 bytes.
+    """
+    if n_bytes < 4:
+        raise ValueError(f'n_bytes={n_bytes}: one character may take 4 bytes; '
+                         'give at least 4 (gpt-lab cuts at 10,000)')
+    name = getattr(source, 'name', '')
+    return Source(partial(_capped, source, n_bytes), name, _n_docs(source))
 
 # %% ../nbs/21_corpora.ipynb #9fc5e377
 class Mixture(Source):
-    "Several sources as one stream; the source of each document is drawn with a seed. A draw that meets an ended source is void"
+    """Several sources as one stream; the source of each document is drawn with a seed
+
+    A draw that meets an ended source is void.
+    """
     def __init__(self,
                  sources:dict[str,Iterable[str]], # name → documents
-                 p:np.ndarray, # how often each is drawn
+                 p:np.ndarray, # (sources,) how often each is drawn
                  seed:int=0, # of the draws
                  n_bytes:int|None=None, # the stream ends before it would exceed so many bytes
                  ):
-        self.names, self.sources = [k for k, q in zip(sources, p) if q], [s for s, q in zip(sources.values(), p) if q]
+        drawn = [(name, source) for (name, source), q in zip(sources.items(), p) if q]
+        self.names, self.sources = [n for n, _ in drawn], [s for _, s in drawn]
         self.p, self.seed, self.budget = np.array(p)[np.array(p) > 0], seed, n_bytes
-        self.lengths = [_n_docs(s) for s in self.sources]                      # None: not known yet
+        self.lengths = [_n_docs(s) for s in self.sources]                 # None: not known yet
         known = n_bytes is None and None not in self.lengths
-        super().__init__(self._documents, f'mixture of {", ".join(self.names)}', sum(self.lengths) if known else None)
+        n_docs = sum(self.lengths) if known else None
+        super().__init__(self._documents, f'mixture of {", ".join(self.names)}', n_docs)
 
     def _documents(self, start): return (doc for _, doc in self.labelled(start))
+
     def _draws(self, start=0, size=1024):
-        rng = np.random.default_rng(self.seed); rng.bit_generator.advance(start)
+        "Numbers of sources, in blocks (size,), from draw number `start` on"
+        rng = np.random.default_rng(self.seed)
+        rng.bit_generator.advance(start)
         while True: yield np.searchsorted(self.p.cumsum()[:-1], rng.random(size), side='right')
 
 # %% ../nbs/21_corpora.ipynb #6b49305d
-def _shares(weights, names, alpha):
+def _probabilities(weights, names, alpha):
     "Probabilities p ∝ w^alpha, in the order of the names"
-    if set(weights) != set(names): raise ValueError(f'weights are for {", ".join(map(str, weights))}, sources are {", ".join(names)}: give each source one weight')
+    if set(weights) != set(names):
+        raise ValueError(f'weights are for {", ".join(map(str, weights))}, sources are '
+                         f'{", ".join(names)}: give each source one weight')
     w = np.array([float(weights[k]) for k in names])
-    if not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0: raise ValueError(f'weights {dict(weights)}: give numbers of 0 or more, one of them above 0')
-    with np.errstate(all='ignore'): p = np.where(w > 0, w, 1)**alpha * (w > 0); p = p/p.sum()
-    if not np.isfinite(p).all(): raise ValueError(f'alpha={alpha} with weights {dict(weights)} gives no probabilities: give a finite alpha, such as .5, and weights of moderate size')
+    if not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
+        raise ValueError(f'weights {dict(weights)}: give numbers of 0 or more, one of them above 0')
+    with np.errstate(all='ignore'):
+        p = np.where(w > 0, w, 1)**alpha * (w > 0)
+        p = p/p.sum()
+    if not np.isfinite(p).all():
+        raise ValueError(f'alpha={alpha} with weights {dict(weights)} gives no probabilities: '
+                         'give a finite alpha, such as .5, and weights of moderate size')
     return p
+
+def _check_sources(sources):
+    if not sources:
+        raise ValueError('there is no source to mix: give a dict such as dict(web=…, code=…)')
+    if once := [k for k, s in sources.items() if hasattr(s, '__next__')]:
+        raise TypeError(f'source {once[0]!r} is an iterator, which can be read once: '
+                        'give a list or a Source, such as repeatable(f)')
+    if bare := [k for k, s in sources.items() if isinstance(s, (str, bytes))]:
+        raise TypeError(f'source {bare[0]!r} is one text: give a list of documents, '
+                        'or open a file with text_files, jsonl or parquet')
 
 def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Source)
             weights:dict[str,float], # name → how often it is drawn, relative to the others
             alpha:float=1., # p ∝ weight^alpha: 1 as given, 0 all equal
             seed:int=0, # equal seeds give equal streams
-            n_bytes:int|None=None, # end before the stream exceeds so many bytes; None reads all sources to their ends
+            n_bytes:int|None=None, # end before the stream exceeds so many bytes; None reads all
             ) -> Mixture:
-    "One stream of several sources, drawn document by document; what a source no longer gives goes to the others. Raises ValueError, TypeError"
-    if not sources: raise ValueError('there is no source to mix: give a dict such as dict(web=…, code=…)')
-    if once := [k for k, s in sources.items() if hasattr(s, '__next__')]: raise TypeError(f'source {once[0]!r} is an iterator, which can be read once: give a list or a Source, such as repeatable(f)')
-    if bare := [k for k, s in sources.items() if isinstance(s, (str, bytes))]: raise TypeError(f'source {bare[0]!r} is one text: give a list of documents, or open a file with text_files, jsonl or parquet')
-    if n_bytes is not None and n_bytes < 1: raise ValueError(f'n_bytes={n_bytes}: give the number of bytes wanted, such as 10**9')
-    return Mixture(sources, _shares(weights, list(sources), alpha), seed, n_bytes)
+    """One stream of several sources, drawn document by document
+
+    What a source no longer gives goes to the others. Raises ValueError for no source, or weights,
+    alpha or n_bytes that make no mixture; TypeError for what can be read once, or is one text.
+    """
+    _check_sources(sources)
+    if n_bytes is not None and n_bytes < 1:
+        raise ValueError(f'n_bytes={n_bytes}: give the number of bytes wanted, such as 10**9')
+    return Mixture(sources, _probabilities(weights, list(sources), alpha), seed, n_bytes)
 
 # %% ../nbs/21_corpora.ipynb #1eb9fd71
 @patch
 def _seek(self:Mixture, n):
-    "How many documents of each source are among the mixture's first n, and after how many draws"
-    room = np.array([2**48 if k is None else k for k in self.lengths])
-    met, drawn, S = np.zeros(len(room), int), 0, len(room)                     # (S,) draws of each source so far
+    """How many documents of each source (sources,) are among the mixture's first n,
+    and after how many draws"""
+    capacity = np.array([2**48 if k is None else k for k in self.lengths])
+    S, n_draws = len(capacity), 0
+    n_drawn = np.zeros(S, int)                                           # draws of each source (S,)
     for block in self._draws(size=2**15):
-        if min(n, room.sum()) <= np.minimum(met, room).sum(): return np.minimum(met, room), drawn
-        after = met + np.bincount(block, minlength=S)
-        if np.minimum(after, room).sum() > n:                                  # the place lies in this block
-            each = met + (block[:,None] == np.arange(S)).cumsum(0)             # (block,S)
-            k = 1 + int(np.searchsorted(np.minimum(each, room).sum(1), n))
-            return np.minimum(each[k-1], room), drawn + k
-        met, drawn = after, drawn + len(block)
-        if sum(open := met < room) == 1:                                       # all others have ended: draws no longer matter
-            met = np.minimum(met, room); return np.where(open, np.minimum(n - met[~open].sum(), room), met), drawn
+        taken = np.minimum(n_drawn, capacity)
+        if min(n, capacity.sum()) <= taken.sum(): return taken, n_draws
+        after = n_drawn + np.bincount(block, minlength=S)
+        if np.minimum(after, capacity).sum() > n:                        # it lies in this block
+            each = n_drawn + (block[:,None] == np.arange(S)).cumsum(0)   # (block,S)
+            k = 1 + int(np.searchsorted(np.minimum(each, capacity).sum(1), n))
+            return np.minimum(each[k-1], capacity), n_draws + k
+        n_drawn, n_draws = after, n_draws + len(block)
+        unfinished = n_drawn < capacity
+        if unfinished.sum() == 1:                                        # draws no longer matter
+            taken = np.minimum(n_drawn, capacity)
+            rest = n - taken[~unfinished].sum()
+            return np.where(unfinished, np.minimum(rest, capacity), taken), n_draws
 
 @patch
 def _open(self:Mixture, n):
-    "An iterator for each source after the mixture's first n documents, and the number of draws up to there"
+    """An iterator for each source after the mixture's first n documents,
+    and the number of draws up to there"""
     while True:
-        counts, drawn = self._seek(n)
+        counts, n_draws = self._seek(n)
         its = [iter(skip_documents(s, max(int(c)-1, 0))) for s, c in zip(self.sources, counts)]
         ended = [i for i, c in enumerate(counts) if c and next(its[i], None) is None]
-        if not ended: return its, drawn
+        if not ended: return its, n_draws
         for i in ended:
             self.lengths[i] = sum(1 for _ in skip_documents(self.sources[i], 0))
-            if self.lengths[i] >= counts[i]: raise ValueError(f'source {self.names[i]!r} has {self.lengths[i]:,} documents, but none after skipping {counts[i]-1:,}: it must give the same documents each time')
+            if self.lengths[i] >= counts[i]:
+                raise ValueError(f'source {self.names[i]!r} has {self.lengths[i]:,} documents, '
+                                 f'but none after skipping {counts[i]-1:,}: '
+                                 'it must give the same documents each time')
 
 # %% ../nbs/21_corpora.ipynb #f00c1c59
 @patch
 def labelled(self:Mixture, start:int=0) -> Iterator[tuple[str,str]]:
     "Pairs (name of the source, document), from document number `start` on"
-    if self.budget is None: yield from self._from(start); return
-    used = 0
-    for i, (name, doc) in enumerate(self._from(0)):            # where a budget ends is known only by counting
-        used += len(utf8(doc))
-        if used > self.budget: return
+    if self.budget is None:
+        yield from self._from(start)
+        return
+    n_bytes = 0
+    for i, (name, doc) in enumerate(self._from(0)):      # where a budget ends, only counting tells
+        n_bytes += len(utf8(doc))
+        if n_bytes > self.budget: return
         if i >= start: yield name, doc
 
 @patch
 def _from(self:Mixture, start):
-    its, drawn = self._open(start)
-    left = set(range(len(its)))
-    for block in self._draws(drawn):
-        for i in block[np.isin(block, [*left])].tolist():                      # draws of ended sources are void
+    its, n_draws = self._open(start)
+    unfinished = set(range(len(its)))
+    for block in self._draws(n_draws):
+        for i in block[np.isin(block, [*unfinished])].tolist():          # the other draws are void
             if (doc := next(its[i], None)) is not None: yield self.names[i], doc
-            else: left.discard(i)
-        if len(left) < 2: break
-    for i in left: yield from ((self.names[i], doc) for doc in its[i])         # the last one needs no draws
+            else: unfinished.discard(i)
+        if len(unfinished) < 2: break
+    for i in unfinished:                                                 # the last needs no draws
+        for doc in its[i]: yield self.names[i], doc
 
 # %% ../nbs/21_corpora.ipynb #e4c37c1d
-def _cell(v): return str(v).replace('|', '\\|') if isinstance(v, (str, bool)) or v is None else f'{v:,}' if isinstance(v, int) else f'{v:.3f}'
+def _cell(v):
+    if isinstance(v, (str, bool)) or v is None: return str(v).replace('|', '\\|')
+    return f'{v:,}' if isinstance(v, int) else f'{v:.3f}'
 
 class Rows(list):
     "A list of dicts, one a row, that shows itself as a table; `caption` stands above it"
@@ -143,42 +199,70 @@ class Rows(list):
                  rows:Iterable[dict]=(), # the rows, with the same keys
                  caption:str='', # a line to show above them
                  ):
-        super().__init__(rows); self.caption = caption
+        super().__init__(rows)
+        self.caption = caption
 
-    def _cells(self): return [list(self[0])] + [[_cell(v) for v in r.values()] for r in self] if self else [['(no rows)']]
+    def _cells(self):
+        if not self: return [['(no rows)']]
+        return [list(self[0])] + [[_cell(v) for v in r.values()] for r in self]
+
     def __repr__(self):
-        wide = [max(map(len, c)) for c in zip(*self._cells())]
-        return '\n'.join([self.caption]*bool(self.caption) + ['  '.join(v.ljust(w) for v, w in zip(r, wide)).rstrip() for r in self._cells()])
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells)]
+        lines = [self.caption] if self.caption else []
+        for row in cells:
+            lines.append('  '.join(v.ljust(w) for v, w in zip(row, widths)).rstrip())
+        return '\n'.join(lines)
+
     def _repr_markdown_(self):
-        head, *rows = [f'| {" | ".join(r)} |' for r in self._cells()]
-        return '\n'.join([f'**{self.caption}**\n']*bool(self.caption) + [head, '|---'*len(self._cells()[0]) + '|', *rows])
+        cells = self._cells()
+        head, *rows = [f'| {" | ".join(row)} |' for row in cells]
+        caption = [f'**{self.caption}**\n'] if self.caption else []
+        return '\n'.join([*caption, head, '|---'*len(cells[0]) + '|', *rows])
+
+def _ratio(part, whole): return part/max(1, whole)
 
 @patch
 def shares(self:Mixture, n:int|None=None) -> Rows:
-    "What was wanted and what comes, in documents and in bytes, over the first `n` documents (None reads all)"
+    """What was wanted and what comes, in documents and in bytes, over the first `n` documents
+    (None reads all)"""
     docs, size = Counter(), Counter()
-    for name, doc in itertools.islice(self.labelled(), n): docs[name] += 1; size[name] += len(utf8(doc))
-    part = lambda c, k: c[k]/max(1, c.total())
-    return Rows([{'source': k, 'wanted': float(p), 'documents': docs[k], 'of documents': part(docs, k), 'bytes': size[k], 'of bytes': part(size, k)}
-                 for k, p in zip(self.names, self.p)], f'{docs.total():,} documents, {size.total():,} bytes, seed {self.seed}')
+    for name, doc in itertools.islice(self.labelled(), n):
+        docs[name] += 1
+        size[name] += len(utf8(doc))
+    n_docs, n_bytes = docs.total(), size.total()
+    rows = [{'source': k, 'wanted': float(p),
+             'documents': docs[k], 'of documents': _ratio(docs[k], n_docs),
+             'bytes': size[k], 'of bytes': _ratio(size[k], n_bytes)}
+            for k, p in zip(self.names, self.p)]
+    return Rows(rows, f'{n_docs:,} documents, {n_bytes:,} bytes, seed {self.seed}')
 
 # %% ../nbs/21_corpora.ipynb #3930009f
-_scripts = 'deu_Latn rus_Cyrl cmn_Hani jpn_Jpan kor_Hang arb_Arab heb_Hebr ell_Grek hin_Deva ben_Beng tam_Taml tha_Thai kat_Geor'
+_scripts = ('deu_Latn rus_Cyrl cmn_Hani jpn_Jpan kor_Hang arb_Arab heb_Hebr ell_Grek hin_Deva '
+            'ben_Beng tam_Taml tha_Thai kat_Geor')
+
+def _recipe_row(repo, config, weight, column='text'):
+    source = config if 'fineweb-2' in repo else repo.split('/')[1]
+    return dict(source=source, repo=repo, config=config, column=column, weight=weight)
 
 def four_recipe(languages:str=_scripts # configurations of fineweb-2, one for each script
                 ) -> Rows:
     "gpt-lab's mixture as a table: where each source lies on the Hugging Face hub, and its weight"
-    one = lambda repo, config, weight, column='text': dict(source=config if 'fineweb-2' in repo else repo.split('/')[1], repo=repo, config=config, column=column, weight=weight)
-    return Rows([one('HuggingFaceFW/fineweb-edu', 'sample-10BT', .30), one('HuggingFaceTB/finemath', 'finemath-4plus', .15),
-                 one('codeparrot/codeparrot-clean', None, .15, 'content'),
-                 *(one('HuggingFaceFW/fineweb-2', c, .40/len(languages.split())) for c in languages.split())])
+    configs = languages.split()
+    return Rows([_recipe_row('HuggingFaceFW/fineweb-edu', 'sample-10BT', .30),
+                 _recipe_row('HuggingFaceTB/finemath', 'finemath-4plus', .15),
+                 _recipe_row('codeparrot/codeparrot-clean', None, .15, 'content'),
+                 *(_recipe_row('HuggingFaceFW/fineweb-2', c, .40/len(configs)) for c in configs)])
 
 def hub_source(repo:str, # name of a dataset on the Hugging Face hub
                config:str|None=None, # which of its configurations
                column:str='text', # where the text is
                split:str='train', # which of its splits
                ) -> Source:
-    "A dataset of the hub as a source, streamed; no code of the dataset is run. Raises what `datasets` raises, and its reason"
+    """A dataset of the hub as a source, streamed; no code of the dataset is run
+
+    Raises what `datasets` raises, and its reason.
+    """
     from datasets import load_dataset
     return hf_dataset(load_dataset(repo, config, split=split, streaming=True), column)
 
@@ -189,87 +273,154 @@ def four_sources(n_bytes:int|None=10**9, # size of the whole; None reads all the
                  recipe:list[dict]|None=None, # other rows than four_recipe()
                  load:Callable=hub_source, # (repo, config, column) → source
                  ) -> Mixture:
-    "gpt-lab's corpus: fineweb-edu, finemath-4plus, codeparrot-clean, and fineweb-2 in one language per script"
-    rows = four_recipe() if recipe is None else recipe
-    return mixture({r['source']: cap_documents(load(r['repo'], r['config'], r['column']), cap) for r in rows}, {r['source']: r['weight'] for r in rows}, alpha, seed, n_bytes)
+    """gpt-lab's corpus: fineweb-edu, finemath-4plus, codeparrot-clean,
+    and fineweb-2 in one language per script; raises what `load` raises"""
+    sources, weights = {}, {}
+    for r in four_recipe() if recipe is None else recipe:
+        sources[r['source']] = cap_documents(load(r['repo'], r['config'], r['column']), cap)
+        weights[r['source']] = r['weight']
+    return mixture(sources, weights, alpha, seed, n_bytes)
 
 # %% ../nbs/21_corpora.ipynb #10632a3d
 def _shard(i): return f'shard_{i:05d}.parquet'
 
 def _grouped(docs, n_docs, n_bytes, start=0):
     "Documents as lists, one a shard; each is handed out when the next is full, or at the end"
-    full, now, size = [], [], 0
+    full, group, size = [], [], 0
     for i, d in enumerate(docs, start):
         try: size += len(utf8(d))
-        except (TypeError, ValueError) as e: raise type(e)(f'document {i:,} of the source: {e}') from None
-        now.append(d)
-        if len(now) >= n_docs or size >= n_bytes:
+        except (TypeError, ValueError) as e:
+            raise type(e)(f'document {i:,} of the source: {e}') from None
+        group.append(d)
+        if len(group) >= n_docs or size >= n_bytes:
             if full: yield full
-            full, now, size = now, [], 0
-    if full and 2*len(now) < n_docs and 2*size < n_bytes: full, now = full + now, []
-    yield from filter(None, (full, now))
+            full, group, size = group, [], 0
+    if full and 2*len(group) < n_docs and 2*size < n_bytes: full, group = full + group, []
+    yield from filter(None, (full, group))
 
 # %% ../nbs/21_corpora.ipynb #7ffc51bb
 def _parquet_bytes(docs, column):
     import pyarrow as pa, pyarrow.parquet as pq
     out, schema = io.BytesIO(), pa.schema([(column, pa.string())])
-    with pq.ParquetWriter(out, schema, compression='zstd', use_dictionary=False, write_statistics=False, write_page_checksum=True) as w:
-        for i in range(0, len(docs), 1024): w.write_table(pa.table({column: docs[i:i+1024]}, schema), row_group_size=1024)
+    with pq.ParquetWriter(out, schema, compression='zstd', use_dictionary=False,
+                          write_statistics=False, write_page_checksum=True) as w:
+        for i in range(0, len(docs), 1024):
+            w.write_table(pa.table({column: docs[i:i+1024]}, schema), row_group_size=1024)
     return out.getvalue()
 
 def _write_shard(path, docs, column):
     "Write one shard; returns its line in meta.json"
     data = _parquet_bytes(docs, column)
     atomic_write(path, data)
-    return dict(file=path.name, n_docs=len(docs), n_bytes=sum(len(utf8(d)) for d in docs), sha256=hashlib.sha256(data).hexdigest())
+    return dict(file=path.name, n_docs=len(docs), n_bytes=sum(len(utf8(d)) for d in docs),
+                sha256=hashlib.sha256(data).hexdigest())
 
 def _written(jobs, workers):
     "The line of each shard, in order; jobs are (path, documents, column)"
-    if not workers: yield from (_write_shard(*j) for j in jobs); return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn'), end_with_parent) as pool:
-        waiting = deque()
+    if not workers:
+        yield from (_write_shard(*j) for j in jobs)
+        return
+    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+    with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
+        pending = deque()
         for job in jobs:
-            waiting.append(pool.submit(_write_shard, *job))
-            if len(waiting) > workers: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            pending.append(pool.submit(_write_shard, *job))
+            if len(pending) > workers: yield pending.popleft().result()
+        while pending: yield pending.popleft().result()
 
 # %% ../nbs/21_corpora.ipynb #b289e736
 def _begin(folder, made):
-    "The folder to work in and the shards that stand in it; (folder, None) where the same work is already done"
+    """The folder to work in and the shards that stand in it; (folder, None) where the same work
+    is already done"""
     work = folder.with_name(folder.name + '.unfinished')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if folder.is_dir() and _meta(folder).get('made') == made: return folder, None
-        raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: give another folder, or delete it first')
+        raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
+                              'give another folder, or delete it first')
     before = _meta(work, 'progress.json', 'made', 'shards')
-    if before and before['made'] != made: raise FileExistsError(f'{work} holds the beginning of another corpus ({before["made"]}); go on with those settings, or delete it first')
+    if before and before['made'] != made:
+        raise FileExistsError(f'{work} holds the beginning of another corpus ({before["made"]}); '
+                              'go on with those settings, or delete it first')
     return work, before.get('shards', [])
 
-def _note(work, made, shards): atomic_write(work/'progress.json', json.dumps(dict(made=made, shards=shards), indent=1))
+def _note(work, made, shards):
+    atomic_write(work/'progress.json', json.dumps(dict(made=made, shards=shards), indent=1))
 
 def _finish(work, folder, **meta):
     "Write meta.json last and give the folder its name"
     atomic_write(work/'meta.json', json.dumps(meta, indent=1, ensure_ascii=False))
-    keep = {'meta.json', *(s['file'] for s in meta['shards'])}
-    for f in work.iterdir(): f.name in keep or f.unlink()                      # progress, and what a kill left behind
-    if folder.exists(): folder.rmdir()                                         # empty, or _begin had refused it
+    wanted = {'meta.json', *(s['file'] for s in meta['shards'])}
+    for f in work.iterdir():
+        if f.name not in wanted: f.unlink()                # progress, and what a kill left behind
+    if folder.exists(): folder.rmdir()                     # empty, or _begin had refused it
     os.replace(work, folder)
     return folder
 
 # %% ../nbs/21_corpora.ipynb #eff5d8c6
 def _whole(work, shards):
     "The noted shards up to the first that is missing or damaged"
-    return list(itertools.takewhile(lambda s: (work/s['file']).exists() and file_sha256(work/s['file']) == s['sha256'], shards))
+    def is_whole(s):
+        path = work/s['file']
+        return path.exists() and file_sha256(path) == s['sha256']
+    return list(itertools.takewhile(is_whole, shards))
 
-def _last(folder, shard, column): return next(parquet([folder/shard['file']], column).skip(shard['n_docs']-1))
+def _last(folder, shard, column):
+    return next(parquet([folder/shard['file']], column).skip(shard['n_docs']-1))
 
 def _compare(folder, shards, source, column):
-    "Raises ValueError where shards cannot be of this source: by its length, and the last document of each shard (only of the first, where the length is not known)"
+    """Raises ValueError where shards cannot be of this source: by its length, and the last document
+    of each shard (only of the first, where the length is not known)"""
     n, ends = _n_docs(source), list(itertools.accumulate(s['n_docs'] for s in shards))
-    if not folder.name.endswith('.unfinished') and n not in (None, ends[-1]): _another(folder, f'it has {ends[-1]:,} documents, this one {n:,}')
+    if not folder.name.endswith('.unfinished') and n not in (None, ends[-1]):
+        raise _another(folder, f'it has {ends[-1]:,} documents, this one {n:,}')
     for s, end in list(zip(shards, ends))[:1 if n is None else None]:
-        if next(skip_documents(source, end-1), None) != _last(folder, s, column): _another(folder, f'document {end-1:,} is not the same')
+        if next(skip_documents(source, end-1), None) != _last(folder, s, column):
+            raise _another(folder, f'document {end-1:,} is not the same')
 
-def _another(folder, why): raise ValueError(f'{folder} holds another source: {why}; give another folder, or delete it first')
+def _another(folder, why):
+    return ValueError(f'{folder} holds another source: {why}; '
+                      'give another folder, or delete it first')
+
+def _check_sizes(docs, n_bytes, workers):
+    if min(1 if docs is None else docs, n_bytes) < 1 or workers < 0:
+        raise ValueError(f'docs_per_shard={docs}, bytes_per_shard={n_bytes}, workers={workers}: '
+                         'sizes are 1 or more, workers 0 or more')
+
+def _first_sha(source):
+    "The checksum of a source's first document; raises ValueError where there is none"
+    first = next(iter(skip_documents(source, 0)), None)
+    if first is None:
+        name = getattr(source, 'name', '')
+        raise ValueError(f'the source {name!r} holds no documents: nothing was written')
+    return hashlib.sha256(utf8(first)).hexdigest()
+
+def _remaining(work, shards, source, column):
+    """The documents after those of the shards, and the number of the first of them;
+    raises ValueError where the shards are of another source"""
+    if shards and _n_docs(source) is not None: _compare(work, shards, source, column)
+    start = sum(s['n_docs'] for s in shards)
+    docs = skip_documents(source, max(start-1, 0))
+    if shards and next(docs, None) != _last(work, shards[-1], column):
+        raise _another(work, f'document {start-1:,} is not the same')
+    return docs, start
+
+def _write_shards(work, made, shards, groups, column, workers):
+    "Write each group of documents as a shard after those that there are, and note it"
+    jobs = ((work/_shard(i), docs, column) for i, docs in enumerate(groups, len(shards)))
+    try:
+        for line in _written(jobs, workers):
+            shards.append(line)
+            _note(work, made, shards)
+    except BrokenProcessPool:
+        raise RuntimeError('a writing process died (killed, or out of memory; '
+                           'in a script, call reshard under if __name__ == "__main__"). '
+                           f'{len(shards)} shards are whole in {work}: call again to go on'
+                           ) from None
+    if len(shards) < 2:
+        shutil.rmtree(work)
+        n = shards[0]['n_docs']
+        raise ValueError(f'all {n:,} documents fit into one shard, and the last shard is for '
+                         f'validation: give docs_per_shard={max(1, n//10)}, say')
 
 def reshard(source:Iterable[str], # documents, the same each time
             folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
@@ -280,42 +431,55 @@ def reshard(source:Iterable[str], # documents, the same each time
             name:str='', # of the corpus; the folder's, if empty
             licence:str='not stated', # what may be done with it
             ) -> Path:
-    "Write a source as Parquet shards, the last for validation. Call again to go on after a crash: the bytes are those of an uninterrupted run. Raises ValueError, TypeError, FileExistsError, OSError"
-    docs_per_shard, bytes_per_shard, workers, name = None if docs_per_shard is None else int(docs_per_shard), int(bytes_per_shard), int(workers), str(name)
-    if min(1 if docs_per_shard is None else docs_per_shard, bytes_per_shard) < 1 or workers < 0: raise ValueError(f'docs_per_shard={docs_per_shard}, bytes_per_shard={bytes_per_shard}, workers={workers}: sizes are 1 or more, workers 0 or more')
+    """Write a source as Parquet shards, the last for validation
+
+    Call again to go on after a crash: the bytes are those of an uninterrupted run.
+    Raises ValueError for no documents, sizes that cannot be, or a folder of another source;
+    FileExistsError for a folder of something else; TypeError, OSError;
+    RuntimeError where a writing process died.
+    """
+    n_docs = None if docs_per_shard is None else int(docs_per_shard)
+    n_bytes, workers, name = int(bytes_per_shard), int(workers), str(name)
+    _check_sizes(n_docs, n_bytes, workers)
     folder = Path(folder).expanduser()
-    if (first := next(iter(skip_documents(source, 0)), None)) is None: raise ValueError(f'the source {getattr(source, "name", "")!r} holds no documents: nothing was written')
-    made = dict(docs=docs_per_shard, bytes=bytes_per_shard, column=column, first=hashlib.sha256(utf8(first)).hexdigest())
+    made = dict(docs=n_docs, bytes=n_bytes, column=column, first=_first_sha(source))
     work, shards = _begin(folder, made)
-    if shards is None: _compare(folder, _meta(folder, 'meta.json', 'shards')['shards'], source, column); return folder
+    if shards is None:
+        _compare(folder, _meta(folder, 'meta.json', 'shards')['shards'], source, column)
+        return folder
     shards = _whole(work, shards)
-    k, start = len(shards), sum(s['n_docs'] for s in shards)
-    if k and _n_docs(source) is not None: _compare(work, shards, source, column)
-    docs = skip_documents(source, max(start-1, 0))
-    if k and next(docs, None) != _last(work, shards[-1], column): _another(work, f'document {start-1:,} is not the same')
-    groups = _grouped(docs, docs_per_shard or 2**62, bytes_per_shard, start)
-    try:
-        for line in _written(((work/_shard(i), g, column) for i, g in enumerate(groups, k)), workers): shards.append(line); _note(work, made, shards)
-    except BrokenProcessPool: raise RuntimeError(f'a writing process died (killed, or out of memory; in a script, call reshard under if __name__ == "__main__"). {len(shards)} shards are whole in {work}: call again to go on') from None
-    if len(shards) < 2:
-        shutil.rmtree(work)
-        raise ValueError(f'all {shards[0]["n_docs"]:,} documents fit into one shard, and the last shard is for validation: give docs_per_shard={max(1, shards[0]["n_docs"]//10)}, say')
-    return _finish(work, folder, name=name or folder.name, column=column, shards=shards, licence=licence, source=getattr(source, 'name', '') or type(source).__name__, made=made)
+    docs, start = _remaining(work, shards, source, column)
+    groups = _grouped(docs, n_docs or 2**62, n_bytes, start)
+    _write_shards(work, made, shards, groups, column, workers)
+    title = getattr(source, 'name', '') or type(source).__name__
+    return _finish(work, folder, name=name or folder.name, column=column, shards=shards,
+                   licence=licence, source=title, made=made)
 
 # %% ../nbs/21_corpora.ipynb #f58b8e4d
 class _Again(Exception):
     "A failure that may pass: `code` of HTTP, seconds to `wait`"
-    def __init__(self, reason, code=0, wait=0): super().__init__(reason); self.code, self.wait = code, wait
+    def __init__(self, reason, code=0, wait=0):
+        super().__init__(reason)
+        self.code, self.wait = code, wait
 
 def _ask(url, timeout, method='GET', **headers):
-    try: return urllib.request.urlopen(urllib.request.Request(url, method=method, headers={'User-Agent': 'gptlab', **headers}), timeout=timeout)
+    "The answer of a server; raises _Again for a failure that may pass, OSError for any other"
+    headers = {'User-Agent': 'gptlab', **headers}
+    request = urllib.request.Request(url, method=method, headers=headers)
+    try: return urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as e:
         e.close()
-        if e.code in (404, 410): raise FileNotFoundError(f'{url} is not there (HTTP {e.code})') from None
-        if e.code < 500 and e.code not in (408, 416, 425, 429): raise OSError(f'{url} was refused: HTTP {e.code} {e.reason}') from None
-        wait = e.headers.get('Retry-After') or ''
-        raise _Again(f'HTTP {e.code} {e.reason}', e.code, int(wait) if wait.isdecimal() else 0) from None
-    except (OSError, http.client.HTTPException) as e: raise _Again(str(getattr(e, 'reason', e)) or type(e).__name__) from None
+        raise _refusal(url, e) from None
+    except (OSError, http.client.HTTPException) as e:
+        raise _Again(str(getattr(e, 'reason', e)) or type(e).__name__) from None
+
+def _refusal(url, e):
+    "The exception for an HTTP error"
+    if e.code in (404, 410): return FileNotFoundError(f'{url} is not there (HTTP {e.code})')
+    if e.code < 500 and e.code not in (408, 416, 425, 429):
+        return OSError(f'{url} was refused: HTTP {e.code} {e.reason}')
+    wait = e.headers.get('Retry-After') or ''
+    return _Again(f'HTTP {e.code} {e.reason}', e.code, int(wait) if wait.isdecimal() else 0)
 
 def _persist(do, url, tries, backoff):
     "What `do()` returns, tried again after failures that may pass"
@@ -323,21 +487,26 @@ def _persist(do, url, tries, backoff):
         try: return do()
         except _Again as e: failure = e
         if k < tries-1: time.sleep(min(60, max(failure.wait, backoff*2**k)))
-    raise OSError(f'{url} failed {tries} time{"s"*(tries != 1)}, at last with: {failure}; call again to go on from there') from None
+    raise OSError(f'{url} failed {tries} time{"s"*(tries != 1)}, at last with: {failure}; '
+                  'call again to go on from there') from None
 
 # %% ../nbs/21_corpora.ipynb #6e5b9e7a
 def _pieces(answer):
     while True:
         try: piece = answer.read(2**18)
-        except (OSError, http.client.HTTPException) as e: raise _Again(f'the line was cut ({type(e).__name__})') from None
+        except (OSError, http.client.HTTPException) as e:
+            raise _Again(f'the line was cut ({type(e).__name__})') from None
         if not piece: return
         yield piece
 
-def _length(answer, have):
+def _length(answer, start):
     "The file's whole length as the server states it, or None"
-    if answer.status != 206: return int(n) if (n := answer.headers.get('Content-Length')) else None
+    if answer.status != 206:
+        n = answer.headers.get('Content-Length')
+        return int(n) if n else None
     m = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', answer.headers.get('Content-Range', ''))
-    if not m or int(m[1]) != have: raise _Again('the server sent another range than was asked for', 416)
+    if not m or int(m[1]) != start:
+        raise _Again('the server sent another range than was asked for', 416)
     return int(m[2])
 
 def _tag(answer):
@@ -345,25 +514,53 @@ def _tag(answer):
     tag = answer.headers.get('ETag') or 'W/'
     return answer.headers.get('Last-Modified') or '' if tag.startswith('W/') else tag
 
+def _tag_file(part): return part.with_name(part.name + '.mark')
+
 def _onward(url, part, timeout, progress):
     "One attempt: go on with `part`, or begin it"
-    mark = part.with_name(part.name + '.mark')
-    known = mark.read_text() if part.exists() and mark.exists() else ''
-    have = part.stat().st_size if known else 0
-    with _ask(url, timeout, **({'Range': f'bytes={have}-', 'If-Range': known} if have else {})) as answer:
-        have = have if answer.status == 206 else 0
-        total = _length(answer, have)
-        if not have: part.unlink(missing_ok=True); mark.write_text(_tag(answer))
-        _save(answer, part, have, total, progress)
-    if total is not None and (got := part.stat().st_size) != total: raise _Again(f'{got:,} of {total:,} bytes came')
+    tag_file = _tag_file(part)
+    tag = tag_file.read_text() if part.exists() and tag_file.exists() else ''
+    start = part.stat().st_size if tag else 0
+    headers = {'Range': f'bytes={start}-', 'If-Range': tag} if start else {}
+    with _ask(url, timeout, **headers) as answer:
+        start = start if answer.status == 206 else 0
+        total = _length(answer, start)
+        if not start:
+            part.unlink(missing_ok=True)
+            tag_file.write_text(_tag(answer))
+        _save(answer, part, start, total, progress)
+    got = part.stat().st_size
+    if total is not None and got != total: raise _Again(f'{got:,} of {total:,} bytes came')
 
-def _save(answer, part, have, total, progress):
+def _save(answer, part, start, total, progress):
     from tqdm import tqdm
-    with open(part, 'ab' if have else 'wb') as f, tqdm(desc=part.stem, total=total, initial=have, unit='B', unit_scale=True, disable=not progress) as bar:
-        for piece in _pieces(answer): f.write(piece); bar.update(len(piece))
-        f.flush(); os.fsync(f.fileno())
+    shown = dict(desc=part.stem, unit='B', unit_scale=True, disable=not progress)
+    with open(part, 'ab' if start else 'wb') as f, tqdm(total=total, initial=start, **shown) as bar:
+        for piece in _pieces(answer):
+            f.write(piece)
+            bar.update(len(piece))
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/21_corpora.ipynb #b92924cd
+def _check_url(url, label='', name='NAME'):
+    if re.match(r'https?://[^/\s]', str(url)): return
+    raise ValueError(f'{label}{url!r} is no URL: give one that begins with https://, such as '
+                     f'https://huggingface.co/datasets/{name}/resolve/main')
+
+def _remove_part(part):
+    for f in (part, _tag_file(part)): f.unlink(missing_ok=True)
+
+def _attempt(url, part, sha256, timeout, progress):
+    "Fetch the rest of `part`; raises _Again where it is not whole or not what it must be"
+    try: _onward(url, part, timeout, progress)
+    except _Again as e:
+        if e.code == 416: _remove_part(part)
+        raise
+    if sha256 and (got := file_sha256(part)) != sha256:
+        _remove_part(part)
+        raise _Again(f'its SHA-256 is {got}, expected {sha256}')
+
 def fetch_file(url:str, # http:// or https://
                path:str|Path, # where to put it; exists whole, or not at all
                sha256:str|None=None, # what it must be
@@ -372,19 +569,24 @@ def fetch_file(url:str, # http:// or https://
                timeout:float=30, # seconds without a byte before a line counts as dead
                progress:bool=True, # a bar on stderr
                ) -> Path:
-    "Fetch one file, going on where a line was cut; length and checksum are compared. Raises FileNotFoundError (404), ValueError (no URL), OSError that names the file and the reason"
-    if not re.match(r'https?://[^/\s]', str(url)): raise ValueError(f'{url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/NAME/resolve/main')
-    path = Path(path); part = path.with_name(path.name + '.part'); clean = lambda: [part.with_name(part.name + s).unlink(missing_ok=True) for s in ('', '.mark')]
+    """Fetch one file, going on where a line was cut; length and checksum are compared
+
+    Raises FileNotFoundError (404), ValueError (no URL), OSError that names the file and the reason.
+    """
+    _check_url(url)
+    path = Path(path)
+    part = path.with_name(path.name + '.part')
     if path.exists() and (sha256 is None or file_sha256(path) == sha256): return path
-    def attempt():
-        try: _onward(url, part, timeout, progress)
-        except _Again as e:
-            if e.code == 416: clean()
-            raise
-        if sha256 and (got := file_sha256(part)) != sha256: clean(); raise _Again(f'its SHA-256 is {got}, expected {sha256}')
-    try: path.parent.mkdir(parents=True, exist_ok=True); _persist(attempt, url, tries, backoff); os.replace(part, path); clean()
+    attempt = partial(_attempt, url, part, sha256, timeout, progress)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _persist(attempt, url, tries, backoff)
+        os.replace(part, path)
+        _remove_part(part)
     except OSError as e:
-        if e.errno: clean(); raise OSError(f'could not write {path}: {e}; nothing half-written was left') from e
+        if e.errno:
+            _remove_part(part)
+            raise OSError(f'could not write {path}: {e}; nothing half-written was left') from e
         raise
     return path
 
@@ -393,9 +595,13 @@ def _count(exists):
     if not exists(0): return 0
     high = 1
     while exists(high):
-        if (high := 2*high) > 10**6: raise OSError('the server says yes to every number: say n_shards')
-    low = high//2
-    while high - low > 1: low, high = (mid, high) if exists(mid := (low + high)//2) else (low, mid)
+        high = 2*high
+        if high > 10**6: raise OSError('the server says yes to every number: say n_shards')
+    low = high//2                                          # low is there, high is not
+    while high - low > 1:
+        middle = (low + high)//2
+        if exists(middle): low = middle
+        else: high = middle
     return high
 
 def count_shards(base_url:str, # the folder on the web that holds shard_00000.parquet, …
@@ -403,7 +609,10 @@ def count_shards(base_url:str, # the folder on the web that holds shard_00000.pa
                  backoff:float=.5, # seconds to wait after the first failure, then doubled
                  timeout:float=30, # seconds to wait for an answer
                  ) -> int:
-    "How many shards there are, asked by HEAD, doubling and then halving; raises OSError where the server does not answer"
+    """How many shards there are, asked by HEAD, doubling and then halving
+
+    Raises OSError where the server does not answer.
+    """
     def exists(i):
         url = f'{base_url}/{_shard(i)}'
         try: _persist(lambda: _ask(url, timeout, 'HEAD').close(), url, tries, backoff)
@@ -413,111 +622,161 @@ def count_shards(base_url:str, # the folder on the web that holds shard_00000.pa
 
 def _published(base_url, tries, backoff, timeout):
     "What the corpus says of itself in its meta.json; empty where it has none"
+    url = f'{base_url}/meta.json'
     def get():
-        with _ask(f'{base_url}/meta.json', timeout) as answer: return b''.join(_pieces(answer))
-    try: meta = json.loads(_persist(get, f'{base_url}/meta.json', tries, backoff))
+        with _ask(url, timeout) as answer: return b''.join(_pieces(answer))
+    try: meta = json.loads(_persist(get, url, tries, backoff))
     except FileNotFoundError: return {}
-    except (ValueError, RecursionError) as e: raise ValueError(f'{base_url}/meta.json is not JSON ({e}): is this the folder of the shards?') from None
-    return _described(json.dumps(meta), f'{base_url}/meta.json') if isinstance(meta, dict) and 'shards' in meta else {}
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{url} is not JSON ({e}): is this the folder of the shards?') from None
+    if not isinstance(meta, dict) or 'shards' not in meta: return {}
+    return _described(json.dumps(meta), url)
 
 # %% ../nbs/21_corpora.ipynb #767653e0
-def _facts(path, url, column):
+def _shard_facts(path, url, column):
     "The line of a shard in meta.json, by reading all of it"
     n_docs = n_bytes = 0
     try:
-        for d in parquet([path], column): n_docs += 1; n_bytes += len(utf8(d))
+        for d in parquet([path], column):
+            n_docs, n_bytes = n_docs + 1, n_bytes + len(utf8(d))
     except ValueError as e:
         if 'has no column' not in str(e): path.unlink()
         raise ValueError(f'{url} came, but {e}') from None
     return dict(file=path.name, n_docs=n_docs, n_bytes=n_bytes, sha256=file_sha256(path), url=url)
 
+def _numbers(base, n, total):
+    "The numbers of n training shards (None takes all) and of the last, for validation"
+    want = total - 1 if n is None else n
+    if not 1 <= want < total:
+        why = f'n={n} training shards cannot be had' if total else f'there must be a {_shard(0)}'
+        raise ValueError(f'{base} has {total} shards, of which the last is for validation: {why}')
+    return [*range(want), total - 1]
+
 def download_shards(base_url:str, # the folder on the web that holds shard_00000.parquet, …
-                    folder:str|Path, # made when all is whole; until then there is `folder.unfinished`
-                    n:int|None=None, # so many training shards (and the last one, for validation); None takes all
-                    n_shards:int|None=None, # how many there are in all, if you know; else meta.json or probing says
+                    folder:str|Path, # made when all is whole; until then `folder.unfinished`
+                    n:int|None=None, # training shards to fetch, beside the last one; None takes all
+                    n_shards:int|None=None, # how many there are; None asks meta.json, or probes
                     column:str='text', # where the text is
                     tries:int=5, # attempts for each file
                     backoff:float=.5, # seconds to wait after the first failure, then doubled
                     timeout:float=30, # seconds without a byte before a line counts as dead
                     progress:bool=True, # bars on stderr
                     ) -> Path:
-    "Fetch a corpus of shards, the validation shard first; call again to go on. Raises ValueError, FileExistsError, FileNotFoundError, OSError"
-    if not re.match(r'https?://[^/\s]', str(base_url)): raise ValueError(f'base_url={base_url!r} is no URL: give one that begins with https://, such as https://huggingface.co/datasets/{base_url}/resolve/main')
-    base, folder, how = base_url.rstrip('/'), Path(folder).expanduser(), dict(tries=tries, backoff=backoff, timeout=timeout)
+    """Fetch a corpus of shards, the validation shard first; call again to go on
+
+    Raises ValueError, FileExistsError, FileNotFoundError, OSError.
+    """
+    _check_url(base_url, 'base_url=', base_url)
+    base, folder = base_url.rstrip('/'), Path(folder).expanduser()
+    how = dict(tries=tries, backoff=backoff, timeout=timeout)
     n, n_shards = (None if k is None else int(k) for k in (n, n_shards))
-    work, done = _begin(folder, made := dict(url=base, n=n))
+    made = dict(url=base, n=n)
+    work, done = _begin(folder, made)
     if done is None: return folder
     meta = _published(base, **how)
     total = len(meta.get('shards', [])) or n_shards or count_shards(base, **how)
-    want = total - 1 if n is None else n
-    if not 1 <= want < total: raise ValueError(f'{base} has {total} shards, of which the last is for validation: {"n=" + str(n) + " training shards cannot be had" if total else "there must be a " + _shard(0)}')
+    numbers = _numbers(base, n, total)
     _note(work, made, [])
-    lines, numbers = {}, [*range(want), total - 1]
+    lines = {}
     for i in (len(numbers) - 1, *range(len(numbers) - 1)):
         known = meta['shards'][numbers[i]] if meta else {}
         url = f'{base}/{known.get("file", _shard(numbers[i]))}'
         path = fetch_file(url, work/_shard(i), known.get('sha256'), progress=progress, **how)
-        lines[i] = dict(known, file=path.name, url=url) if known else _facts(path, url, column)
-    return _finish(work, folder, name=meta.get('name', folder.name), column=column, shards=[lines[i] for i in range(len(numbers))],
+        stated = dict(known, file=path.name, url=url)
+        lines[i] = stated if known else _shard_facts(path, url, column)
+    return _finish(work, folder, name=meta.get('name', folder.name), column=column,
+                   shards=[lines[i] for i in range(len(numbers))],
                    licence=meta.get('licence', 'not stated'), source=base, made=made)
 
 # %% ../nbs/21_corpora.ipynb #dad94daa
 def _sides(c):
     for side, docs in dict(train=c.train, valid=c.valid).items():
-        n, size, sha = 0, 0, hashlib.sha256()
-        for d in skip_documents(docs, 0): raw = utf8(d); n += 1; size += len(raw); sha.update(raw + b'\0')
-        yield dict(side=side, documents=n, bytes=size, sha256=sha.hexdigest()[:16])
+        n_docs, n_bytes, sha = 0, 0, hashlib.sha256()
+        for d in skip_documents(docs, 0):
+            raw = utf8(d)
+            n_docs, n_bytes = n_docs + 1, n_bytes + len(raw)
+            sha.update(raw + b'\0')
+        yield dict(side=side, documents=n_docs, bytes=n_bytes, sha256=sha.hexdigest()[:16])
 
-def _state(path, sha256): return 'missing' if not path.exists() else 'whole' if file_sha256(path) == sha256 else 'damaged'
+def _state(path, sha256):
+    if not path.exists(): return 'missing'
+    return 'whole' if file_sha256(path) == sha256 else 'damaged'
 
-def provenance(what:'Corpus|str|Path|list', # a folder of shards with its meta.json, or whatever corpus(…) takes
+def _shard_rows(folder, shards):
+    for s in shards:
+        yield dict(shard=s['file'], side='valid' if s is shards[-1] else 'train',
+                   documents=s['n_docs'], bytes=s['n_bytes'], sha256=s['sha256'][:16],
+                   state=_state(folder/s['file'], s['sha256']))
+
+def provenance(what:'Corpus|str|Path|list', # a folder of shards, or whatever corpus(…) takes
                errors:str='raise', # 'skip' lists damaged and missing shards instead of raising
                ) -> Rows:
-    "Documents, bytes and checksums by side, or by shard where there is a meta.json; every byte is read and compared. Raises ValueError that names the shards"
-    if errors not in ('raise', 'skip'): raise ValueError(f"errors={errors!r}: give 'raise' or 'skip'")
+    """Documents, bytes and checksums by side, or by shard where there is a meta.json
+
+    Every byte is read and compared. Raises ValueError that names missing and damaged shards,
+    and what `corpus` raises.
+    """
+    if errors not in ('raise', 'skip'):
+        raise ValueError(f"errors={errors!r}: give 'raise' or 'skip'")
     folder = Path(what).expanduser() if isinstance(what, (str, Path)) else None
     if not (folder and (folder/'meta.json').exists()):
         c = corpus(what)
         return Rows(_sides(c), f'{c.name}: {c.licence}; {c.source}')
     meta = _meta(folder, 'meta.json', 'shards')
-    rows = [dict(shard=s['file'], side='valid' if s is meta['shards'][-1] else 'train', documents=s['n_docs'], bytes=s['n_bytes'], sha256=s['sha256'][:16],
-                 state=_state(folder/s['file'], s['sha256'])) for s in meta['shards']]
+    rows = list(_shard_rows(folder, meta['shards']))
     bad = [f'{r["shard"]} is {r["state"]}' for r in rows if r['state'] != 'whole']
-    if bad and errors == 'raise': raise ValueError(f'{folder}: {", ".join(bad)}; fetch or write {"it" if len(bad) == 1 else "them"} again, or pass errors="skip" to see the rest')
-    return Rows(rows, f'{meta.get("name", folder.name)}: {meta.get("licence", "not stated")}; {meta.get("source", "not stated")}')
+    if bad and errors == 'raise':
+        them = 'it' if len(bad) == 1 else 'them'
+        raise ValueError(f'{folder}: {", ".join(bad)}; fetch or write {them} again, '
+                         'or pass errors="skip" to see the rest')
+    name, licence = meta.get('name', folder.name), meta.get('licence', 'not stated')
+    return Rows(rows, f'{name}: {licence}; {meta.get("source", "not stated")}')
 
 # %% ../nbs/21_corpora.ipynb #cb572c42
 # a word; in Thai, Lao, Burmese, Khmer, Japanese and Chinese, which leave no spaces, a character
 _word = re.compile(r'[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|\w+')
 
 def _grams(doc, n):
-    "A 64-bit number for each run of n words (W−n+1,)"
+    "A 64-bit hash of each run of n words (W−n+1,)"
     words = _word.findall(doc.lower())
-    w = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)           # (W,)
+    w = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)       # (W,)
     if len(w) < n: return w[:0]
-    out = np.zeros(len(w)-n+1, np.uint64)
-    for k in range(n): out = out*np.uint64(0x9E3779B97F4A7C15) + w[k:len(w)-n+1+k]    # a polynomial modulo 2^64
+    n_grams, out = len(w)-n+1, np.zeros(len(w)-n+1, np.uint64)
+    for k in range(n):                                                   # a polynomial modulo 2^64
+        out = out*np.uint64(0x9E3779B97F4A7C15) + w[k:k+n_grams]
     return out
 
 def _doc_hash(doc): return int.from_bytes(hashlib.sha256(utf8(doc)).digest()[:8], 'little')
 
-class _Ticks:
-    "Numbers that are looked for, and which of them were seen"
-    def __init__(self, wanted):
-        self.wanted = np.unique(wanted)
-        self.seen, bits = np.zeros(len(self.wanted), bool), len(self.wanted).bit_length() + 3
-        self.near, self.low = np.zeros(2**bits, bool), np.uint64(64 - bits)           # a quick test, which 9 of 10 others fail
-        self.near[self.wanted >> self.low] = True
-    def see(self, g):
-        g = g[self.near[g >> self.low]]
-        at = np.searchsorted(self.wanted, g).clip(max=len(self.wanted)-1)
-        self.seen[at[self.wanted[at] == g]] = True
-    def has(self, g): return self.seen[np.searchsorted(self.wanted, g)]
+class _Lookup:
+    "Hashes that are looked for, and which of them were found"
+    def __init__(self, wanted):                                          # (N,)
+        self.wanted = np.unique(wanted)                                  # sorted
+        self.found = np.zeros(len(self.wanted), bool)
+        n_bits = len(self.wanted).bit_length() + 3
+        self.shift = np.uint64(64 - n_bits)
+        self.near = np.zeros(2**n_bits, bool)              # a quick test, which 9 of 10 others fail
+        self.near[self.wanted >> self.shift] = True
+
+    def add(self, hashes):
+        "Note which of the wanted are among `hashes`"
+        hashes = hashes[self.near[hashes >> self.shift]]
+        at = np.searchsorted(self.wanted, hashes).clip(max=len(self.wanted)-1)
+        self.found[at[self.wanted[at] == hashes]] = True
+
+    def has(self, hashes):
+        "Which of these, all of them wanted, were found"
+        return self.found[np.searchsorted(self.wanted, hashes)]
 
 # %% ../nbs/21_corpora.ipynb #35a7741f
+def _finding(what, k, of): return dict(finding=what, documents=int(k), of=of, share=_ratio(k, of))
+
 @dataclass
 class Overlap:
-    "What two sides of a corpus share; `share` is, for each validation document, the part of its n-grams seen in training"
+    """What two sides of a corpus share
+
+    `share` is, for each validation document, the part of its n-grams that stand in training.
+    """
     n:int                       # words in an n-gram
     near:float                  # from this share on a document counts as nearly the same
     n_train:int                 # documents
@@ -528,75 +787,119 @@ class Overlap:
 
     def rows(self) -> Rows:
         "The findings as a table"
+        valid, n_valid = 'validation documents', len(self.share)
         long = self.share[~np.isnan(self.share)]
-        row = lambda what, k, of: dict(finding=what, documents=int(k), of=of, share=k/max(1, of))
-        return Rows([row('training documents that repeat an earlier one', self.twice_train, self.n_train),
-                     row('validation documents that repeat an earlier one', self.twice_valid, len(self.share)),
-                     row('validation documents that stand in training too', len(self.copies), len(self.share)),
-                     row(f'validation documents with {self.near:.0%} or more of their {self.n}-grams in training', (long >= self.near).sum(), len(long))],
-                    f'overlap: a mean of {long.mean() if len(long) else 0:.1%} of a validation document stands in training')
+        many = f'{self.near:.0%} or more of their {self.n}-grams'
+        rows = [_finding('training documents that repeat an earlier one',
+                         self.twice_train, self.n_train),
+                _finding(f'{valid} that repeat an earlier one', self.twice_valid, n_valid),
+                _finding(f'{valid} that stand in training too', len(self.copies), n_valid),
+                _finding(f'{valid} with {many} in training', (long >= self.near).sum(), len(long))]
+        mean = long.mean() if len(long) else 0
+        return Rows(rows, f'overlap: a mean of {mean:.1%} of a validation document '
+                          'stands in training')
+
     def __repr__(self): return repr(self.rows())
     def _repr_markdown_(self): return self.rows()._repr_markdown_()
+
     def worst(self, k:int=5) -> Rows:
-        "The validation documents that training knows best"
+        "The validation documents of which training has the largest share"
         order = np.argsort(-np.nan_to_num(self.share, nan=-1), kind='stable')[:k]
-        return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies) for i in order])
+        return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies)
+                     for i in order])
 
 # %% ../nbs/21_corpora.ipynb #565bc1ea
+def _n_repeats(hashes): return len(hashes) - len(np.unique(hashes))
+
 def corpus_overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever corpus(…) takes
                    n:int=13, # words in an n-gram (13 as in the GPT-3 paper, appendix C)
                    near:float=.5, # from this share on a document counts as nearly the same
                    ) -> Overlap:
-    "Equal documents within and between training and validation, and shared n-grams. Training is read once; memory grows with validation, plus 8 bytes for each training document. Raises ValueError"
-    if n < 1 or not 0 < near <= 1: raise ValueError(f'n={n}, near={near}: n is 1 or more words, near a share above 0, up to 1')
+    """Equal documents within and between training and validation, and shared n-grams
+    (as Brown et al. 2020, appendix C)
+
+    Training is read once; memory grows with validation, plus 8 bytes for each training document.
+    Raises ValueError for an n under 1, or a `near` that is no share; and what `corpus` raises.
+    """
+    if n < 1 or not 0 < near <= 1:
+        raise ValueError(f'n={n}, near={near}: n is 1 or more words, near a share above 0, up to 1')
     c = corpus(what)
-    valid = [(_doc_hash(d), _grams(d, n)) for d in skip_documents(c.valid, 0)]
-    ticks, hashes = _Ticks(np.concatenate([np.zeros(0, np.uint64), *(g for _, g in valid)])), array('Q')
+    valid_docs = [(_doc_hash(d), _grams(d, n)) for d in skip_documents(c.valid, 0)]
+    grams = [g for _, g in valid_docs]
+    lookup = _Lookup(np.concatenate([np.zeros(0, np.uint64), *grams]))
+    train = array('Q')
     for d in skip_documents(c.train, 0):
-        hashes.append(_doc_hash(d))
-        if len(ticks.wanted): ticks.see(_grams(d, n))
-    mine, train = np.array([h for h, _ in valid], np.uint64), np.unique(np.array(hashes, np.uint64))
-    return Overlap(n, near, len(hashes), len(hashes) - len(train), len(mine) - len(np.unique(mine)), np.flatnonzero(np.isin(mine, train)).tolist(),
-                   np.array([ticks.has(g).mean() if len(g) else np.nan for _, g in valid]))
+        train.append(_doc_hash(d))
+        if len(lookup.wanted): lookup.add(_grams(d, n))
+    train = np.array(train, np.uint64)                                   # (n_train,)
+    valid = np.array([h for h, _ in valid_docs], np.uint64)              # (n_valid,)
+    copies = np.flatnonzero(np.isin(valid, train)).tolist()
+    share = np.array([lookup.has(g).mean() if len(g) else np.nan for g in grams])
+    return Overlap(n, near, len(train), _n_repeats(train), _n_repeats(valid), copies, share)
 
 # %% ../nbs/21_corpora.ipynb #cab9817b
+def _escaped(c):
+    "A character as it is, or escaped where it could not be told from others"
+    if '\udc80' <= c <= '\udcff': return f'\\x{ord(c)-0xdc00:02x}'       # a byte that is not UTF-8
+    if c.isprintable() and c not in '\\│⟦⟧': return c
+    return c.encode('unicode_escape').decode()
+
 def _visible(raw):
     "Bytes as text in which every character can be told from every other"
-    escape = lambda c: f'\\x{ord(c)-0xdc00:02x}' if '\udc80' <= c <= '\udcff' else c if c.isprintable() and c not in '\\│⟦⟧' else c.encode('unicode_escape').decode()
-    return ''.join(map(escape, raw.decode('utf-8', 'surrogateescape')))
+    return ''.join(map(_escaped, raw.decode('utf-8', 'surrogateescape')))
 
 def _shown(tok, i, names):
-    return '·' if i == -100 else f'⟦{names[i]}⟧' if i in names else _visible(tok.decode_bytes([i]))
+    if i == -100: return '·'
+    return f'⟦{names[i]}⟧' if i in names else _visible(tok.decode_bytes([i]))
+
+def _starts(tok, ids, docs):
+    "The positions in a row at which a document begins, 0 left out"
+    if docs is None: return [t for t in range(1, len(ids)) if ids[t] == tok.bos]
+    return [t for t in range(1, len(ids)) if docs[t] != docs[t-1]]
 
 def _row(tok, ids, targets, docs, names):
-    starts = [t for t in range(1, len(ids)) if (docs is not None and docs[t] != docs[t-1]) or (docs is None and ids[t] == tok.bos)]
-    lines = ['  ' + '│'.join(_shown(tok, i, names) for i in ids[a:b]) for a, b in zip([0, *starts], [*starts, len(ids)])]
-    return '\n'.join(lines) + (f'│ → {_shown(tok, targets[-1], names)}' if targets else '')
+    cuts, shown = [0, *_starts(tok, ids, docs), len(ids)], [_shown(tok, i, names) for i in ids]
+    lines = ['  ' + '│'.join(shown[a:b]) for a, b in zip(cuts, cuts[1:])]
+    last = f'│ → {_shown(tok, targets[-1], names)}' if targets else ''
+    return '\n'.join(lines) + last
+
+def _rows(tok, batch, names, b):
+    "The rows of batch number b as text"
+    rows = {k: [r.tolist() for r in batch[k]] for k in ('ids', 'targets', 'docs') if k in batch}
+    for r, ids in enumerate(rows['ids']):
+        targets, docs = (rows[k][r] if k in rows else None for k in ('targets', 'docs'))
+        ignored = targets.count(-100) if targets else 0
+        note = f', {ignored} targets ignored' if ignored else ''
+        head = f'batch {b} row {r}: {len(ids)} tokens{note}\n'
+        yield head + _row(tok, ids, targets, docs, names)
 
 def _first(what, n):
     "The first n batches of a list, a stream (which is put back to where it was), or a row of ids"
-    if hasattr(what, 'ids'): what = what.ids                                   # Tokens
+    if hasattr(what, 'ids'): what = what.ids                             # Tokens
     if hasattr(what, 'ndim'): return [dict(ids=what[None][:,:n*128])]
-    if isinstance(what, list) and what and isinstance(what[0], int): return [dict(ids=np.array([what[:n*128]]))]
+    if isinstance(what, list) and what and isinstance(what[0], int):
+        return [dict(ids=np.array([what[:n*128]]))]
     state = what.state_dict() if hasattr(what, 'state_dict') else None
     got = list(itertools.islice(iter(what), n))
     if state is not None: what.load_state_dict(state)
     return got
 
-def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches (a list, a stream), or one row of ids
+def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches, or one row of ids
               tok:Tokenizer|None=None, # None takes the one that the batches carry
               n:int=1, # so many batches; of a row of ids, so many times 128 tokens
               path:str|Path|None=None, # a file to write it to
               ) -> str:
-    "Batches for human eyes: rows, tokens, document boundaries, the last target; nothing is used up. Raises ValueError without a tokenizer"
-    if (tok := tok or getattr(what, 'tok', None)) is None: raise ValueError('these batches carry no tokenizer: pass the one that made them, dump_text(what, tok)')
-    names, out = {i: k for k, i in tok.special.items()}, []
-    for b, batch in enumerate(_first(what, n)):
-        rows = {k: [r.tolist() for r in batch[k]] for k in ('ids', 'targets', 'docs') if k in batch}
-        for r, ids in enumerate(rows['ids']):
-            targets, docs = (rows[k][r] if k in rows else None for k in ('targets', 'docs'))
-            note = f', {targets.count(-100)} targets ignored' if targets and -100 in targets else ''
-            out.append(f'batch {b} row {r}: {len(ids)} tokens{note}\n' + _row(tok, ids, targets, docs, names))
-    text = '\n'.join(out) + '\n'
+    """Batches for human eyes: rows, tokens, document boundaries, the last target
+
+    Nothing is used up. Batches hold `ids` (B,T), and may hold `targets` and `docs` (B,T).
+    Raises ValueError without a tokenizer, OSError where the file cannot be written.
+    """
+    tok = tok or getattr(what, 'tok', None)
+    if tok is None:
+        raise ValueError('these batches carry no tokenizer: '
+                         'pass the one that made them, dump_text(what, tok)')
+    names = {i: k for k, i in tok.special.items()}
+    rows = [row for b, batch in enumerate(_first(what, n)) for row in _rows(tok, batch, names, b)]
+    text = '\n'.join(rows) + '\n'
     if path: atomic_write(path, text)
     return text

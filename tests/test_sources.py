@@ -106,7 +106,7 @@ def test_chunks_do_not_show(tmp_path):
         text = ''.join(rng.choice(['<|endoftext|>', '<|endoftext|>\n', '\n', '\r\n', ' ', '\t', 'a', 'é', '\f', '<|end', '\ufeff', '\u2003']) for _ in range(rng.randint(0, 14)))
         raw = write(path, text).read_bytes()
         assert list(text_files(path)) == documents(text.removeprefix('\ufeff')), text
-        if (mark := data._mark(path)) is None: continue
+        if (mark := data._delimiter(path)) is None: continue
         f = Drops(raw); f.seek(3 if text[:1] == '\ufeff' else 0)
         pieces = list(data._pieces(f, mark))
         assert [d for d in (p.decode() for _, p in pieces) if d.strip()] == documents(text.removeprefix('\ufeff')), text
