@@ -167,10 +167,15 @@ def prune_checkpoints(folder:str|Path, # a run's folder
     for p in [*checkpoints_in(folder)[:-keep], *Path(folder).glob('.step_*')]: shutil.rmtree(p)
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
+def _uncompiled(model):
+    "The model inside torch.compile(model), whose parameters have plain names"
+    return getattr(model, '_orig_mod', model)
+
 def load_weights(model:nn.Module, # changed in place
                  state:dict, # name → tensor
                  ):
     "Copy weights into a model; raises ValueError that lists every tensor that is missing, unknown, of another shape, or not tied as here"
+    model = _uncompiled(model)
     own, first = model.state_dict(), {}
     wrong  = [f'{n} is {tuple(state[n].shape)} in the checkpoint and {tuple(own[n].shape)} here' for n in own if n in state and own[n].shape != state[n].shape]
     wrong += [f'{n} is missing from the checkpoint' for n in own if n not in state] + [f'{n} is unknown here' for n in state if n not in own]

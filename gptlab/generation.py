@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 from .core import evaluating
-from .trainer import run_eagerly, Trainer
+from .model import run_eagerly
 
 # %% ../nbs/14_generation.ipynb #a1dbfd63
 def temperature(t:float=1.) -> Callable:
@@ -159,12 +159,10 @@ def generate_text(model:nn.Module, # a language model
     yield from tok.decode_stream(generate(model, ids, n, *filters, seed=seed, stop=() if bos is None else (bos,)))
 
 # %% ../nbs/14_generation.ipynb #ebadfc39
-def sample_from(trainer:Trainer, # anything with model and tok
+def sample_from(trainer:object, # a Trainer, or anything with model and tok
                 prompt:str='', # what to continue
                 n:int=120, # tokens at most
                 ) -> str:
     "What the model of a run writes now; the same dice every time, so that progress shows"
     if trainer.tok is None: return ''
     return prompt + ''.join(generate_text(trainer.model, trainer.tok, prompt, n, temperature(.8), top_k(50), seed=0))
-
-Trainer.sampler = sample_from

@@ -99,7 +99,7 @@ def after_step(self:LiveView, trainer:Trainer):
 @patch
 def after_eval(self:LiveView, trainer:Trainer):
     "A new sample; the slider moves to it"
-    sample = self.sample or type(trainer).sampler
+    sample = self.sample or trainer.sampler
     if not sample: return
     self.samples.append((trainer.step, sample(trainer)))
     self.past.max = len(self.samples)-1
@@ -145,15 +145,14 @@ def default_watcher() -> object:
     if 'IPython' in sys.modules and sys.modules['IPython'].get_ipython(): return Silent()    # a notebook run by a program: nobody watches
     return Bar() if sys.stderr.isatty() else Lines()
 
-Trainer.default_callbacks = [default_watcher]
-
 # %% ../nbs/13_watching.ipynb #21599767
-@patch
-def _repr_html_(self:Trainer):
-    line = html.escape(status_line(self) if self.budget else repr(self))
-    sampler = type(self).sampler
-    text = _sampled(sampler(self)) if sampler and self.log and self.tok else ''
-    return f'<div>{line}<br>{_curves(self)}{text}</div>'
+@patch(cls_method=True)
+def picture(cls:LiveView, trainer:Trainer) -> str:
+    "A run that is over: its line, its curves, and what its model writes"
+    line = html.escape(status_line(trainer) if trainer.budget else repr(trainer))
+    written = trainer.sampler and trainer.log and trainer.tok
+    text = _sampled(trainer.sampler(trainer)) if written else ''
+    return f'<div>{line}<br>{_curves(trainer)}{text}</div>'
 
 # %% ../nbs/13_watching.ipynb #65aa951b
 def matmul_peak(device:torch.device|str='cpu', # where
