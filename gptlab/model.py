@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['as_pair', 'Block', 'GPTConfig', 'modern_init', 'gpt2_init', 'layer_part', 'GPT', 'lm_loss', 'check_model',
-           'gpt2_config', 'llama_config', 'swap']
+           'gpt2_config', 'llama_config', 'swap', 'run_eagerly']
 
 # %% ../nbs/08_model.ipynb #bc92bdd9
-import copy, inspect, math
+import contextlib, copy, inspect, math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -515,3 +515,13 @@ def _check_swap(model, name, old, new):
     if ({*old.parameters()} & others) - {*new.parameters()}:
         raise ValueError(f'{name} shares its weights with another part: '
                          'swapped alone, the two would be untied')
+
+# %% ../nbs/08_model.ipynb #94e6d1f2
+@contextlib.contextmanager
+def run_eagerly(model:nn.Module):
+    "Run a compiled model uncompiled, so that other shapes and modes do not compile again"
+    compiled = lambda m: m._compiled_call_impl is not None or hasattr(m, '_orig_mod')
+    if not any(compiled(m) for m in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance('force_eager'): yield

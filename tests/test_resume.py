@@ -3,12 +3,12 @@
 Real processes and real signals. A victim prints its steps; the test kills it at a random moment, and a new process goes on. What is compared is
 the last checkpoint: all weights, the optimizer's memory, the dice, the place in the data, and every line of the log but its clock.
 """
-import os, random, shutil, signal, sys, time
+import os, random, shutil, signal, subprocess, sys, time
 
 import pytest
 import torch
 
-from gptlab.checkpoints import checkpoints_in, latest_checkpoint, load_checkpoint, save_checkpoint
+from gptlab.checkpoints import checkpoints_in, latest_checkpoint, load_checkpoint, load_model, save_checkpoint
 from gptlab.core import set_seed
 from gptlab.data import corpus
 from gptlab.generation import generate_text, sample_from
@@ -228,9 +228,126 @@ def test_one_large_batch_is_two_small_ones():
         ids = torch.randint(257, (4, 16)); targets = ids.roll(-1, 1); targets[2:, 3:] = -100
         data = [dict(ids=i, targets=t) for i, t in zip(ids.split(split), targets.split(split))]
         run = Trainer(model, torch.optim.SGD(model.parameters(), lr=.1), iter(data), callbacks=[], accumulate=4//split, device='cpu')
-        return run._backward(), [p.grad for p in model.parameters()]
+        return run.gradients(), [p.grad for p in model.parameters()]
     (one, a), (two, b) = grads(4), grads(2)
     assert abs(one - two) < 1e-5 and all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b))
+
+
+# ---- the parts of a step are replaced one by one
+
+class Doubled(Trainer):
+    "Each method of a step, replaced: every batch twice, half the loss, double the gradient"
+    def get_batch(self):
+        return {k: torch.cat([v, v]) for k, v in super().get_batch().items()}
+
+    def get_loss(self, batch):
+        total, n = super().get_loss(batch)
+        return total/2, n/2
+
+    def backward(self, loss): super().backward(2*loss)
+
+    def update(self):
+        for p in self.model.parameters(): p.grad /= 2
+        return super().update()
+
+
+def test_a_subclass_replaces_the_parts_of_a_step():
+    run = small()
+    train, model, opt = run.train, run.model, run.opt
+    new = Doubled(model, opt, train, callbacks=[], device='cpu').fit(3)
+    old = small().fit(3)
+    assert new.tokens == 2*old.tokens
+    losses = [[r['loss'] for r in t.log] for t in (new, old)]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=.1)
+
+
+def test_a_callback_replaces_a_part_of_a_step():
+    class Repeat:
+        def before_fit(self, trainer): trainer.get_batch = lambda: batch
+    batch, run = next(small().train), small(callbacks=[Repeat()], clip=None)
+    run.fit(40)
+    assert run.batch is batch and run.log[-1]['loss'] < run.log[0]['loss'] - 1
+
+
+def test_a_log_line_may_hold_tensors(tmp_path):
+    "A callback need not wait for the device: numbers are read when they are drawn or saved"
+    class Norm:
+        def after_step(self, trainer):
+            trainer.log[-1]['norm'] = trainer.model.embed.weight.detach().norm()
+    run = small(callbacks=[Norm()], dir=tmp_path/'run').fit(2)
+    steps, norms = run.series('norm')
+    assert steps == [1, 2] and all(type(n) is float for n in norms)
+    assert small(dir=tmp_path/'run').resume().log[-1]['norm'] == norms[-1]
+
+
+# ---- what shows a run is looked up, not put there by an import
+
+PATIENT = """
+import sys
+from gptlab.trainer import Trainer
+before = dict(vars(Trainer))
+from gptlab import generation, watching
+assert vars(Trainer) == before, vars(Trainer).items() ^ before.items()
+"""
+
+def test_an_import_does_not_change_the_trainer():
+    done = subprocess.run([sys.executable, '-c', PATIENT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_defaults_are_those_of_watching_and_generation(monkeypatch):
+    from gptlab import watching
+    monkeypatch.delenv('IN_TEST', raising=False)
+    monkeypatch.delenv('GPTLAB_SILENT', raising=False)
+    run = small(callbacks=None)
+    assert [type(cb) for cb in run.callbacks] == [type(watching.default_watcher())]
+    assert run.sampler is sample_from
+
+
+def test_a_sampler_of_your_own_is_shown():
+    run = small().fit(2)
+    run.sampler = lambda trainer: f'<step {trainer.step}>'
+    assert '&lt;step 2&gt;' in run._repr_html_()
+    class Mine(Trainer):
+        default_callbacks, sampler = [Sampling], None
+    mine = Mine(run.model, run.opt, run.train, device='cpu')
+    assert [type(cb) for cb in mine.callbacks] == [Sampling] and mine.sampler is None
+    assert '<pre' not in mine.fit(1)._repr_html_()
+
+
+# ---- a model compiled as a whole
+
+def whole_compiled(**kw):
+    "The small run, its model inside torch.compile"
+    run = small()
+    model = torch.compile(run.model, backend='eager')
+    kw = dict(callbacks=[], eval_every=2, device='cpu') | kw
+    return Trainer(model, run.opt, run.train, run.valid, **kw)
+
+
+def test_a_compiled_model_is_saved_under_plain_names_and_resumes(tmp_path):
+    class Halfway:
+        def after_step(self, trainer): trainer.stop = trainer.step == 2
+    plain = small(eval_every=2).fit(4)
+    whole_compiled(dir=tmp_path/'run', callbacks=[Halfway()]).fit(4)
+    saved = load_checkpoint(latest_checkpoint(tmp_path/'run'))
+    assert list(saved['model']) == list(plain.model.state_dict())
+    assert '_orig_mod' not in repr(saved)
+    for make in (whole_compiled, small):                 # taken up compiled, and by a plain model
+        run = make(dir=tmp_path/'run', eval_every=2).resume().fit()
+        shutil.rmtree(tmp_path/'run'/'step_000004')
+        inside = getattr(run.model, '_orig_mod', run.model)
+        assert not same(inside.state_dict(), plain.model.state_dict())
+        assert not same(run.log, plain.log)
+    model, tok = load_model(tmp_path/'run')
+    text = ''.join(generate_text(whole_compiled().model, tok, 'It', 8, seed=0))
+    assert text and '_orig_mod' not in str(model)
+
+
+def test_the_parameters_of_a_compiled_model_are_told_by_plain_names():
+    model = torch.compile(small().model, backend='eager')
+    opt = torch.optim.SGD(model.embed.parameters(), lr=.1)
+    with pytest.raises(ValueError, match='no optimizer group holds blocks.0'): Trainer(model, opt, [], callbacks=[])
 
 
 # ---- a crash at any moment leaves a good checkpoint
