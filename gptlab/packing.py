@@ -288,7 +288,7 @@ def load_state_dict(self:Batches, state:dict) -> 'Batches':
 
     Raises ValueError where the text or the packer is another, and then stays where it was.
     """
-    _check_numbers(state, _pack_name(self.pack))
+    _check_state(state, _pack_name(self.pack))
     mark = getattr(self.tokens.block(state['block']), 'mark', 'nothing')
     if mark != state['text']:
         raise ValueError(f'the saved stream reads other text (block {state["block"]} is '
@@ -298,7 +298,7 @@ def load_state_dict(self:Batches, state:dict) -> 'Batches':
     self._cached, self._found_rows = None, True
     return self
 
-def _check_numbers(state, pack):
+def _check_state(state, pack):
     "Raises ValueError unless `state` is complete, in range, and of a stream with this packer"
     missing = {*_STATE, 'pack', 'text'} - set(state)
     if missing:
