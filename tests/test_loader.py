@@ -134,7 +134,7 @@ def test_growing_and_shrinking_lose_nothing_and_repeat_nothing(pack):
         rows = s.rows[:,1:]; want = sorted(rows[rows >= 0].tolist())
         seen = []
         while True:
-            tokens, rows, order = s._deal(); left = len(order) - s.cursor
+            _, rows, order = s._load(); left = len(order) - s.cursor
             n = min(rng.randrange(1, 9), left)
             now = rows[order[s.cursor:s.cursor+n]][:,1:]; seen += now[now >= 0].tolist(); s.cursor += n
             if n == left: break
@@ -298,7 +298,7 @@ def test_a_killed_worker_is_told_and_the_stream_is_where_it_was():
     ahead = Ahead(Blocks(texts(), TOK, 10), workers=2)
     s, plain = Batches(ahead, B, T), Batches(Blocks(texts(), TOK, 10), B, T)
     for _ in range(5): assert mark(next(s)) == mark(next(plain))
-    for w in ahead._due._workers: os.kill(w.pid, signal.SIGKILL)
+    for w in ahead._results._workers: os.kill(w.pid, signal.SIGKILL)
     state, told = s.state_dict(), False
     for _ in range(60):
         try: next(s)
