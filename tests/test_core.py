@@ -1,7 +1,8 @@
 """Progress of what lasts: on a terminal, in a notebook, and nowhere else."""
 import io
 import os
-import pty
+import select
+import struct
 import subprocess
 import sys
 
@@ -51,9 +52,13 @@ def slowly(bar):
 
 
 def test_a_terminal_gets_one_line_and_it_is_erased():
+    pty, fcntl, termios = (pytest.importorskip(m) for m in ('pty', 'fcntl', 'termios'))
     leader, follower = pty.openpty()
+    # a terminal of no width gets nothing from tqdm
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
     done = subprocess.run([sys.executable, '-c', COUNT], stderr=follower, stdout=subprocess.PIPE,
                           timeout=120)
+    assert select.select([leader], [], [], 10)[0], 'the terminal got nothing'
     said = os.read(leader, 100_000).decode()
     os.close(follower)
     os.close(leader)
