@@ -14,25 +14,43 @@ from pathlib import Path
 from typing import Any
 import torch
 from fastcore.basics import patch
-from .core import atomic_write
+from .core import atomic_write, show_progress
 
 # %% ../nbs/15_ablation.ipynb #50c45813
 def t_factor(n:int, # number of runs
              alpha:float=.05, # how often the interval may miss
              ) -> float:
-    "How many standard errors an interval reaches when its deviation comes from `n` runs (Student 1908); nan for fewer than two"
+    """How many standard errors a confidence interval reaches (Student 1908)
+
+    The deviation comes from the `n` runs themselves; nan for fewer than two.
+    """
     from scipy import stats
     return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
-def _plain(v): return v.item() if hasattr(v, 'item') and getattr(v, 'ndim', 0) == 0 or isinstance(v, torch.Tensor) and v.numel() == 1 else v
+def _plain(v):
+    "A number in place of a tensor or array that holds one"
+    scalar = hasattr(v, 'item') and getattr(v, 'ndim', 0) == 0
+    single = isinstance(v, torch.Tensor) and v.numel() == 1
+    return v.item() if scalar or single else v
+
+def _numbers(row):
+    "The numbers and strings of a row"
+    plain = {k: _plain(v) for k, v in row.items()}
+    return {k: v for k, v in plain.items() if isinstance(v, (Number, str))}
 
 def _log(result):
-    "What a run returned, as a list of dicts of numbers and strings"
+    """What a run returned, as a list of dicts of numbers and strings
+
+    Raises ValueError for what holds none.
+    """
     rows = getattr(result, 'log', result)
-    rows = [rows] if isinstance(rows, dict) else rows if isinstance(rows, (list, tuple)) else [dict(value=rows)]
-    rows = [{k: v for k, v in ((k, _plain(v)) for k, v in row.items()) if isinstance(v, (Number, str))} for row in rows if isinstance(row, dict)]
-    if not any(rows): raise ValueError(f'a run must return something with .log, a list of dicts, a dict, or a number; it returned {type(result).__name__}')
+    if isinstance(rows, dict): rows = [rows]
+    elif not isinstance(rows, (list, tuple)): rows = [dict(value=rows)]
+    rows = [_numbers(row) for row in rows if isinstance(row, dict)]
+    if not any(rows):
+        raise ValueError('a run must return something with .log, a list of dicts, a dict, or a '
+                         f'number; it returned {type(result).__name__}')
     return rows
 
 # %% ../nbs/15_ablation.ipynb #4619c51c
@@ -54,79 +72,126 @@ class Runs:
         return any((r['variant'], r['seed']) == (variant, seed) for r in self.records)
 
     def final(self, key:str) -> dict:
-        "The last logged `key` of each run, as {variant: {seed: value}}; raises ValueError for a key that a run never logged"
+        """The last logged `key` of each run, as {variant: {seed: value}}
+
+        Raises ValueError for a key that a run never logged.
+        """
         last = {v: {} for v in self.variants}
         for r in self.records:
-            seen = [row[key] for row in r['log'] if row.get(key) is not None]
-            if not seen: raise ValueError(f"{r['variant']!r}, seed {r['seed']} never logged {key!r}; it has {', '.join(sorted({k for row in r['log'] for k in row}))}")
-            last[r['variant']][r['seed']] = seen[-1]
+            name, seed, log = r['variant'], r['seed'], r['log']
+            values = [row[key] for row in log if row.get(key) is not None]
+            if not values:
+                keys = ', '.join(sorted({k for row in log for k in row}))
+                raise ValueError(f'{name!r}, seed {seed} never logged {key!r}; it has {keys}')
+            last[name][seed] = values[-1]
         return last
 
 # %% ../nbs/15_ablation.ipynb #3c0bbb40
 @patch
 def to_json(self:Runs, path:str|Path) -> Path:
-    "Save as plain JSON"
+    "Save as plain JSON, whole or not at all"
     return atomic_write(path, json.dumps(dict(records=self.records)))
 
 @patch(cls_method=True)
 def from_json(cls:Runs, path:str|Path) -> Runs:
     "What `to_json` saved; raises ValueError for a file that is something else"
-    try: return cls(json.loads(Path(path).read_text())['records'])
-    except (json.JSONDecodeError, KeyError, TypeError) as e: raise ValueError(f'{path} does not hold runs ({e}); delete it or give another path') from None
+    try:
+        return cls(json.loads(Path(path).read_text())['records'])
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} does not hold runs ({e}); '
+                         'delete it or give another path') from None
 
 # %% ../nbs/15_ablation.ipynb #5957f649
+def _one_run(run, variant, name, seed, runs):
+    "The log of one run; its error becomes a RuntimeError that keeps the finished ones"
+    try:
+        return _log(run(variant, seed))
+    except Exception as e:
+        error = RuntimeError(f'variant {name!r}, seed {seed}: {type(e).__name__}: {e}')
+        error.runs = runs
+        raise error from e
+
 def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a number
            variants:dict|Iterable, # {name: whatever run needs}, or names
            seeds:Iterable=range(3), # the same for every variant
-           path:str|Path|None=None, # JSON kept up to date after every run; runs found there are not repeated
+           path:str|Path|None=None, # JSON, saved after every run; runs found there are not repeated
+           verbose:bool=True, # show how far it is
            ) -> Runs:
-    "Run every variant with every seed; an error becomes a RuntimeError that names both and keeps the finished runs in `.runs` and in `path`"
+    """Run every variant with every seed
+
+    Raises RuntimeError for an error in a run: it names variant and seed, and the finished runs are
+    in its `.runs` and in `path`.
+    """
     variants = variants if isinstance(variants, dict) else {str(v): v for v in variants}
     runs = Runs.from_json(path) if path and Path(path).exists() else Runs([])
-    for seed, name in ((s, n) for s in seeds for n in variants):
-        if runs.has(name, seed): continue
-        try: log = _log(run(variants[name], seed))
-        except Exception as e:
-            error = RuntimeError(f'variant {name!r}, seed {seed}: {type(e).__name__}: {e}'); error.runs = runs
-            raise error from e
-        runs.records.append(dict(variant=name, seed=seed, log=log))
-        if path: runs.to_json(path)
+    def pending(): return ((s, n) for s in seeds for n in variants if not runs.has(n, s))
+    total = sum(1 for _ in pending()) if hasattr(seeds, '__len__') else None
+    with show_progress(pending(), 'ablation', total, 'runs', verbose) as todo:
+        for seed, name in todo:
+            log = _one_run(run, variants[name], name, seed, runs)
+            runs.records.append(dict(variant=name, seed=seed, log=log))
+            if path: runs.to_json(path)
     return runs
 
 # %% ../nbs/15_ablation.ipynb #7e4add15
 def _mean(values):
     "'mean ± half-width' of the t interval; a single number where there is one"
     n, mean = len(values), sum(values)/len(values)
-    half = t_factor(n) * math.sqrt(sum((v-mean)**2 for v in values) / (n-1) / n) if n > 1 else None
-    return f'{mean:.4g}' + (f' ± {half:.2g}' if n > 1 else '')
+    if n == 1: return f'{mean:.4g}'
+    variance = sum((v-mean)**2 for v in values) / (n-1)
+    half = t_factor(n) * math.sqrt(variance / n)
+    return f'{mean:.4g} ± {half:.2g}'
+
+def _common_keys(records):
+    "The first six numbers that every run logged, but for those that count or time"
+    skip = 'step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait'
+    numbers = []
+    for r in records:
+        numbers.append({k for row in r['log'] for k, v in row.items() if isinstance(v, Number)})
+    keys = dict.fromkeys(k for row in records[0]['log'] for k in row) if records else []
+    return [k for k in keys if k not in skip and all(k in n for n in numbers)][:6]
 
 @patch
-def _last(self:Runs):
-    "Rows of the table: variant, seeds, and the last numbers that every run has"
-    numbers = [{k for row in r['log'] for k, v in row.items() if isinstance(v, Number)} for r in self.records]
-    keys = dict.fromkeys(k for row in self.records[0]['log'] for k in row) if self.records else []
-    keys = [k for k in keys if k not in ('step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait') and all(k in n for n in numbers)][:6]
+def _table(self:Runs):
+    "Rows: variant, number of seeds, and mean and interval of the last numbers"
+    keys = _common_keys(self.records)
     yield ['variant', 'seeds', *keys]
-    for v in self.variants: yield [v, str(sum(r['variant'] == v for r in self.records)), *(_mean(list(self.final(k)[v].values())) for k in keys)]
+    last = {k: self.final(k) for k in keys}
+    for v in self.variants:
+        n = sum(r['variant'] == v for r in self.records)
+        yield [v, str(n), *(_mean(list(last[k][v].values())) for k in keys)]
 
 @patch
-def __repr__(self:Runs) -> str: return '\n'.join(' · '.join(row) for row in self._last())
+def __repr__(self:Runs) -> str: return '\n'.join(' · '.join(row) for row in self._table())
 
 @patch
 def _repr_markdown_(self:Runs) -> str:
-    head, *rows = (f'| {" | ".join(row)} |' for row in self._last())
+    head, *rows = (f'| {" | ".join(row)} |' for row in self._table())
     return '\n'.join([head, '|---'*head.count(' | ') + '|---|', *rows])
 
 # %% ../nbs/15_ablation.ipynb #167558a7
-def _band(logs, key, x):
-    "x, mean and half-width over several logs; where their x differ, on a common grid by interpolation"
+def _curve(log, key, x):
+    "The points (2,n) of a log where it has both"
     import numpy as np
-    lines = [np.array([(r[x], r[key]) for r in log if r.get(key) is not None and x in r], float).reshape(-1, 2).T for log in logs]
-    if not all(line.size for line in lines): raise ValueError(f'not every run logged {key!r} together with {x!r}')
-    grid = lines[0][0]
-    if not all(np.array_equal(grid, l[0]) for l in lines): grid = np.linspace(max(l[0][0] for l in lines), min(l[0][-1] for l in lines), 100)
-    ys, n = np.stack([np.interp(grid, *l) for l in lines]), len(lines)                       # (seeds, points)
-    return grid, ys.mean(0), t_factor(n) * ys.std(0, ddof=1) / n**.5 if n > 1 else np.zeros(len(grid))
+    points = [(r[x], r[key]) for r in log if r.get(key) is not None and x in r]
+    return np.array(points, float).reshape(-1, 2).T
+
+def _band(logs, key, x):
+    """x, mean and half-width (n,) over several logs
+
+    Where their x differ, they are interpolated on a common grid. Raises ValueError for a log
+    without points.
+    """
+    import numpy as np
+    curves, n = [_curve(log, key, x) for log in logs], len(logs)
+    if not all(c.size for c in curves):
+        raise ValueError(f'not every run logged {key!r} together with {x!r}')
+    grid = curves[0][0]
+    if not all(np.array_equal(grid, c[0]) for c in curves):
+        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 100)
+    ys = np.stack([np.interp(grid, *c) for c in curves])              # (seeds,n)
+    if n == 1: return grid, ys.mean(0), np.zeros(len(grid))
+    return grid, ys.mean(0), t_factor(n) * ys.std(0, ddof=1) / n**.5
 
 @patch
 def plot(self:Runs,
@@ -134,28 +199,38 @@ def plot(self:Runs,
          x:str='step', # against what: step, tokens, seconds
          ax:Any=None, # axes to draw on; None makes some
          ) -> Any:
-    "The mean of each variant with its 95 % band of Student's t; returns the axes"
+    """The mean of each variant with its 95 % band of Student's t; returns the axes
+
+    Raises ValueError if a run did not log `key` together with `x`.
+    """
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6,2.8))[1]
     for name in self.variants:
-        at, mean, half = _band([r['log'] for r in self.records if r['variant'] == name], key, x)
-        line, = ax.plot(at, mean, label=name, marker='o' if len(at) < 3 else None)
-        ax.fill_between(at, mean-half, mean+half, color=line.get_color(), alpha=.2, lw=0)
-    ax.set(xlabel=x, ylabel=key); ax.legend()
+        logs = [r['log'] for r in self.records if r['variant'] == name]
+        xs, mean, half = _band(logs, key, x)
+        line, = ax.plot(xs, mean, label=name, marker='o' if len(xs) < 3 else None)
+        ax.fill_between(xs, mean-half, mean+half, color=line.get_color(), alpha=.2, lw=0)
+    ax.set(xlabel=x, ylabel=key)
+    ax.legend()
     return ax
 
 # %% ../nbs/15_ablation.ipynb #7c967e3d
 def _difference(a, b, alpha):
-    "Mean, half-width and p of the paired differences a − b of {seed: value} (Student 1908)"
+    """Mean, half-width and p of the paired differences a − b (Student 1908)
+
+    a and b are {seed: value}; only seeds that both have count.
+    """
     from scipy import stats
     d = [a[s] - b[s] for s in a if s in b]
-    n, mean = len(d), sum(d)/len(d) if d else math.nan
-    se = math.sqrt(sum((x-mean)**2 for x in d) / (n-1) / n) if n > 1 else math.nan
+    n = len(d)
+    mean = sum(d)/n if d else math.nan
+    variance = sum((x-mean)**2 for x in d) / (n-1) if n > 1 else math.nan
+    se = math.sqrt(variance / n) if n > 1 else math.nan               # standard error
     p = float(mean == 0) if se == 0 else 2*float(stats.t.sf(abs(mean)/se, n-1))
     return dict(n=n, diff=mean, half=t_factor(n, alpha)*se, p=p)
 
 def _verdict(n, diff, half, **_):
-    if n < 3: return f'an anecdote: {n} shared seed{"s"*(n != 1)}, run at least three'
+    if n < 3: return f'no verdict: {n} shared seed{"s"*(n != 1)}, run at least three'
     if not math.isfinite(diff): return 'no verdict: a run ended in nan or infinity'
     if diff == half == 0: return 'the same on every seed'
     if abs(diff) > half: return 'clearly ' + ('lower' if diff < 0 else 'higher')
@@ -163,15 +238,21 @@ def _verdict(n, diff, half, **_):
 
 # %% ../nbs/15_ablation.ipynb #204185bb
 def _levels(ps, alpha, correct):
-    "The level that each p is held to: alpha; alpha/k (Bonferroni); or alpha/k, alpha/(k−1), … from the smallest p until one fails (Holm 1979)"
+    """The level that each p is held to
+
+    alpha; or alpha/k (Bonferroni); or, from the smallest p on, alpha/k, alpha/(k−1), … until one
+    fails (Holm 1979). Raises ValueError for another correction.
+    """
     k = len(ps)
     if correct is None: return [alpha]*k
     if correct == 'bonferroni': return [alpha/k]*k
-    if correct != 'holm': raise ValueError(f"correct must be 'holm', 'bonferroni' or None, not {correct!r}")
+    if correct != 'holm':
+        raise ValueError(f"correct must be 'holm', 'bonferroni' or None, not {correct!r}")
     levels, level, failed = [alpha/k]*k, None, False
     for rank, i in enumerate(sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))):
-        levels[i] = level = level if failed else alpha/(k-rank)
-        failed = not ps[i] <= level
+        if not failed: level = alpha/(k-rank)
+        levels[i] = level
+        failed = not ps[i] <= level                                   # so does nan
     return levels
 
 # %% ../nbs/15_ablation.ipynb #ef8c7ed1
@@ -180,16 +261,24 @@ class Verdicts:
     "Paired comparisons of variants with one of them, as a table; index it by name"
     key: str                                                          # what was compared
     vs: str                                                           # with which variant
-    rows: dict                                                        # {variant: dict(mean, n, diff, half, p, verdict)}
+    rows: dict       # {variant: dict(mean, n, diff, half, p, verdict)}
 
     def __getitem__(self, name:str) -> dict: return self.rows[name]
+
     def _cells(self):
         for name, r in self.rows.items():
-            yield name, f'{r["mean"]:.4g}', *(('', '', '') if name == self.vs else (f'{r["diff"]:+.3g} ± {r["half"]:.2g}', f'{r["p"]:.2g}', r['verdict']))
+            compared = '', '', ''
+            if name != self.vs:
+                difference = f'{r["diff"]:+.3g} ± {r["half"]:.2g}'
+                compared = difference, f'{r["p"]:.2g}', r['verdict']
+            yield name, f'{r["mean"]:.4g}', *compared
+
     def __repr__(self): return '\n'.join(' · '.join(c for c in row if c) for row in self._cells())
+
     def _repr_markdown_(self):
-        head = f'| variant | {self.key} | difference to {self.vs} | p | verdict |\n|---|---:|---:|---:|---|\n'
-        return head + '\n'.join(f'| {" | ".join(row)} |' for row in self._cells())
+        head = [f'| variant | {self.key} | difference to {self.vs} | p | verdict |',
+                '|---|---:|---:|---:|---|']
+        return '\n'.join(head + [f'| {" | ".join(row)} |' for row in self._cells()])
 
 # %% ../nbs/15_ablation.ipynb #ce53617d
 @patch
@@ -199,12 +288,17 @@ def table(self:Runs,
           alpha:float=.05, # how often the whole table may raise a false alarm
           correct:str|None='holm', # for several variants: 'holm', 'bonferroni', or None
           ) -> Verdicts:
-    "Paired differences to `vs` per seed, intervals and verdicts; raises ValueError for a name or key that is not there"
+    """Paired differences to `vs` per seed, with intervals and verdicts
+
+    Raises ValueError for a variant, key or correction that is not there.
+    """
     final = self.final(key)
-    if vs not in final: raise ValueError(f'there is no variant {vs!r}; there are {", ".join(final)}')
+    if vs not in final:
+        raise ValueError(f'there is no variant {vs!r}; there are {", ".join(final)}')
     rows = {v: dict(mean=sum(f.values())/len(f)) for v, f in final.items()}
     others = [v for v in final if v != vs]
-    levels = _levels([_difference(final[v], final[vs], alpha)['p'] for v in others], alpha, correct)
-    for v, level in zip(others, levels):
-        rows[v] |= (d := _difference(final[v], final[vs], level)) | dict(verdict=_verdict(**d))
+    ps = [_difference(final[v], final[vs], alpha)['p'] for v in others]
+    for v, level in zip(others, _levels(ps, alpha, correct)):
+        difference = _difference(final[v], final[vs], level)
+        rows[v] |= difference | dict(verdict=_verdict(**difference))
     return Verdicts(key, vs, rows)

@@ -50,7 +50,7 @@ def _report(run, text):
         print(f'\n--- sample {i}\n{sample_from(run, prompt, 150)}')
 
 # %% ../nbs/91_cli.ipynb #e74ac522
-def _lasting(text, data):
+def _absolute(text, data):
     "The name of a text that is still right from another folder"
     return str(Path(text).expanduser().resolve()) if data.licence == 'your own' else data.name
 
@@ -90,7 +90,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     run = front_page_run(data, seed, vocab, dir=folder, save_every=200)
     if resume: run.resume(point)
     else:
-        settings = dict(text=_lasting(text, data), seed=seed, vocab=vocab)
+        settings = dict(text=_absolute(text, data), seed=seed, vocab=vocab)
         atomic_write(folder/'settings.json', json.dumps(settings))
     seconds = seconds or (run.budget[1] if resume else SECONDS)
     print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, '
@@ -170,7 +170,8 @@ def tokenizer_compare(toks:list[str], # names (gpt2, cl100k, bytes, byt5, ascii 
     "Bytes per id, unused ids and entropy of tokenizers, side by side"
     _loading(sys.stderr)
     from gptlab.all import compare_tokenizers, open_tokenizer, read_text
-    print(compare_tokenizers({t: open_tokenizer(t) for t in toks}, read_text(text) if text else None))
+    made = {t: open_tokenizer(t) for t in toks}
+    print(compare_tokenizers(made, read_text(text) if text else None))
 
 # %% ../nbs/91_cli.ipynb #8c1b25c6
 COMMANDS = {'train': train, 'sample': sample, 'tokenizer train': tokenizer_train,
@@ -199,7 +200,7 @@ def _usage(first=''):
     return '\n'.join(['gptlab: a laboratory for small GPTs', '', *rows, '',
                       'gptlab COMMAND --help says more.'])
 
-def _words(argv):
+def _split_command(argv):
     "The name of a command, of one word or two, and the rest"
     n = 2 if any(c.startswith(f'{argv[0]} ') for c in COMMANDS) else 1
     return ' '.join(argv[:n]), argv[n:]
@@ -209,18 +210,21 @@ def _unknown(name):
     hint = f'did you mean {near[0]!r}?' if near else f'there are {", ".join(COMMANDS)}'
     return f'gptlab: there is no command {name!r}; {hint}'
 
-def _speak():
+def _show_any_character():
     "A terminal that cannot show a character gets its number, not an error"
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
 
 def _run(command, args):
     "Run a command; whatever goes wrong is one line on stderr and an exit status"
-    try: return command(**args) or 0
+    try:
+        return command(**args) or 0
     except BrokenPipeError:                   # whoever read, as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt: status, said = 130, 'interrupted'
-    except (ValueError, OSError, ImportError, FloatingPointError) as e: status, said = 1, str(e)
+    except KeyboardInterrupt:
+        status, said = 130, 'interrupted'
+    except (ValueError, OSError, ImportError, FloatingPointError) as e:
+        status, said = 1, str(e)
     except Exception as e:                    # what nobody thought of
         status, said = 1, f'{type(e).__name__}: {" ".join(str(e).split())}'
     start = '\n' if status == 130 else ''     # below the ^C
@@ -229,8 +233,8 @@ def _run(command, args):
 
 def main(argv:list[str]|None=None) -> int:
     "The `gptlab` command; returns the exit status"
-    _speak()
-    name, rest = _words((sys.argv[1:] if argv is None else argv) or ['--help'])
+    _show_any_character()
+    name, rest = _split_command((sys.argv[1:] if argv is None else argv) or ['--help'])
     first = name.removesuffix(' -h').removesuffix(' --help')
     if first in ('-h', '--help', 'tokenizer'):
         print(_usage('' if first[0] == '-' else first))

@@ -18,104 +18,163 @@ from .blocks import Report
 # %% ../nbs/09_optimizers.ipynb #4064e417
 def _buffer(state, name, like):
     "The tensor kept in `state` under `name`; zeros at the first step"
-    if name not in state: state[name] = torch.zeros_like(like, memory_format=torch.preserve_format)
+    if name not in state:
+        state[name] = torch.zeros_like(like, memory_format=torch.preserve_format)
     return state[name]
 
-def sgd_rule(grad:torch.Tensor, # the gradient; never changed
-             state:dict, # what the rule keeps for this parameter
-             momentum:float=0., # share of the old average that is kept
-             ) -> torch.Tensor:
-    "Descent along an average of the gradients (Polyak 1964); without momentum, along the gradient itself"
-    return _buffer(state, 'momentum', grad).lerp_(grad, 1 - momentum) if momentum else grad
+def sgd_rule(grad:torch.Tensor, # gradient of a parameter, any shape; never changed
+             state:dict, # what the rule keeps for this parameter: `momentum`
+             momentum:float=0., # weight of the old average in the new one
+             ) -> torch.Tensor: # the direction, of the shape of grad
+    """Descent along an average of the gradients (Polyak 1964)
+
+    Without momentum, along the gradient itself.
+    """
+    if not momentum: return grad
+    return _buffer(state, 'momentum', grad).lerp_(grad, 1 - momentum)
 
 # %% ../nbs/09_optimizers.ipynb #a2ccf089
-def adamw_rule(grad:torch.Tensor, # the gradient; never changed
+def adamw_rule(grad:torch.Tensor, # gradient of a parameter, any shape; never changed
                state:dict, # keeps `m` and `v`, the averages of the gradient and of its square
                step:int, # 1 at the first step
-               betas:tuple=(.9,.95), # memory of the two averages
+               betas:tuple=(.9,.95), # decay rates of the two averages
                eps:float=1e-8, # keeps the division finite
-               ) -> torch.Tensor:
-    "Adam's direction (Kingma & Ba 2015, algorithm 1); with the decay that `Opt` applies it is AdamW (Loshchilov & Hutter 2019)"
-    (b1, b2), m, v = betas, _buffer(state, 'm', grad), _buffer(state, 'v', grad)
-    m.lerp_(grad, 1 - b1); v.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-    return (m / (1 - b1**step)) / ((v / (1 - b2**step)).sqrt() + eps)
+               ) -> torch.Tensor: # the direction, of the shape of grad
+    """Adam's direction (Kingma & Ba 2015, algorithm 1)
+
+    With the decay that `Opt` applies it is AdamW (Loshchilov & Hutter 2019).
+    """
+    beta1, beta2 = betas
+    m, v = _buffer(state, 'm', grad), _buffer(state, 'v', grad)
+    m.lerp_(grad, 1 - beta1)                                          # mean of the gradient
+    v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)               # mean of its square
+    m_hat = m / (1 - beta1**step)                                     # bias corrections
+    v_hat = v / (1 - beta2**step)
+    denominator = v_hat.sqrt() + eps
+    return m_hat / denominator
 
 # %% ../nbs/09_optimizers.ipynb #73252c49
-polar_series = dict(newton=((1.875, -1.25, .375),), jordan=((3.4445, -4.7750, 2.0315),), polar_express=(        # (a, b, c) of each step; the last repeats
-    (8.156554524902461, -22.48329292557795, 15.878769915207462), (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-    (3.8916678022926607, -2.772484153217685, 0.5060648178503393), (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323)))
+# name -> the coefficients (a, b, c) of each step; the last repeats
+polar_series = dict(
+    newton=((1.875, -1.25, .375),),
+    jordan=((3.4445, -4.7750, 2.0315),),
+    polar_express=(
+        (8.156554524902461, -22.48329292557795, 15.878769915207462),
+        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323)))
 
 def _coefficients(series, steps):
-    if series not in polar_series: raise ValueError(f'no series is called {series!r}; there are {", ".join(polar_series)}')
-    return (polar_series[series] + polar_series[series][-1:]*steps)[:steps]
+    "The (a, b, c) of each step; raises ValueError for a series that is not in the table"
+    if series not in polar_series:
+        raise ValueError(f'no series is called {series!r}; there are {", ".join(polar_series)}')
+    table = polar_series[series]
+    return (table + table[-1:]*steps)[:steps]
 
 # %% ../nbs/09_optimizers.ipynb #ce60e1dc
 def _fast_dtype(G):
     "bfloat16 where the device multiplies it faster, else float32; float64 stays"
-    amx = G.device.type == 'cpu' and getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)()
-    return G.dtype if G.dtype == torch.float64 else torch.bfloat16 if G.is_cuda or amx else torch.float32
+    if G.dtype == torch.float64: return G.dtype
+    has_amx = getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
+    fast = G.is_cuda or (G.device.type == 'cpu' and has_amx())
+    return torch.bfloat16 if fast else torch.float32
+
+def _need_matrix(shape):
+    if len(shape) < 2:
+        raise ValueError(f'only a matrix can be made orthogonal, and this has shape '
+                         f'{tuple(shape)}; let another group claim it')
 
 def _unit(G):
-    "A stack (N,m,n) with m ≤ n whose singular values are at most 1 (1.01 leaves room for rounding), and whether it was turned"
+    """A stack (N,m,n) with m ≤ n and singular values of at most 1, and whether it was transposed
+
+    A Frobenius norm of 1/1.01 bounds them; the 1 % leaves room for rounding.
+    """
     tall, X = G.shape[-2] > G.shape[-1], G.reshape(-1, *G.shape[-2:])
     X = X.mT if tall else X
-    return X / (1.01 * X.norm(dim=(-2,-1), keepdim=True)).clamp(min=1e-12), tall
+    norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
+    return X / (1.01 * norm).clamp(min=1e-12), tall
 
-def polar_factor(G:torch.Tensor, # one matrix, or a stack of them (…,m,n)
+def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n)
                  steps:int=5, # steps of the polynomial
                  series:str='polar_express', # its coefficients: a key of `polar_series`
-                 precision:str|None=None, # 'float32', 'bfloat16'; None takes bfloat16 where it is fast
-                 ) -> torch.Tensor:
-    "About UVᵀ of G = USVᵀ, by products alone (Jordan et al. 2024; Amsel et al. 2025); raises ValueError for what is not a matrix"
-    if G.ndim < 2: raise ValueError(f'only a matrix can be made orthogonal, and this has shape {tuple(G.shape)}; let another group claim it')
+                 precision:str|None=None, # 'float32', 'bfloat16'; None: bfloat16 where it is fast
+                 ) -> torch.Tensor: # of the shape and dtype of G
+    """About UVᵀ of G = USVᵀ, by matrix products alone (Jordan et al. 2024; Amsel et al. 2025)
+
+    Each step computes X ← aX + b(XXᵀ)X + c(XXᵀ)²X. Raises ValueError for what is not a matrix,
+    and for a series that is not in the table.
+    """
+    _need_matrix(G.shape)
     X, tall = _unit(G)                                                # (N,m,n)
     X = X.to(getattr(torch, precision) if precision else _fast_dtype(G))
     for a, b, c in _coefficients(series, steps):
-        A = X @ X.mT                                                  # (N,m,m), the smaller of the two squares
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+        A = X @ X.mT                                                  # (N,m,m), the smaller square
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)                   # bA + cA²
+        X = torch.baddbmm(X, B, X, beta=a)                            # aX + BX
     return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
 # %% ../nbs/09_optimizers.ipynb #2acb0306
 def _muon_scale(shape, scale):
-    if len(shape) < 2: raise ValueError(f'only a matrix can be made orthogonal, and this has shape {tuple(shape)}; let another group claim it')
+    "The factor after the polar factor; raises ValueError for a shape or scale it does not know"
+    _need_matrix(shape)
     m, n = shape[-2:]
     scales = dict(original=math.sqrt(max(1, m/n)), match_rms_adamw=.2*math.sqrt(max(m, n)))
-    if scale not in scales: raise ValueError(f'no scale is called {scale!r}; there are {", ".join(scales)}')
+    if scale not in scales:
+        raise ValueError(f'no scale is called {scale!r}; there are {", ".join(scales)}')
     return scales[scale]
 
 def muon_rule(grad:torch.Tensor, # gradient of a matrix (m,n); never changed
-              state:dict, # keeps the average of the gradients
-              momentum:float=.95, # its memory
+              state:dict, # keeps `momentum`, the average of the gradients
+              momentum:float=.95, # decay rate of the average
               ns_steps:int=5, # steps of `polar_factor`
               series:str='polar_express', # its coefficients, or 'jordan'
               scale:str='original', # √max(1, m/n), or 'match_rms_adamw': 0.2·√max(m, n)
               precision:str|None=None, # as in `polar_factor`
-              ) -> torch.Tensor:
-    "Muon's direction (Jordan et al. 2024): Nesterov momentum made orthogonal; raises ValueError for what is not a matrix"
+              ) -> torch.Tensor: # the direction (m,n)
+    """Muon's direction: Nesterov momentum made orthogonal (Jordan et al. 2024)
+
+    Raises ValueError for what is not a matrix, and for a series or scale that is not there.
+    """
     average = _buffer(state, 'momentum', grad).lerp_(grad, 1 - momentum)
-    return polar_factor(grad.lerp(average, momentum), ns_steps, series, precision) * _muon_scale(grad.shape, scale)
+    ahead = grad.lerp(average, momentum)                              # Nesterov's look ahead
+    orthogonal = polar_factor(ahead, ns_steps, series, precision)
+    return orthogonal * _muon_scale(grad.shape, scale)
 
 # %% ../nbs/09_optimizers.ipynb #fc801b37
 def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
-    (b1, b2), ms, vs = betas, *([_buffer(s, k, g) for s, g in zip(states, grads)] for k in 'mv')
-    torch._foreach_lerp_(ms, grads, 1 - b1)
-    torch._foreach_mul_(vs, b2); torch._foreach_addcmul_(vs, grads, grads, 1 - b2)
-    below = torch._foreach_sqrt(vs)                                   # (√v/√(1−β2ᵗ) + eps)·(1−β1ᵗ), in as few passes as can be
-    torch._foreach_mul_(below, [(1 - b1**t) / math.sqrt(1 - b2**t) for t in step]); torch._foreach_add_(below, [eps*(1 - b1**t) for t in step])
-    return torch._foreach_div(ms, below)
+    "`adamw_rule` for lists of tensors and of step numbers, in as few passes as can be"
+    beta1, beta2 = betas
+    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
+    vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+    torch._foreach_lerp_(ms, grads, 1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, grads, grads, 1 - beta2)
+    corrections1 = [1 - beta1**t for t in step]                       # m̂ = m/c₁
+    corrections2 = [1 - beta2**t for t in step]                       # v̂ = v/c₂
+    # m̂/(√v̂ + eps) = m/(√v·c₁/√c₂ + eps·c₁): both corrections go into the denominator
+    factors = [c1 / math.sqrt(c2) for c1, c2 in zip(corrections1, corrections2)]
+    denominators = torch._foreach_sqrt(vs)
+    torch._foreach_mul_(denominators, factors)
+    torch._foreach_add_(denominators, [eps*c1 for c1 in corrections1])
+    return torch._foreach_div(ms, denominators)
 
 adamw_rule.many = _adamw_many
 
-def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express', scale='original', precision=None):
-    averages, shapes, out = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)], defaultdict(list), [None]*len(grads)
+def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
+               scale='original', precision=None):
+    "`muon_rule` for a list of matrices: those of one shape, dtype and device as one stack"
+    averages = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)]
     torch._foreach_lerp_(averages, grads, 1 - momentum)
     ahead = torch._foreach_lerp(grads, averages, momentum)
-    for i, g in enumerate(grads): shapes[g.shape, g.dtype, g.device].append(i)
-    for (shape, *_), which in shapes.items():
-        stack = polar_factor(torch.stack([ahead[i] for i in which]), ns_steps, series, precision) * _muon_scale(shape, scale)   # (N,m,n)
-        for i, direction in zip(which, stack): out[i] = direction
-    return out
+    alike, directions = defaultdict(list), [None]*len(grads)
+    for i, g in enumerate(grads): alike[g.shape, g.dtype, g.device].append(i)
+    for (shape, *_), which in alike.items():
+        stack = torch.stack([ahead[i] for i in which])                # (N,m,n)
+        orthogonal = polar_factor(stack, ns_steps, series, precision)
+        scaled = orthogonal * _muon_scale(shape, scale)
+        for i, direction in zip(which, scaled): directions[i] = direction
+    return directions
 
 muon_rule.many = _muon_many
 
@@ -125,7 +184,7 @@ def _signature(rule): return inspect.signature(rule).parameters
 
 def _name(f): return getattr(f, '__name__', type(f).__name__).removesuffix('_rule')
 
-def _live(k, v): return callable(v) or k == 'schedule'                # what a state dict leaves out
+def _live(k, v): return callable(v) or k == 'schedule'                # not in a state dict
 
 def _shown(settings):
     hide = 'params', 'param_names', 'rule', *(k for k in settings if k.startswith('initial_'))
@@ -133,56 +192,73 @@ def _shown(settings):
     return ', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in plain.items())
 
 class Group:
-    "A rule, its settings, and the parameters that it wants; raises ValueError for a setting that the rule does not have"
+    """A rule, its settings, and which parameters it takes
+
+    Raises ValueError for a setting that the rule does not have.
+    """
     def __init__(self,
                  rule:Callable, # (grad, state, **settings) → direction
-                 at:Callable|None=None, # (name, param, module) → bool; None wants all that are left
-                 lr:float=1e-3, # length of a step
-                 wd:float=0., # decay: each step takes the share lr·wd of a weight
-                 schedule:Callable|dict|None=None, # this group's own curves (the next chapter); None: the trainer's
+                 at:Callable|None=None, # (name, param, module) → bool; None takes all that are left
+                 lr:float=1e-3, # learning rate: length of a step
+                 wd:float=0., # weight decay: each step takes the fraction lr·wd of a weight
+                 schedule:Callable|dict|None=None, # the group's own curves; None: the trainer's
                  **settings): # the rule's own; the rest keep the defaults in its signature
-        known = {k: p.default for k, p in _signature(rule).items() if p.default is not p.empty}
-        if (odd := sorted(settings.keys() - known)): raise ValueError(f'{_name(rule)} has no setting {", ".join(odd)}; it has {", ".join(["lr", "wd", *known])}')
-        self.rule, self.at, self.settings = rule, at, dict(lr=lr, wd=wd) | known | settings | (dict(schedule=schedule) if schedule else {})
+        parameters = _signature(rule).items()
+        defaults = {k: p.default for k, p in parameters if p.default is not p.empty}
+        unknown = sorted(settings.keys() - defaults)
+        if unknown:
+            known = ', '.join(['lr', 'wd', *defaults])
+            raise ValueError(f'{_name(rule)} has no setting {", ".join(unknown)}; it has {known}')
+        self.rule, self.at = rule, at
+        self.settings = dict(lr=lr, wd=wd) | defaults | settings
+        if schedule: self.settings['schedule'] = schedule
 
-    def __repr__(self): return f'{_name(self.rule)}({_shown(self.settings)}{f", at={_name(self.at)}" if self.at else ""})'
+    def __repr__(self):
+        at = f', at={_name(self.at)}' if self.at else ''
+        return f'{_name(self.rule)}({_shown(self.settings)}{at})'
 
 # %% ../nbs/09_optimizers.ipynb #36ae801f
 def hidden(name:str, # as in model.named_parameters()
            param:nn.Parameter, # the parameter
            module:nn.Module, # the module that owns it
            ) -> bool:
-    "Is it the matrix of a Linear inside `blocks`? Embeddings and the head are not, though they are two-dimensional"
+    """Is it the matrix of a Linear inside `blocks`?
+
+    Embeddings and the head are not, though they are two-dimensional.
+    """
     return isinstance(module, nn.Linear) and param.ndim == 2 and 'blocks' in name.split('.')
 
-def sgd(lr:float=.1, # length of a step
-        momentum:float=0., # memory of the average
-        wd:float=0., # decay
+def sgd(lr:float=.1, # learning rate: length of a step
+        momentum:float=0., # decay rate of the average
+        wd:float=0., # weight decay
         at:Callable|None=None, # which parameters; None: all that are left
-        schedule:Callable|dict|None=None, # this group's own curves
+        schedule:Callable|dict|None=None, # the group's own curves
         ) -> Group:
     "A group that follows `sgd_rule`"
     return Group(sgd_rule, at, lr, wd, schedule, momentum=momentum)
 
 # %% ../nbs/09_optimizers.ipynb #9e21c3af
-def adamw(lr:float=1e-3, # length of a step
-          betas:tuple=(.9,.95), # memory of the two averages
+def adamw(lr:float=1e-3, # learning rate: length of a step
+          betas:tuple=(.9,.95), # decay rates of the two averages
           eps:float=1e-8, # keeps the division finite
-          wd:float=0., # decay
+          wd:float=0., # weight decay
           at:Callable|None=None, # which parameters; None: all that are left
-          schedule:Callable|dict|None=None, # this group's own curves
+          schedule:Callable|dict|None=None, # the group's own curves
           ) -> Group:
     "A group that follows `adamw_rule`"
     return Group(adamw_rule, at, lr, wd, schedule, betas=betas, eps=eps)
 
-def muon(lr:float=.02, # length of a step of an orthogonal matrix
-         momentum:float=.95, # memory of the average
+def muon(lr:float=.02, # learning rate: length of a step of an orthogonal matrix
+         momentum:float=.95, # decay rate of the average
          ns_steps:int=5, # steps of `polar_factor`
-         wd:float=0., # decay
+         wd:float=0., # weight decay
          at:Callable|None=hidden, # which matrices
          **settings, # others of `muon_rule` (series, scale, precision), and `schedule`
          ) -> Group:
-    "A group that follows `muon_rule`, for the matrices inside the blocks"
+    """A group that follows `muon_rule`, for the matrices inside the blocks
+
+    Raises ValueError for a setting that the rule does not have.
+    """
     return Group(muon_rule, at, lr, wd, momentum=momentum, ns_steps=ns_steps, **settings)
 
 # %% ../nbs/09_optimizers.ipynb #2a09b377
@@ -194,62 +270,86 @@ def _owned(model):
             if p not in seen: yield f'{prefix}.{name}' if prefix else name, p, module
             seen.add(p)
 
-def _share(model, groups):
-    "For each group the (name, parameter) pairs that it is the first to claim"
-    taken, lost = [[] for _ in groups], []
+def _assign(model, groups):
+    """For each group the (name, parameter) pairs that it is the first to claim
+
+    Raises ValueError naming those that no group claims.
+    """
+    taken, unclaimed = [[] for _ in groups], []
     for name, p, module in _owned(model):
         if not p.requires_grad: continue
-        claim = next((mine for g, mine in zip(groups, taken) if g.at is None or g.at(name, p, module)), lost)
-        claim.append((name, p))
-    if lost: raise ValueError(f'no group claims {", ".join(n for n, _ in lost)}; end with a group that takes the rest, such as adamw()')
+        claims = (mine for g, mine in zip(groups, taken) if g.at is None or g.at(name, p, module))
+        next(claims, unclaimed).append((name, p))
+    if unclaimed:
+        names = ', '.join(n for n, _ in unclaimed)
+        raise ValueError(f'no group claims {names}; '
+                         'end with a group that takes the rest, such as adamw()')
     return taken
 
 # %% ../nbs/09_optimizers.ipynb #4dbae206
 class Opt(torch.optim.Optimizer):
-    "Rules applied to groups of a model's parameters; raises ValueError naming the parameters that no group claims"
-    extras = {}                                                       # more that a rule may ask for by name: {'hessian': f(param)}
+    """Rules applied to groups of a model's parameters
+
+    Raises ValueError naming the parameters that no group claims; warns of a group without any.
+    """
+    extras = {}          # more that a rule may ask for by name: {'hessian': f(param)}
 
     def __init__(self,
                  model:nn.Module, # whose parameters to train
-                 *groups:Group|Callable): # the first that claims a parameter gets it; a bare rule keeps its defaults
+                 *groups:Group|Callable): # first come, first served; a bare rule keeps its defaults
         groups = [g if isinstance(g, Group) else Group(g) for g in groups]
-        taken = _share(model, groups)
+        taken = _assign(model, groups)
         for g, mine in zip(groups, taken):
             if not mine: warnings.warn(f'{g} claims no parameter')
-        super().__init__([dict(params=mine, rule=g.rule) | g.settings for g, mine in zip(groups, taken) if mine], {})
+        used = [(g, mine) for g, mine in zip(groups, taken) if mine]
+        super().__init__([dict(params=mine, rule=g.rule) | g.settings for g, mine in used], {})
 
     def _rows(self):
         for g in self.param_groups:
-            yield _name(g['rule']), f"{sum(p.numel() for p in g['params']):,}", str(len(g['params'])), _shown(g)
-    def __repr__(self): return '\n'.join(['Opt', *('  ' + ' · '.join(row) for row in self._rows())])
+            params = g['params']
+            size = sum(p.numel() for p in params)
+            yield _name(g['rule']), f'{size:,}', str(len(params)), _shown(g)
+
+    def __repr__(self):
+        return '\n'.join(['Opt', *('  ' + ' · '.join(row) for row in self._rows())])
+
     def _repr_markdown_(self):
-        return '\n'.join(['| rule | parameters | tensors | settings |', '|---|---:|---:|---|', *(f'| {" | ".join(row)} |' for row in self._rows())])
+        head = ['| rule | parameters | tensors | settings |', '|---|---:|---:|---|']
+        return '\n'.join(head + [f'| {" | ".join(row)} |' for row in self._rows()])
 
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 @patch
 def _directions(self:Opt, group, params):
     "What the group's rule answers for `params`, all at once where it can"
     rule, asks = group['rule'], _signature(group['rule'])
-    for p in params: self.state[p]['step'] = self.state[p].get('step', 0) + 1
-    extras = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
-    extras = {k: [f(p) for p in params] for k, f in extras.items() if k in asks}
-    settings = {k: v for k, v in group.items() if k in asks and k not in extras}
     grads, states = [p.grad for p in params], [self.state[p] for p in params]
+    for s in states: s['step'] = s.get('step', 0) + 1
+    offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
+    extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
+    settings = {k: v for k, v in group.items() if k in asks and k not in extras}
     if hasattr(rule, 'many'): return rule.many(grads, states, **extras, **settings)
-    return [rule(g, s, **dict(zip(extras, e)), **settings) for g, s, *e in zip(grads, states, *extras.values())]
+    directions = []
+    for grad, state, *values in zip(grads, states, *extras.values()):
+        directions.append(rule(grad, state, **dict(zip(extras, values)), **settings))
+    return directions
 
 @patch
 @torch.no_grad()
 def step(self:Opt,
          closure:Callable|None=None, # computes the loss again, as torch's optimizers allow
          ) -> torch.Tensor|None:
-    "Decay by lr·wd, then move by lr along the rule's direction: every parameter that has a gradient"
+    """Decay by lr·wd, then move by lr along the rule's direction
+
+    Changes every parameter that has a gradient; returns the closure's loss.
+    """
     with torch.enable_grad(): loss = closure() if closure else None
     for g in self.param_groups:
-        if not (params := [p for p in g['params'] if p.grad is not None]): continue
+        params = [p for p in g['params'] if p.grad is not None]
+        if not params: continue
         directions = self._directions(g, params)
-        if g['wd']: torch._foreach_mul_(params, 1 - g['lr']*g['wd'])
-        torch._foreach_add_(params, directions, alpha=-g['lr'])
+        lr, wd = g['lr'], g['wd']
+        if wd: torch._foreach_mul_(params, 1 - lr*wd)
+        torch._foreach_add_(params, directions, alpha=-lr)
     return loss
 
 # %% ../nbs/09_optimizers.ipynb #77f5a6bf
@@ -257,59 +357,111 @@ def step(self:Opt,
 def state_dict(self:Opt) -> dict:
     "State and settings as plain values; functions stay behind"
     state = super(Opt, self).state_dict()
-    return state | dict(param_groups=[{k: v for k, v in g.items() if not _live(k, v)} for g in state['param_groups']])
+    plain = [{k: v for k, v in g.items() if not _live(k, v)} for g in state['param_groups']]
+    return state | dict(param_groups=plain)
+
+def _group_names(groups): return [g['param_names'] for g in groups]
 
 @patch
 def load_state_dict(self:Opt, state_dict:dict):
-    "Copy in what `state_dict` gave, keeping the functions of this object; raises ValueError if it was saved for other parameters"
-    live, saved = self.param_groups, state_dict['param_groups']
-    names = lambda groups: [g['param_names'] for g in groups]
-    if names(live) != names(saved): raise ValueError(f'saved for the groups {names(saved)}, this optimizer has {names(live)}; build it with the same groups')
+    """Copy in what `state_dict` gave, keeping the functions of this object
+
+    Raises ValueError if it was saved for other parameters.
+    """
+    live = self.param_groups
+    saved, mine = _group_names(state_dict['param_groups']), _group_names(live)
+    if mine != saved:
+        raise ValueError(f'saved for the groups {saved}, this optimizer has {mine}; '
+                         'build it with the same groups')
     super(Opt, self).load_state_dict(copy.deepcopy(state_dict))
-    for new, old in zip(self.param_groups, live): new.update({k: v for k, v in old.items() if _live(k, v)})
+    for new, old in zip(self.param_groups, live):
+        new.update({k: v for k, v in old.items() if _live(k, v)})
 
 # %% ../nbs/09_optimizers.ipynb #6bda8136
 @patch
 def check(self:Opt, model:nn.Module):
-    "Raise ValueError if this optimizer holds parameters that `model` no longer has, or lacks some that should learn"
-    held, now = {p: n for g in self.param_groups for n, p in zip(g['param_names'], g['params'])}, {p: n for n, p, _ in _owned(model)}
-    stale, new = [n for p, n in held.items() if p not in now], [n for p, n in now.items() if p.requires_grad and p not in held]
-    if stale or new: raise ValueError('; '.join([f'the optimizer holds parameters that the model no longer has: {", ".join(stale)}']*bool(stale) +
-        [f'the optimizer does not hold {", ".join(new)}']*bool(new) + ['build Opt again, after the last change to the model']))
+    """Compare with the parameters that `model` has now
+
+    Raises ValueError if this optimizer holds some that are gone, or lacks some that should learn.
+    """
+    named = [pair for g in self.param_groups for pair in zip(g['params'], g['param_names'])]
+    ours, theirs = dict(named), {p: n for n, p, _ in _owned(model)}
+    stale = [n for p, n in ours.items() if p not in theirs]
+    missing = [n for p, n in theirs.items() if p.requires_grad and p not in ours]
+    wrong = []
+    if stale:
+        wrong.append('the optimizer holds parameters that the model no longer has: '
+                     + ', '.join(stale))
+    if missing: wrong.append('the optimizer does not hold ' + ', '.join(missing))
+    if wrong:
+        raise ValueError('; '.join([*wrong, 'build Opt again, after the last change to the model']))
 
 # %% ../nbs/09_optimizers.ipynb #c344f406
-class _Bowl(nn.Module):
-    "Two matrices, pulled to zero"
+class _Quadratic(nn.Module):
+    "Two matrices (8,5) whose loss is half their squared length"
     def __init__(self):
-        super().__init__(); g = torch.Generator().manual_seed(0)
-        self.a, self.b = (nn.Parameter(torch.randn(8, 5, generator=g)) for _ in range(2))
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.a = nn.Parameter(torch.randn(8, 5, generator=g))
+        self.b = nn.Parameter(torch.randn(8, 5, generator=g))
 
-    def height(self): return (self.a.square().sum() + self.b.square().sum()) / 2
+    def loss(self): return (self.a.square().sum() + self.b.square().sum()) / 2
 
-    def roll(self, opt, n):
-        for _ in range(n): opt.zero_grad(); self.height().backward(); opt.step()
-        return torch.stack([self.a.detach(), self.b.detach()])        # (2,8,5)
+    def descend(self, opt, n):
+        "The weights (2,8,5) after n steps"
+        for _ in range(n):
+            opt.zero_grad()
+            self.loss().backward()
+            opt.step()
+        return torch.stack([self.a.detach(), self.b.detach()])
+
+def _five_steps(group):
+    model = _Quadratic()
+    return model.descend(Opt(model, group), 5)
 
 def _continued(group):
     "Five steps with a save and a load after three"
-    one, two = _Bowl(), _Bowl()
-    opt, new, file = Opt(one, group), Opt(two, group), io.BytesIO()
-    one.roll(opt, 3); torch.save((one.state_dict(), opt.state_dict()), file); file.seek(0)
+    one, two, file = _Quadratic(), _Quadratic(), io.BytesIO()
+    opt, new = Opt(one, group), Opt(two, group)
+    one.descend(opt, 3)
+    torch.save((one.state_dict(), opt.state_dict()), file)
+    file.seek(0)
     weights, state = torch.load(file, weights_only=True)
-    two.load_state_dict(weights); new.load_state_dict(state)
-    return two.roll(new, 2)
+    two.load_state_dict(weights)
+    new.load_state_dict(state)
+    return two.descend(new, 2)
+
+def _one_by_one(group):
+    "The same group, its rule without `many`"
+    rule, single = group.rule, copy.copy(group)
+    @functools.wraps(rule, updated=())
+    def bare(*args, **kwargs): return rule(*args, **kwargs)
+    single.rule = bare
+    return single
 
 def check_rule(group:Group|Callable # a rule, or a group that follows it
                ) -> Report:
-    "Try a rule on two matrices: downhill, gradient untouched, same shape and dtype, repeatable, resumable, `many` equal to one by one"
+    """Try a rule on two matrices with a quadratic loss
+
+    Does it go downhill, leave the gradient untouched, keep shape and dtype, repeat itself, continue
+    from its saved state, and is its `many` equal to the rule one by one?
+    """
     group = copy.copy(group) if isinstance(group, Group) else Group(group)
-    group.at, alone = None, copy.copy(group); alone.at, alone.rule = None, functools.wraps(group.rule, updated=())(lambda *a, **kw: group.rule(*a, **kw))
-    bowl = _Bowl(); opt, start = Opt(bowl, group), bowl.height(); start.backward()
-    grads = [bowl.a.grad.clone(), bowl.b.grad.clone()]
-    kept = [(d.shape, d.dtype) == (g.shape, g.dtype) for d, g in zip(opt._directions(opt.param_groups[0], [bowl.a, bowl.b]), grads)]
-    same = torch.equal(grads[0], bowl.a.grad) and torch.equal(grads[1], bowl.b.grad)
-    five, again, slow = (m.roll(Opt(m, g), 5) for m, g in ((_Bowl(), group), (_Bowl(), group), (_Bowl(), alone)))
-    bowl.roll(opt, 100)
-    return Report({'goes down': bool(bowl.height() < start), 'leaves the gradient alone': same, 'keeps shape and dtype': all(kept),
-        'gives the same twice': torch.equal(five, again), 'continues from its saved state': torch.equal(five, _continued(group)),
-        'many at once = one by one': torch.allclose(five, slow, atol=1e-2) if hasattr(group.rule, 'many') else '–'})
+    group.at = None
+    model = _Quadratic()
+    opt, start = Opt(model, group), model.loss()
+    start.backward()
+    grads = [model.a.grad.clone(), model.b.grad.clone()]
+    directions = opt._directions(opt.param_groups[0], [model.a, model.b])
+    kept = [(d.shape, d.dtype) == (g.shape, g.dtype) for d, g in zip(directions, grads)]
+    untouched = torch.equal(grads[0], model.a.grad) and torch.equal(grads[1], model.b.grad)
+    five, again = _five_steps(group), _five_steps(group)
+    slow = _five_steps(_one_by_one(group))
+    model.descend(opt, 100)
+    many = torch.allclose(five, slow, atol=1e-2) if hasattr(group.rule, 'many') else '–'
+    return Report({'goes down': bool(model.loss() < start),
+                   'leaves the gradient alone': untouched,
+                   'keeps shape and dtype': all(kept),
+                   'gives the same twice': torch.equal(five, again),
+                   'continues from its saved state': torch.equal(five, _continued(group)),
+                   'many at once = one by one': many})

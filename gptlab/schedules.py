@@ -13,13 +13,21 @@ from .core import svg_image
 
 # %% ../nbs/10_schedules.ipynb #c51a9e9c
 class Curve:
-    "A function of progress that draws itself: 0 is the first moment of training, 1 the last, beyond them it stays still"
+    """A function of progress that draws itself
+
+    Progress is 0 at the first moment of training and 1 at the last; beyond them the curve is flat.
+    """
     def __init__(self,
                  f:Callable, # progress in [0,1] → multiplier
                  name:str): # shown to the reader
         self.f, self.name = f, name
-    def __call__(self, progress:float) -> float: return float(self.f(min(max(progress, 0.), 1.)))
-    def __mul__(self, other:Callable) -> 'Curve': return Curve(lambda p: self(p) * other(p), f'{self} * {other}')
+
+    def __call__(self, progress:float) -> float:
+        return float(self.f(min(max(progress, 0.), 1.)))
+
+    def __mul__(self, other:Callable) -> 'Curve':
+        return Curve(lambda p: self(p) * other(p), f'{self} * {other}')
+
     def __repr__(self): return self.name
 
     def _repr_html_(self):
@@ -38,65 +46,97 @@ class Curve:
 def piecewise_linear(*corners:tuple, # (progress, multiplier), from left to right
                      name:str|None=None, # shown to the reader
                      ) -> Curve:
-    "Straight lines from corner to corner; raises ValueError if they do not run from left to right within [0,1]"
+    """Straight lines from corner to corner
+
+    Raises ValueError if the corners do not run from left to right within [0,1].
+    """
     xs, ys = zip(*corners)
-    if list(xs) != sorted(xs) or xs[0] < 0 or xs[-1] > 1: raise ValueError(f'the corners of {name or "piecewise_linear"} lie at {xs}; they must go from left to right between 0 and 1')
+    if list(xs) != sorted(xs) or xs[0] < 0 or xs[-1] > 1:
+        raise ValueError(f'the corners of {name or "piecewise_linear"} lie at {xs}; '
+                         'they must go from left to right between 0 and 1')
     def f(p):
         i = bisect.bisect_right(xs, p)
-        if i in (0, len(xs)): return ys[0] if i == 0 else ys[-1]
-        return ys[i-1] + (p - xs[i-1]) / (xs[i] - xs[i-1]) * (ys[i] - ys[i-1])
+        if i == 0: return ys[0]
+        if i == len(xs): return ys[-1]
+        fraction = (p - xs[i-1]) / (xs[i] - xs[i-1])
+        return ys[i-1] + fraction * (ys[i] - ys[i-1])
     return Curve(f, name or f'points{corners}')
 
 # %% ../nbs/10_schedules.ipynb #8fe20de8
-def constant(warmup:float=0. # share of training that climbs from 0
+def constant(warmup:float=0. # fraction of training that climbs from 0
              ) -> Curve:
     "The base value, after an optional warmup"
     return piecewise_linear((0,0), (warmup,1), name=f'constant(warmup={warmup:g})')
 
-def linear(warmup:float=.02, # share that climbs from 0
+def linear(warmup:float=.02, # fraction of training that climbs from 0
            end:float=0., # multiplier at the end
            ) -> Curve:
     "Up in a line, then down in a line"
-    return piecewise_linear((0,0), (warmup,1), (1,end), name=f'linear(warmup={warmup:g}, end={end:g})')
+    name = f'linear(warmup={warmup:g}, end={end:g})'
+    return piecewise_linear((0,0), (warmup,1), (1,end), name=name)
 
-def wsd(warmup:float=.02, # share that climbs from 0
-        cooldown:float=.4, # share that descends at the end
+def wsd(warmup:float=.02, # fraction of training that climbs from 0
+        cooldown:float=.4, # fraction that descends at the end
         end:float=0., # multiplier at the end
         ) -> Curve:
-    "The trapezoid: warm up, stay at 1, cool down in a line (Hu et al. 2024; Hägele et al. 2024); raises ValueError if the two shares overlap"
-    if warmup + cooldown > 1: raise ValueError(f'warmup {warmup:g} and cooldown {cooldown:g} take more than the whole of training; their sum must be 1 or less')
-    return piecewise_linear((0,0), (warmup,1), (1-cooldown,1), (1,end), name=f'wsd(warmup={warmup:g}, cooldown={cooldown:g}, end={end:g})')
+    """The trapezoid: warm up, stay at 1, cool down in a line (Hu et al. 2024; Hägele et al. 2024)
+
+    Raises ValueError if warmup and cooldown overlap.
+    """
+    if warmup + cooldown > 1:
+        raise ValueError(f'warmup {warmup:g} and cooldown {cooldown:g} take more than the whole '
+                         'of training; their sum must be 1 or less')
+    name = f'wsd(warmup={warmup:g}, cooldown={cooldown:g}, end={end:g})'
+    return piecewise_linear((0,0), (warmup,1), (1-cooldown,1), (1,end), name=name)
 
 # %% ../nbs/10_schedules.ipynb #30d33aee
-def cosine(warmup:float=.02, # share that climbs from 0
+def cosine(warmup:float=.02, # fraction of training that climbs from 0
            end:float=.1, # multiplier at the end
            ) -> Curve:
-    "Up in a line, then half a cosine down to `end` (Loshchilov & Hutter 2017)"
-    def fall(p): return end + (1-end) * (1 + math.cos(math.pi * (p-warmup) / (1-warmup))) / 2
-    if not 0 <= warmup < 1: raise ValueError(f'warmup is a share of training and must lie in [0,1), not {warmup:g}')
-    return Curve(lambda p: p/warmup if p < warmup else fall(p), f'cosine(warmup={warmup:g}, end={end:g})')
+    """Up in a line, then half a cosine down to `end` (Loshchilov & Hutter 2017)
 
-def inverse_sqrt(warmup:float=.02, # share that climbs from 0; the curve falls from there
+    Raises ValueError for a warmup outside [0,1).
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f'warmup is a fraction of training and must lie in [0,1), not {warmup:g}')
+    def f(p):
+        if p < warmup: return p/warmup
+        angle = math.pi * (p-warmup) / (1-warmup)                     # 0 … π
+        return end + (1-end) * (1 + math.cos(angle)) / 2
+    return Curve(f, f'cosine(warmup={warmup:g}, end={end:g})')
+
+def inverse_sqrt(warmup:float=.02, # fraction that climbs from 0; the curve falls from there
                  power:float=.5, # steepness
                  ) -> Curve:
-    "Up in a line, then (warmup/progress)^power: falls fast, then ever more slowly, without an end (Vaswani et al. 2017, eq. 3)"
-    if not 0 < warmup <= 1: raise ValueError(f'warmup sets the scale of the curve and must lie in (0,1], not {warmup:g}')
-    return Curve(lambda p: p/warmup if p < warmup else (warmup/p)**power, f'inverse_sqrt(warmup={warmup:g}, power={power:g})')
+    """Up in a line, then (warmup/progress)^power (Vaswani et al. 2017, eq. 3)
+
+    Falls fast, then ever more slowly, without an end. Raises ValueError for a warmup outside (0,1].
+    """
+    if not 0 < warmup <= 1:
+        raise ValueError('warmup sets the scale of the curve and must lie in (0,1], '
+                         f'not {warmup:g}')
+    def f(p): return p/warmup if p < warmup else (warmup/p)**power
+    return Curve(f, f'inverse_sqrt(warmup={warmup:g}, power={power:g})')
 
 # %% ../nbs/10_schedules.ipynb #78500c4b
 def plot_curves(**curves:Callable):
     "Draw curves of progress in one picture; returns the axes"
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6,2.6))
-    for name, curve in curves.items(): ax.plot([i/500 for i in range(501)], [curve(i/500) for i in range(501)], label=name)
-    ax.set(xlabel='progress', ylabel='multiplier'); ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1,1))
+    xs = [i/500 for i in range(501)]
+    for name, curve in curves.items(): ax.plot(xs, [curve(x) for x in xs], label=name)
+    ax.set(xlabel='progress', ylabel='multiplier')
+    ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1,1))
     return ax
 
 # %% ../nbs/10_schedules.ipynb #b37d2aaf
 _also = dict(wd='weight_decay', weight_decay='wd')                    # torch's name, and ours
 
 def _find(group, setting):
-    "The key under which this group keeps the setting; momentum is the first of Adam's betas; None if it has no such thing"
+    """The key under which this group keeps the setting; None if it has no such thing
+
+    Momentum is the first of Adam's betas.
+    """
     if setting in group: return setting
     if setting == 'momentum' and 'betas' in group: return 'betas'
     return _also.get(setting) if _also.get(setting) in group else None
@@ -110,17 +150,25 @@ def _scale(group, key, by):
 @functools.cache
 def _asks_run(curve): return 'run' in inspect.signature(curve).parameters
 
-def _as_dict(schedule): return schedule if isinstance(schedule, dict) else {} if schedule is None else dict(lr=schedule)
+def _as_dict(schedule):
+    if schedule is None: return {}
+    return schedule if isinstance(schedule, dict) else dict(lr=schedule)
 
 def apply_schedule(opt:torch.optim.Optimizer, # any torch optimizer
-                   schedule:Callable|dict|None, # a curve for lr, or {setting: curve}; a group's own 'schedule' goes first
+                   schedule:Callable|dict|None, # a curve for lr, or {setting: curve}
                    progress:float, # 0 at the start, 1 at the end; clamped
-                   run:dict|None=None, # the last numbers of the run, for curves that ask for `run`
+                   run:dict|None=None, # the run's last numbers, for curves that ask for `run`
                    ):
-    "Set each setting to its base value times its curve; raises ValueError for a setting that no group has"
-    p, found = min(max(progress, 0.), 1.), set()
+    """Set each setting of each group to its base value times its curve
+
+    A group's own 'schedule' goes first. Raises ValueError for a setting that no group has.
+    """
+    p, found, common = min(max(progress, 0.), 1.), set(), _as_dict(schedule)
     for group in opt.param_groups:
-        for setting, curve in (_as_dict(schedule) | _as_dict(group.get('schedule'))).items():
+        for setting, curve in (common | _as_dict(group.get('schedule'))).items():
             if (key := _find(group, setting)) is None: continue
-            _scale(group, key, curve(p, run=run or {}) if _asks_run(curve) else curve(p)); found.add(setting)
-    if (lost := _as_dict(schedule).keys() - found): raise ValueError(f'no group has the setting {", ".join(sorted(lost))}')
+            multiplier = curve(p, run=run or {}) if _asks_run(curve) else curve(p)
+            _scale(group, key, multiplier)
+            found.add(setting)
+    if (missing := common.keys() - found):
+        raise ValueError(f'no group has the setting {", ".join(sorted(missing))}')
