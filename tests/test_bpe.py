@@ -106,7 +106,7 @@ def test_no_piece_is_cut_in_two(pattern):
     parts = list(bpe._parts(MANUAL + '\n'.join(FUZZ), 20_000))
     assert len(parts) > 5 and ''.join(parts) == MANUAL + '\n'.join(FUZZ)
     whole = Counter(regex.findall(pattern, MANUAL + '\n'.join(FUZZ)))
-    assert bpe._cut_long(whole) == count_pieces(parts, pattern) == count_pieces(''.join(parts), pattern)
+    assert bpe._split_long(whole) == count_pieces(parts, pattern) == count_pieces(''.join(parts), pattern)
 
 
 def test_a_pattern_of_ones_own_gets_whole_documents(monkeypatch):
@@ -361,9 +361,9 @@ def test_a_tokenizer_json_that_is_none_of_ours(trained, tmp_path):
     says('changes the text', lambda d: d.update(normalizer=dict(type='NFC')))
     says('draws merges at random', lambda d: d['model'].update(dropout=.1))
     for pre in (dict(type='Whitespace'), dict(type='ByteLevel', add_prefix_space=True, use_regex=True), dict(type='ByteLevel', add_prefix_space=False, use_regex=False)):
-        says('does not cut by one pattern', partial(dict.update, pre_tokenizer=pre))
-    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][0].update(behavior='MergedWithNext'))
-    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][1].update(use_regex=True))
+        says('not one pattern', partial(dict.update, pre_tokenizer=pre))
+    says('not one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][0].update(behavior='MergedWithNext'))
+    says('not one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][1].update(use_regex=True))
     says('specials', lambda d: d['added_tokens'][0].update(id=5000))
     says('cannot be read as a BPE over bytes', lambda d: d.pop('model'))
     says('the bytes are not ids 0 to 255', lambda d: d['model']['vocab'].update({'a': 98, 'b': 97}))
