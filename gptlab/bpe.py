@@ -141,17 +141,17 @@ def _refuse_special(text, special):
                      'or choose another name')
 
 def _parts(doc, size):
-    "A document in parts of at least `size` characters, split before single blanks"
+    "A document in parts of at least `size` characters, split before single spaces"
     at = 0
     while len(doc) - at > size and (m := _gap.search(doc, at+size)):
         yield doc[at:m.start()]
         at = m.start()
     yield doc[at:]
 
-def _loads(docs, size, cut=True):
+def _loads(docs, size, split=True):
     "Lists of texts with about `size` characters each"
     load, n = [], 0
-    parts = chain.from_iterable(_parts(d, size) for d in docs) if cut else docs
+    parts = chain.from_iterable(_parts(d, size) for d in docs) if split else docs
     for part in parts:
         load.append(part)
         n += len(part)
@@ -260,9 +260,9 @@ def _spell(merges):
     return raw
 
 def as_names(special:str|Iterable[str]) -> list[str]:
-    """Names of special tokens as a list; a str is one name
+    """Names of special tokens as a list; a str is one name, '' is none
 
-    Raises ValueError for what is no name: anything but a str, or an empty one."""
+    Raises ValueError for a list that holds anything but a str, or an empty one."""
     names = [special] if isinstance(special, str) and special else list(special)
     if (odd := [n for n in names if not (isinstance(n, str) and n)]):
         raise ValueError(f'{odd[0]!r} is no name; '
@@ -348,8 +348,8 @@ def train(cls:BPE,
     return tok
 
 # %% ../nbs/02_bpe.ipynb #3fb80746
-def _has_long_blank(text):
-    "Has it a run of blanks so long that tiktoken's regex overflows its stack?"
+def _has_long_space(text):
+    "Has it so much white space in a row that tiktoken's regex overflows its stack?"
     starts = range(0, len(text), 50000)
     return len(text) > 50000 and any(text[i:i+50000].isspace() for i in starts)
 
@@ -362,7 +362,7 @@ def _encode_by_regex(tok, text):
 
 def _encode_ordinary(tok, text):
     "The ids of a text without specials"
-    if _has_long_blank(text): return _encode_by_regex(tok, text)
+    if _has_long_space(text): return _encode_by_regex(tok, text)
     try:
         return tok._fast.encode_ordinary(text)
     except BaseException as e:

@@ -245,7 +245,9 @@ def encode(self:CharTokenizer,
            text:str, # characters of the alphabet only
            bos:bool=False, # begin with the bos id?
            ) -> list[int]:
-    "One id a character; raises ValueError that names an unknown one, its position, and what to do"
+    """One id a character
+
+    Raises ValueError that names an unknown one, its position, and what to do."""
     utf8(text)
     try:
         return self.start(bos) + [self._ids[c] for c in text]

@@ -399,7 +399,7 @@ def _read_hf(d):
     model, special = d['model'], {a['content']: a['id'] for a in d.get('added_tokens', ())}
     if d.get('normalizer'): raise ValueError('it changes the text first')
     ranks = {_unwritten(s): i for s, i in model['vocab'].items() if s not in special}
-    # in older files a pair is one text with a blank in it
+    # in older files a pair is one text with a space in it
     pairs  = [m.split(' ') if isinstance(m, str) else m for m in model['merges']]
     merges = [tuple(map(_unwritten, pair)) for pair in pairs]
     return ranks, merges, _pattern_of(d.get('pre_tokenizer')), special
@@ -705,7 +705,7 @@ def encode(self:SentencePieceTokenizer,
     "The ids of a text; raises TypeError or ValueError for what is no text"
     utf8(text)
     if self.lossy or '▁' not in text: return self.start(bos) + self.sp.encode(text)
-    # the library reads ▁ as a blank: it is spelt by its bytes instead
+    # the library reads ▁ as a space: it is spelt by its bytes instead
     sign = [self._bytes.get(bytes([b]), self.sp.unk_id()) for b in '▁'.encode()]
     first, *rest = self.sp.encode(text.split('▁'))
     return self.start(bos) + first + [i for r in rest for i in sign + r]
