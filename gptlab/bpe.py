@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN', 'PUNCTUATION_PATTERN', 'PATTERNS', 'merge_pair',
-           'find_pattern', 'learn_merges', 'count_pieces', 'BPE', 'learn', 'VocabView', 'show_vocab']
+           'find_pattern', 'learn_merges', 'check_pattern', 'count_pieces', 'as_names', 'as_vocab_size', 'BPE', 'learn',
+           'VocabView', 'show_vocab']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
 import heapq, html, operator, os, sys, warnings
@@ -17,7 +18,7 @@ from itertools import chain, islice
 from multiprocessing import get_context
 import regex, tiktoken
 from fastcore.basics import patch
-from .tokenizer import BOS, Tokenizer, _texts, show_tokens, utf8
+from .tokenizer import BOS, Tokenizer, as_texts, show_tokens, utf8
 
 # %% ../nbs/02_bpe.ipynb #a8c45d4a
 def merge_pair(ids:list[int], # a row of ids
@@ -32,42 +33,57 @@ def merge_pair(ids:list[int], # a row of ids
     return out
 
 # %% ../nbs/02_bpe.ipynb #6d261510
-GPT2_PATTERN   = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-CL100K_PATTERN = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
-O200K_PATTERN  = '|'.join([r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-                           r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-                           r'\p{N}{1,3}', r' ?[^\s\p{L}\p{N}]+[\r\n/]*', r'\s*[\r\n]+', r'\s+(?!\S)', r'\s+'])
+GPT2_PATTERN   = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CL100K_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+                  r'| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s')
+O200K_PATTERN  = '|'.join([
+    r'[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",                 # lower case, perhaps after capitals
+    r'[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",                 # capitals, perhaps before lower case
+    r'\p{N}{1,3}', r' ?[^\s\p{L}\p{N}]+[\r\n/]*', r'\s*[\r\n]+', r'\s+(?!\S)', r'\s+'])
 NANOCHAT_PATTERN    = CL100K_PATTERN.replace('{1,3}', '{1,2}')
-PUNCTUATION_PATTERN = r' ?[\p{L}\p{M}\p{N}]+|[^\s\p{L}\p{M}\p{N}]|\s+(?!\S)|\s'       # each sign alone
-PATTERNS = dict(gpt2=GPT2_PATTERN, cl100k=CL100K_PATTERN, o200k=O200K_PATTERN, nanochat=NANOCHAT_PATTERN, punctuation=PUNCTUATION_PATTERN)
+PUNCTUATION_PATTERN = r' ?[\p{L}\p{M}\p{N}]+|[^\s\p{L}\p{M}\p{N}]|\s+(?!\S)|\s'   # each sign alone
+PATTERNS = dict(gpt2=GPT2_PATTERN, cl100k=CL100K_PATTERN, o200k=O200K_PATTERN,
+                nanochat=NANOCHAT_PATTERN, punctuation=PUNCTUATION_PATTERN)
 
 def find_pattern(name:str) -> str:
     "The regex of a name in PATTERNS; raises ValueError that suggests the nearest"
     if name in PATTERNS: return PATTERNS[name]
-    raise ValueError(f'there is no pattern {name!r}; did you mean {(get_close_matches(name, PATTERNS, 1, 0) or ["gpt2"])[0]!r}? There are: {", ".join(PATTERNS)}')
+    near = (get_close_matches(name, PATTERNS, 1, 0) or ['gpt2'])[0]
+    raise ValueError(f'there is no pattern {name!r}; did you mean {near!r}? '
+                     f'There are: {", ".join(PATTERNS)}')
 
 # %% ../nbs/02_bpe.ipynb #b34d070b
 def _count_pairs(words, counts):
-    pairs, where = Counter(), defaultdict(list)                       # pair -> how often; pair -> words that hold it
+    "How often each pair of neighbours occurs, and the words that hold it"
+    pairs, where = Counter(), defaultdict(list)       # pair -> count; pair -> indices of words
     for i, (w, c) in enumerate(zip(words, counts)):
-        for x, y in zip(w, w[1:]): pairs[x+y] += c; where[x+y].append(i)
+        for x, y in zip(w, w[1:]):
+            pairs[x+y] += c
+            where[x+y].append(i)
     return pairs, where
 
 def _replace(words, counts, where, pair, new):
     "Write `new` for `pair` in the words that hold it; returns how the counts of pairs change"
     (a, b), change = pair, Counter()
     for i in where.pop(pair):
-        if pair not in words[i]: continue                             # an earlier merge took it away
+        if pair not in words[i]: continue             # an earlier merge took it away
         words[i], c = words[i].replace(pair, new), counts[i]
         for x, y in zip(words[i], words[i][1:]):
-            if x == new or y == new:
-                change[(b if x == new else x) + (a if y == new else y)] -= c
-                change[x+y] += c; where[x+y].append(i)
+            if x != new and y != new: continue
+            before = (b if x == new else x) + (a if y == new else y)
+            change[before] -= c
+            change[x+y] += c
+            where[x+y].append(i)
     return change
 
 # %% ../nbs/02_bpe.ipynb #bcc38ccd
 def _pop_best(heap, pairs):
-    "The commonest pair, or None. An entry may be too high, never too low: a count that grew was pushed anew; one that shrank is corrected here"
+    """The commonest pair, or None
+
+    An entry may be too high, never too low: a count that grew was pushed anew; one that shrank
+    is corrected here."""
     while heap:
         n, pair = heapq.heappop(heap)
         if pairs[pair] == -n: return pair
@@ -75,17 +91,24 @@ def _pop_best(heap, pairs):
 
 def learn_merges(counts:dict[str,int], # piece -> how often it occurs
                  n:int, # how many merges
-                 order:Sequence[int]=range(256), # the 256 bytes in the order that decides between ties; later ids follow
+                 order:Sequence[int]=range(256), # the bytes as ties prefer them; later ids follow
                  ) -> list[tuple[int,int]]:
-    "The `n` merges, or fewer when all pieces are whole; merge k makes id 256+k. Highest count first, ties to the smallest pair of ids"
-    if sorted(order) != list(range(256)): raise ValueError('order must hold each of the 256 bytes once')
+    """The `n` merges, or fewer when all pieces are whole; merge k makes id 256+k
+
+    Highest count first, ties to the smallest pair of ids (Sennrich et al. 2016, over bytes).
+    Raises ValueError where `order` does not hold each of the 256 bytes once."""
+    if sorted(order) != list(range(256)):
+        raise ValueError('order must hold each of the 256 bytes once')
     table = bytes.maketrans(bytes(order), bytes(range(256)))
-    words, weights, merges = [utf8(p).translate(table).decode('latin-1') for p in counts], list(counts.values()), []
+    words = [utf8(p).translate(table).decode('latin-1') for p in counts]
+    weights, merges = list(counts.values()), []
     pairs, where = _count_pairs(words, weights)
-    heap = [(-c, p) for p, c in pairs.items()]; heapq.heapify(heap)
+    heap = [(-c, p) for p, c in pairs.items()]
+    heapq.heapify(heap)
     while len(merges) < n and (best := _pop_best(heap, pairs)):
         change = _replace(words, weights, where, best, chr(256+len(merges)))
-        pairs.update(change); del pairs[best], change[best]           # a Counter forgives what it does not hold
+        pairs.update(change)
+        del pairs[best], change[best]                 # a Counter forgives what it does not hold
         for p, d in change.items():
             if d > 0: heapq.heappush(heap, (-pairs[p], p))
         merges.append(tuple(order[ord(c)] if ord(c) < 256 else ord(c) for c in best))
@@ -96,47 +119,80 @@ _gap = regex.compile(r'(?<=\S) (?=\S)')
 
 def _documents(text, special=(), boundaries=()):
     "Each document, checked; `text` is one str or gives many"
-    try: docs = iter([text] if isinstance(text, str) else text)
-    except TypeError: raise TypeError(f'expected a text or many texts, got {type(text).__name__}; read the file first') from None
-    cut = regex.compile('|'.join(map(regex.escape, boundaries)) or r'(?!)')
+    try:
+        docs = iter([text] if isinstance(text, str) else text)
+    except TypeError:
+        raise TypeError(f'expected a text or many texts, got {type(text).__name__}; '
+                        'read the file first') from None
+    delimiter = regex.compile('|'.join(map(regex.escape, boundaries)) or r'(?!)')
     for d in docs:
         utf8(d)
-        for part in cut.split(d) if boundaries else [d]:
-            if (s := next((s for s in special if s in part), None)):
-                raise ValueError(f'the special token {s!r} occurs in the text, at {part[max(0, part.find(s)-20):][:60]!r}; '
-                                 f'boundaries=[{s!r}] cuts the text there, or remove it, or choose another name')
+        for part in delimiter.split(d) if boundaries else [d]:
+            _refuse_special(part, special)
             yield part
 
+def _refuse_special(text, special):
+    "Raise ValueError where the text holds the name of a special"
+    name = next((s for s in special if s in text), None)
+    if name is None: return
+    at = max(0, text.find(name) - 20)
+    raise ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
+                     f'boundaries=[{name!r}] cuts the text there, or remove it, '
+                     'or choose another name')
+
 def _parts(doc, size):
+    "A document in parts of at least `size` characters, split before single spaces"
     at = 0
-    while len(doc) - at > size and (m := _gap.search(doc, at+size)): yield doc[at:m.start()]; at = m.start()
+    while len(doc) - at > size and (m := _gap.search(doc, at+size)):
+        yield doc[at:m.start()]
+        at = m.start()
     yield doc[at:]
 
-def _loads(docs, size, cut=True):
+def _loads(docs, size, split=True):
     "Lists of texts with about `size` characters each"
     load, n = [], 0
-    for part in chain.from_iterable(_parts(d, size) for d in docs) if cut else docs:
-        load.append(part); n += len(part)
-        if n >= size: yield load; load, n = [], 0
+    parts = chain.from_iterable(_parts(d, size) for d in docs) if split else docs
+    for part in parts:
+        load.append(part)
+        n += len(part)
+        if n < size: continue
+        yield load
+        load, n = [], 0
     if load: yield load
 
 # %% ../nbs/02_bpe.ipynb #50881289
 @cache
-def _known_to_tiktoken(pattern):
+def _check_tiktoken(pattern):
     "What encodes must read the pattern too, or a tokenizer is learnt that cannot be used"
-    try: tiktoken.Encoding('gptlab', pat_str=pattern, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={})
-    except ValueError as e: raise ValueError(f'the pattern {pattern!r} means something to regex but not to tiktoken, which encodes: {" ".join(str(e).split())}') from None
+    byte_ranks = {bytes([i]): i for i in range(256)}
+    try:
+        tiktoken.Encoding('gptlab', pat_str=pattern, mergeable_ranks=byte_ranks, special_tokens={})
+    except ValueError as e:
+        raise ValueError(f'the pattern {pattern!r} means something to regex but not to tiktoken, '
+                         f'which encodes: {" ".join(str(e).split())}') from None
 
-def _checked(pattern):
-    try: groups = regex.compile(pattern).groups
-    except (regex.error, TypeError) as e: raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
-    if pattern in PATTERNS: raise ValueError(f'{pattern!r} is the name of a pattern; pass find_pattern({pattern!r}), its regex')
-    if groups: raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
-    if regex.fullmatch(pattern, ''): raise ValueError(f'the pattern {pattern!r} matches nothing at all, too; write + where it has *')
-    _known_to_tiktoken(pattern)
+def check_pattern(pattern:str) -> str:
+    """The same pattern, if a tokenizer can split by it
+
+    Raises ValueError for what is no regular expression or only the name of one, has groups that
+    capture, matches the empty text, or is unknown to tiktoken."""
+    try:
+        groups = regex.compile(pattern).groups
+    except (regex.error, TypeError) as e:
+        raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
+    if pattern in PATTERNS:
+        raise ValueError(f'{pattern!r} is the name of a pattern; '
+                         f'pass find_pattern({pattern!r}), its regex')
+    if groups:
+        raise ValueError(f'the pattern {pattern!r} has groups that capture; write them (?:…)')
+    if regex.fullmatch(pattern, ''):
+        raise ValueError(f'the pattern {pattern!r} matches nothing at all, too; '
+                         'write + where it has *')
+    _check_tiktoken(pattern)
     return pattern
 
-def _cut_long(counts, most=100):
+def _split_long(counts, most=100):
+    "The counts with pieces of at most `most` characters"
     for p in [p for p in counts if len(p) > most]:
         n = counts.pop(p)
         for i in range(0, len(p), most): counts[p[i:i+most]] += n
@@ -146,40 +202,50 @@ def _count(pattern, texts):
     "The pieces of some texts; other processes run this"
     found  = chain.from_iterable(map(regex.compile(pattern).finditer, texts))
     counts = Counter(map(regex.Match.group, found))
-    if '' in counts or sum(len(p)*n for p, n in counts.items()) != sum(map(len, texts)):
-        raise ValueError(f'the pattern {pattern!r} leaves out part of the text, or cuts out empty pieces; let its last branch match everything else, as |[\\s\\S]')
-    return _cut_long(counts)
+    n_chars = sum(len(p)*n for p, n in counts.items())
+    if '' in counts or n_chars != sum(map(len, texts)):
+        raise ValueError(f'the pattern {pattern!r} leaves out part of the text, or cuts out empty '
+                         'pieces; let its last branch match everything else, as |[\\s\\S]')
+    return _split_long(counts)
 
 # %% ../nbs/02_bpe.ipynb #76ddb64b
 def _pool(workers):
     "Processes that have shown that they start, or None"
     try:
-        pool = ProcessPoolExecutor(workers, get_context('fork' if sys.platform == 'linux' else 'spawn'))
+        method = 'fork' if sys.platform == 'linux' else 'spawn'
+        pool = ProcessPoolExecutor(workers, get_context(method))
         pool.submit(int).result()
         return pool
     except (OSError, RuntimeError, AssertionError, ImportError) as e:
-        warnings.warn(f'counting in one process: others could not start ({type(e).__name__})', stacklevel=2)
+        warnings.warn(f'counting in one process: others could not start ({type(e).__name__})',
+                      stacklevel=2)
 
 def _spread(f, loads, workers):
     "`f` of each load, in order, in several processes; few loads are in memory at a time"
-    if workers < 2 or not (pool := _pool(workers)): yield from map(f, loads); return
+    if workers < 2 or not (pool := _pool(workers)):
+        yield from map(f, loads)
+        return
     with pool:
-        held = deque()
+        pending = deque()
         for load in loads:
-            held.append(pool.submit(f, load))
-            if len(held) > 2*workers: yield held.popleft().result()
-        while held: yield held.popleft().result()
+            pending.append(pool.submit(f, load))
+            if len(pending) > 2*workers: yield pending.popleft().result()
+        while pending: yield pending.popleft().result()
 
 def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
                  pattern:str=GPT2_PATTERN, # a regex that matches all text, in pieces
-                 workers:int|None=None, # processes for what exceeds 8 MB; None takes one a core
+                 workers:int|None=None, # processes for what exceeds 8 MB; None: one a core
                  ) -> Counter:
-    "How often each piece occurs; raises ValueError for a pattern that is no regex, or leaves text out"
-    f, total = partial(_count, _checked(pattern)), Counter()
+    """How often each piece occurs
+
+    Raises ValueError for a pattern that is no regex, or leaves text out."""
+    f, total = partial(_count, check_pattern(pattern)), Counter()
     loads = _loads(_documents(text), 2**22, pattern in PATTERNS.values())
-    for c in map(f, islice(loads, 2)): total.update(c)                # done before a process has started
+    # done before a process has started
+    for c in map(f, islice(loads, 2)): total.update(c)
     for load in loads:
-        for c in _spread(f, chain([load], loads), workers or os.cpu_count() or 1): total.update(c)
+        rest = chain([load], loads)
+        for c in _spread(f, rest, workers or os.cpu_count() or 1): total.update(c)
     return total
 
 # %% ../nbs/02_bpe.ipynb #b35d2448
@@ -187,43 +253,68 @@ def _spell(merges):
     "The bytes of each id"
     raw = [bytes([i]) for i in range(256)]
     for a, b in merges:
-        if not (0 <= a < len(raw) and 0 <= b < len(raw)): raise ValueError(f'merge {len(raw)-256} joins {a} and {b}, but only ids below {len(raw)} exist by then')
+        if not (0 <= a < len(raw) and 0 <= b < len(raw)):
+            raise ValueError(f'merge {len(raw)-256} joins {a} and {b}, '
+                             f'but only ids below {len(raw)} exist by then')
         raw.append(raw[a] + raw[b])
     return raw
 
-def _names(special):
-    "Names as a list; a str is one name"
+def as_names(special:str|Iterable[str]) -> list[str]:
+    """Names of special tokens as a list; a str is one name, '' is none
+
+    Raises ValueError for a list that holds anything but a str, or an empty one."""
     names = [special] if isinstance(special, str) and special else list(special)
-    if (odd := [n for n in names if not (isinstance(n, str) and n)]): raise ValueError(f'{odd[0]!r} is no name; pass names such as {BOS!r}, each a str that is not empty')
+    if (odd := [n for n in names if not (isinstance(n, str) and n)]):
+        raise ValueError(f'{odd[0]!r} is no name; '
+                         f'pass names such as {BOS!r}, each a str that is not empty')
     return names
 
-def _whole(n):
-    try: return operator.index(n)
-    except TypeError: raise TypeError(f'vocab_size must be a whole number such as 1024, not {n!r}') from None
+def as_vocab_size(n:int) -> int:
+    "The size of a vocabulary as an int; raises TypeError for what is no whole number"
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise TypeError(f'vocab_size must be a whole number such as 1024, not {n!r}') from None
 
 class BPE(Tokenizer):
-    "Byte-pair encoding (Sennrich et al. 2016) over bytes (GPT-2): 256 bytes, then merges, then specials"
-    def __init__(self, merges:Iterable[tuple[int,int]], # pairs of ids; merge k makes id 256+k
-                 pattern:str=GPT2_PATTERN, # cuts text into pieces that no merge crosses
+    """Byte-pair encoding (Sennrich et al. 2016) over bytes (GPT-2)
+
+    256 bytes, then merges, then specials. Raises ValueError for merges of ids that do not exist
+    by then, for two tokens that spell the same bytes, and for a pattern that cannot be used."""
+    def __init__(self,
+                 merges:Iterable[tuple[int,int]], # pairs of ids; merge k makes id 256+k
+                 pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
                  special:Iterable[str]=(BOS,), # names of ids that stand for no text
                  ):
-        self.merges, self.pattern, names = [(int(a), int(b)) for a, b in merges], _checked(pattern), _names(special)
-        self._raw = _spell(self.merges)
-        self.ranks = {b: i for i, b in enumerate(self._raw)}              # bytes -> id
+        self.merges = [(int(a), int(b)) for a, b in merges]
+        self.pattern, names = check_pattern(pattern), as_names(special)
+        self._raw  = _spell(self.merges)
+        self.ranks = {b: i for i, b in enumerate(self._raw)}            # bytes -> id
         self.special = {s: len(self._raw)+i for i, s in enumerate(names)}
         self.vocab_size = len(self._raw) + len(names)
-        if len(self.ranks) < len(self._raw) or len(self.special) < len(names): raise ValueError('two merges spell the same bytes, or two specials have one name')
+        if len(self.ranks) < len(self._raw) or len(self.special) < len(names):
+            raise ValueError('two merges spell the same bytes, or two specials have one name')
 
     @cached_property
-    def _fast(self): return tiktoken.Encoding('gptlab', pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
-    def __getstate__(self): return {k: v for k, v in vars(self).items() if k != '_fast'}      # it is made again elsewhere
-    def settings(self) -> dict: return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))
-    def __repr__(self): return f'BPE, {self.vocab_size:,} ids: 256 bytes, {len(self.merges):,} merges, {len(self.special)} special'
+    def _fast(self):
+        return tiktoken.Encoding('gptlab', pat_str=self.pattern, mergeable_ranks=self.ranks,
+                                 special_tokens=self.special)
+
+    def __getstate__(self):
+        # the encoding is made again elsewhere
+        return {k: v for k, v in vars(self).items() if k != '_fast'}
+
+    def settings(self) -> dict:
+        return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))
+
+    def __repr__(self):
+        parts = f'256 bytes, {len(self.merges):,} merges, {len(self.special)} special'
+        return f'BPE, {self.vocab_size:,} ids: {parts}'
 
 # %% ../nbs/02_bpe.ipynb #1bd8426e
 def learn(docs:Iterable[str], # documents
           n:int, # how many merges
-          pattern:str, # cuts text into pieces
+          pattern:str, # splits text into pieces
           workers:int|None=None, # processes that count; None takes one a core
           ) -> list[tuple[int,int]]:
     "The merges of a text: an engine for `BPE.train`, in plain Python"
@@ -233,55 +324,84 @@ def learn(docs:Iterable[str], # documents
 def train(cls:BPE,
           text:str|Iterable[str], # a text, or documents; their order does not matter
           vocab_size:int=1024, # bytes, merges and specials together
-          pattern:str=GPT2_PATTERN, # cuts text into pieces that no merge crosses
+          pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
           special:Iterable[str]=(BOS,), # names of ids that stand for no text
-          boundaries:Iterable[str]=(), # marks between documents, such as <|endoftext|>: the text is cut there, they are not learnt
-          engine:Callable=learn, # engine(docs, n, pattern) gives the merges: learn, or the shelf's rustbpe_engine, tokenizers_engine
+          boundaries:Iterable[str]=(), # delimiters of documents, as <|endoftext|>: not learnt
+          engine:Callable=learn, # engine(docs, n, pattern) gives merges; the shelf has others
           ) -> BPE:
-    "Learn the merges of a text; raises ValueError for an empty text, one that holds a special's name, or a vocabulary too small for the bytes"
-    special, docs, vocab_size = _names(special), _documents(text, _names(special), _names(boundaries)), _whole(vocab_size)
+    """Learn the merges of a text
+
+    The text is split at `boundaries`. Raises ValueError for an empty text, one that holds
+    a special's name, or a vocabulary too small for the bytes."""
+    special, boundaries = as_names(special), as_names(boundaries)
+    docs, vocab_size = _documents(text, special, boundaries), as_vocab_size(vocab_size)
     if (n := vocab_size - 256 - len(special)) < 0:
-        raise ValueError(f'vocab_size={vocab_size} is too small: 256 bytes and {len(special)} specials need {256+len(special)}')
-    _checked(pattern)
-    if not (first := next(filter(None, docs), '')): raise ValueError('the text is empty; pass some text, or a list of documents')
+        raise ValueError(f'vocab_size={vocab_size} is too small: 256 bytes and '
+                         f'{len(special)} specials need {256+len(special)}')
+    check_pattern(pattern)
+    if not (first := next(filter(None, docs), '')):
+        raise ValueError('the text is empty; pass some text, or a list of documents')
     tok = cls(engine(chain([first], docs), n, pattern), pattern, special)
-    if tok.vocab_size < vocab_size: print(f'every piece is whole after {len(tok.merges)} merges: vocab_size is {tok.vocab_size}, not {vocab_size}')
+    if tok.vocab_size < vocab_size:
+        print(f'every piece is whole after {len(tok.merges)} merges: '
+              f'vocab_size is {tok.vocab_size}, not {vocab_size}')
     return tok
 
 # %% ../nbs/02_bpe.ipynb #3fb80746
-def _vast(text):
-    "Has it a run of blanks so long that tiktoken's regex overflows its stack?"
-    return len(text) > 50000 and any(text[i:i+50000].isspace() for i in range(0, len(text), 50000))
+def _has_long_space(text):
+    "Has it so much white space in a row that tiktoken's regex overflows its stack?"
+    starts = range(0, len(text), 50000)
+    return len(text) > 50000 and any(text[i:i+50000].isspace() for i in starts)
 
-def _by_regex(tok, text): return [i for p in regex.finditer(tok.pattern, text) for i in tok._fast._encode_single_piece(p[0].encode())]
+def _encode_by_regex(tok, text):
+    "As tiktoken encodes, but split by the package regex"
+    ids = []
+    for piece in regex.finditer(tok.pattern, text):
+        ids += tok._fast._encode_single_piece(piece[0].encode())
+    return ids
 
-def _ids(tok, text):
-    if _vast(text): return _by_regex(tok, text)
-    try: return tok._fast.encode_ordinary(text)
+def _encode_ordinary(tok, text):
+    "The ids of a text without specials"
+    if _has_long_space(text): return _encode_by_regex(tok, text)
+    try:
+        return tok._fast.encode_ordinary(text)
     except BaseException as e:
         if type(e).__name__ != 'PanicException': raise
-        return _by_regex(tok, text)                                   # a pattern that made tiktoken's regex give up
+        # a pattern that made tiktoken's regex give up
+        return _encode_by_regex(tok, text)
 
 @patch
 def encode(self:BPE,
            text:str, # any text
            bos:bool=False, # begin with the bos id?
-           special:str='text', # names of specials in the text: 'text' as any other, 'ids' for their ids, 'raise' for ValueError
+           special:str='text', # specials' names: 'text' as any other, 'ids' for ids, or 'raise'
            ) -> list[int]:
-    "The ids of a text; raises TypeError or ValueError for what is no text"
-    if type(text) is not str or not text.isascii(): utf8(text)        # an ASCII string has no surrogates
-    ids = _ids(self, text) if special == 'text' else _with_special(self, text, special)
+    """The ids of a text
+
+    Raises TypeError or ValueError for what is no text, and with special='raise' ValueError for
+    a text that holds the name of a special."""
+    # an ASCII string has no surrogates
+    if type(text) is not str or not text.isascii(): utf8(text)
+    if special == 'text': ids = _encode_ordinary(self, text)
+    else: ids = _encode_with_special(self, text, special)
     return self.start(bos) + ids if bos else ids
 
-def _with_special(tok, text, special):
-    if special not in ('ids', 'raise'): raise ValueError(f"special={special!r}; expected 'text', 'ids' or 'raise'")
-    parts = regex.split('(' + ('|'.join(map(regex.escape, sorted(tok.special, key=len, reverse=True))) or '(?!)') + ')', text)
-    if special == 'raise' and parts[1:]: raise ValueError(f"the special token {parts[1]!r} occurs in the text; special='text' takes it as text, special='ids' as its id")
-    return [i for k, s in enumerate(parts) for i in ([tok.special[s]] if k%2 else tok.encode(s))]
+def _encode_with_special(tok, text, special):
+    if special not in ('ids', 'raise'):
+        raise ValueError(f"special={special!r}; expected 'text', 'ids' or 'raise'")
+    names = sorted(tok.special, key=len, reverse=True)
+    parts = regex.split('(' + ('|'.join(map(regex.escape, names)) or '(?!)') + ')', text)
+    if special == 'raise' and parts[1:]:
+        raise ValueError(f'the special token {parts[1]!r} occurs in the text; '
+                         "special='text' takes it as text, special='ids' as its id")
+    ids = []
+    # texts and names take turns
+    for k, s in enumerate(parts): ids += [tok.special[s]] if k%2 else tok.encode(s)
+    return ids
 
 @patch
 def decode_bytes(self:BPE, ids:Iterable[int]) -> bytes:
-    "The bytes that the ids stand for, specials none"
+    "The bytes that the ids stand for, specials none; raises ValueError for an unknown id"
     n = len(self._raw)
     return b''.join([self._raw[i] for i in self.as_ids(ids) if i < n])
 
@@ -290,35 +410,56 @@ def encode_batch(self:BPE,
                  texts:Iterable[str], # many texts
                  bos:bool=False, # begin each with the bos id?
                  ) -> list[list[int]]:
-    "The ids of each text; long ones in threads (for short ones, handing Python's lock around costs more than it gains)"
-    texts = _texts(texts)
-    if not all(isinstance(t, str) for t in texts) or sum(map(len, texts)) < 10_000*len(texts): return [self.encode(t, bos) for t in texts]
-    with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(lambda t: self.encode(t, bos), texts))
+    """The ids of each text; long ones in threads
+
+    For short ones, handing Python's lock around costs more than it gains. Raises TypeError for
+    one text that is in no list."""
+    texts = as_texts(texts)
+    def encode(text): return self.encode(text, bos)
+    long = all(isinstance(t, str) for t in texts) and sum(map(len, texts)) >= 10_000*len(texts)
+    if not long: return list(map(encode, texts))
+    with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(encode, texts))
 
 # %% ../nbs/02_bpe.ipynb #d4f86e5b
-_chip = 'display:inline-block;margin:2px;padding:0 5px;border-radius:4px;background:#d3e0f7;color:#1c2733;font-family:monospace'
+_chip = ('display:inline-block;margin:2px;padding:0 5px;border-radius:4px;'
+         'background:#d3e0f7;color:#1c2733;font-family:monospace')
+_label_signs = {' ': '·', '\n': '⏎', '\t': '⇥'}
 
 def _label(raw, most=40):
-    try: s = raw.decode()
-    except UnicodeDecodeError: return raw.hex(' ')
-    s = ''.join({' ': '·', '\n': '⏎', '\t': '⇥'}.get(c) or (c if c.isprintable() else repr(c)[1:-1]) for c in s)
+    "Bytes as a reader can see them: in hexadecimal where they are no text"
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return raw.hex(' ')
+    def show(c): return c if c.isprintable() else repr(c)[1:-1]
+    s = ''.join(_label_signs.get(c) or show(c) for c in text)
     return s if len(s) <= most else f'{s[:most]}… ({len(raw)} bytes)'
 
 class VocabView:
     "Groups of tokens; `groups` holds what each shows, by id"
     def __init__(self, groups:dict[str,dict[int,str]]): self.groups = groups
-    def __repr__(self): return '\n'.join(f'{name}: {" ".join(g.values())}' for name, g in self.groups.items())
+    def __repr__(self):
+        return '\n'.join(f'{name}: {" ".join(g.values())}' for name, g in self.groups.items())
     def _repr_html_(self):
-        chips = {name: ''.join(f'<span title="id {i}" style="{_chip}">{html.escape(s)}</span>' for i, s in g.items()) for name, g in self.groups.items()}
-        return ''.join(f'<p style="margin:.5em 0 0"><b>{name}</b></p><div>{c}</div>' for name, c in chips.items())
+        def chip(i, s): return f'<span title="id {i}" style="{_chip}">{html.escape(s)}</span>'
+        def row(name, group):
+            chips = ''.join(chip(i, s) for i, s in group.items())
+            return f'<p style="margin:.5em 0 0"><b>{name}</b></p><div>{chips}</div>'
+        return ''.join(row(name, g) for name, g in self.groups.items())
 
 def show_vocab(tok:Tokenizer, # any tokenizer
                n:int=30, # tokens a group
                ) -> VocabView:
-    "The tokens of more than one byte, for human eyes: first, last, longest, blanks, parts of characters; then specials"
+    """The tokens of more than one byte, for human eyes
+
+    Groups: first, last, longest, only blanks, parts of characters; then the specials."""
     raw  = {i: tok.decode_bytes([i]) for i in range(tok.vocab_size)}
     made = [i for i in raw if len(raw[i]) > 1]
-    groups = {'first': made[:n], 'last': made[-n:], 'longest': sorted(made, key=lambda i: -len(raw[i]))[:n//3],
-              'only blanks': [i for i in made if raw[i].isspace()][:n], 'parts of characters': [i for i in made if '\ufffd' in raw[i].decode(errors='replace')][:n]}
-    shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()} | {'special': {i: s for s, i in tok.special.items()}}
+    def partial_text(i): return '\ufffd' in raw[i].decode(errors='replace')
+    groups = {'first': made[:n], 'last': made[-n:],
+              'longest': sorted(made, key=lambda i: -len(raw[i]))[:n//3],
+              'only blanks': [i for i in made if raw[i].isspace()][:n],
+              'parts of characters': [i for i in made if partial_text(i)][:n]}
+    shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()}
+    shown['special'] = {i: s for s, i in tok.special.items()}
     return VocabView({name: g for name, g in shown.items() if g})

@@ -19,110 +19,178 @@ from pathlib import Path
 from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
-from .bpe import BPE, GPT2_PATTERN, _checked, _names, _whole
+from .bpe import BPE, GPT2_PATTERN, as_names, as_vocab_size, check_pattern
 from .core import atomic_write
-from .tokenizer import BOS, ByteTokenizer, Tokenizer, _texts, fuzz_texts, load_tokenizer, show_tokens, utf8
+from .tokenizer import (
+    BOS, ByteTokenizer, Tokenizer, as_texts, fuzz_texts, load_tokenizer, show_tokens, utf8)
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
-MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')     # what others call the beginning of a document
+# what others call the beginning of a document
+MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')
 
 class TableTokenizer(Tokenizer):
-    "A tokenizer whose ids always stand for the same bytes: `table` holds them, none for a special or an unused id"
+    """A tokenizer whose ids always stand for the same bytes
+
+    `table` holds them, none for a special or an unused id."""
     table: list[bytes]
+
     @property
     def vocab_size(self) -> int:
         "How many ids there are, unused ones included"
         return len(self.table)
+
     @property
     def bos(self) -> int|None:
         "The id that marks the beginning of a document, under any of its usual names, or None"
         return next((self.special[m] for m in MARKS if m in self.special), None)
+
     @property
     def token_bytes(self) -> torch.Tensor:
         "How many bytes each id stands for, specials zero: a LongTensor (V,)"
-        if '_sizes' not in vars(self): self._sizes = torch.tensor([len(b) for b in self.table])     # (V,)
+        if '_sizes' not in vars(self):
+            self._sizes = torch.tensor([len(b) for b in self.table])    # (V,)
         return self._sizes
-    def decode_bytes(self, ids:Iterable[int]) -> bytes: return b''.join([self.table[i] for i in self.as_ids(ids)])
+
+    def decode_bytes(self, ids:Iterable[int]) -> bytes:
+        return b''.join([self.table[i] for i in self.as_ids(ids)])
 
 # %% ../nbs/20_tokenizers.ipynb #15f4fd03
+_byt5_names = ['<|im_start|>', '<|im_end|>'] + [f'<|extra_{k}|>' for k in range(251)]
+
 class ByT5Tokenizer(TableTokenizer):
-    "ByT5's layout (Xue et al. 2022), as gradientlab fills it: pad 0, eos 1, unk 2, byte b is b+3, then 253 marks; 512 ids"
-    special = {n: i for i, n in enumerate(['<pad>', '</s>', '<unk>'])} | {
-        n: 259+i for i, n in enumerate(['<|im_start|>', '<|im_end|>'] + [f'<|extra_{k}|>' for k in range(251)])}
+    """ByT5's layout (Xue et al. 2022), as gradientlab fills it
+
+    pad 0, eos 1, unk 2, byte b is b+3, then 253 more specials; 512 ids."""
+    special = {'<pad>': 0, '</s>': 1, '<unk>': 2} | {n: 259+i for i, n in enumerate(_byt5_names)}
     table = [b'']*3 + [bytes([b]) for b in range(256)] + [b'']*253
-    def encode(self, text:str, bos:bool=False) -> list[int]: return self.start(bos) + [b+3 for b in utf8(text)]
+
+    def encode(self, text:str, bos:bool=False) -> list[int]:
+        return self.start(bos) + [b+3 for b in utf8(text)]
 
 # %% ../nbs/20_tokenizers.ipynb #288f4963
 def _between(text, ends):
-    "Bytes of the text between the ends of successive ids (positions in characters); the last answers for the rest"
-    at, done, out = list(accumulate((len(c.encode()) for c in text), initial=0)), 0, []
-    for e in ends: out.append(at[max(e, done)] - at[done]); done = max(e, done)
-    if out: out[-1] += at[-1] - at[done]
+    """Bytes of the text between the ends of successive ids (positions in characters)
+
+    The last id answers for the rest."""
+    offsets = list(accumulate((len(c.encode()) for c in text), initial=0))
+    done, out = 0, []
+    for e in ends:
+        end = max(e, done)
+        out.append(offsets[end] - offsets[done])
+        done = end
+    if out: out[-1] += offsets[-1] - offsets[done]
     return out
 
 class LossReport(list):
     "What a text loses: a dict for each character that comes back changed, the commonest first"
-    def __repr__(self): return '\n'.join(f"{r['char']!r} (U+{ord(r['char']):04X}) becomes {r['becomes']!r}: {r['times']} times, first at {r['first']}" for r in self) or 'nothing is lost'
+    def __repr__(self):
+        def line(char, becomes, times, first):
+            name = f'{char!r} (U+{ord(char):04X})'
+            return f'{name} becomes {becomes!r}: {times} times, first at {first}'
+        return '\n'.join(line(**r) for r in self) or 'nothing is lost'
 
 class CharwiseTokenizer(TableTokenizer):
-    "A tokenizer that changes some characters and encodes the rest; a subclass gives `become` and `encode`"
+    """A tokenizer that changes some characters and encodes the rest
+
+    A subclass gives `become` and `encode`."""
     lossy = True
+
     def become(self, c:str) -> str:
         "What comes back for a character"
         raise NotImplementedError
+
     def normal(self, text:str) -> str:
         "The text that comes back"
         return ''.join(map(self.become, utf8(text).decode()))
+
     def byte_counts(self, text:str) -> list[int]:
         "For each id, the bytes of the characters that end with it"
         return _between(text, [i for i, c in enumerate(text, 1) for _ in self.become(c)])
+
     def report(self, text:str) -> LossReport:
         "Which characters of a text are replaced, by what, how often, and where first"
         lost = Counter(c for c in text if self.become(c) != c)
-        return LossReport(dict(char=c, becomes=self.become(c), times=n, first=text.index(c)) for c, n in lost.most_common())
+        return LossReport(dict(char=c, becomes=self.become(c), times=n, first=text.index(c))
+                          for c, n in lost.most_common())
 
 # %% ../nbs/20_tokenizers.ipynb #a232188a
+_printable   = {chr(c): c-30 for c in range(32, 127)} # ids 2 to 96
+_ascii_vocab = {'<PAD>': 0, '<UNK>': 1, '\0': 1, **_printable, '\n': 97, '\t': 98}
+
 class AsciiTokenizer(CharwiseTokenizer):
-    "Experimental-SLM's: 0 `<PAD>`, 1 `<UNK>`, then 95 printable characters, newline 97, tab 98"
+    """Experimental-SLM's: 0 `<PAD>`, 1 `<UNK>`, then 95 printable characters, newline 97, tab 98
+
+    Raises ValueError for a vocabulary that lacks one of the two names, or has a gap in its ids."""
     def __init__(self, vocab:dict[str,int]|None=None): # character -> id, as in its vocab.json
-        self.vocab = {'<PAD>': 0, '<UNK>': 1, '\0': 1, **{chr(c): c-30 for c in range(32, 127)}, '\n': 97, '\t': 98} if vocab is None else dict(vocab)
-        if set(self.vocab.values()) != set(range(n := len(set(self.vocab.values())))) or not {'<PAD>', '<UNK>'} <= set(self.vocab):
-            raise ValueError("an ASCII vocabulary needs '<PAD>', '<UNK>', and ids without a gap from 0 on")
-        chars = {i: c for c, i in self.vocab.items() if len(c) == 1}
+        self.vocab = dict(_ascii_vocab if vocab is None else vocab)
+        ids = set(self.vocab.values())
+        if ids != set(range(len(ids))) or not {'<PAD>', '<UNK>'} <= set(self.vocab):
+            raise ValueError("an ASCII vocabulary needs '<PAD>', '<UNK>', "
+                             'and ids without a gap from 0 on')
         self.unk, self.special = self.vocab['<UNK>'], {'<PAD>': self.vocab['<PAD>']}
-        self.table = [chars.get(i, '\0'*(i == self.unk)).encode() for i in range(n)]
+        chars = {i: c for c, i in self.vocab.items() if len(c) == 1}
+        self.table = [chars.get(i, '\0'*(i == self.unk)).encode() for i in range(len(ids))]
+
     def settings(self) -> dict: return dict(vocab=self.vocab)
-    def become(self, c:str) -> str: return c if self.vocab.get(c, self.unk) != self.unk else '\0'
-    def encode(self, text:str, bos:bool=False) -> list[int]: return self.start(bos) + [self.vocab.get(c, self.unk) for c in utf8(text).decode()]
+
+    def become(self, c:str) -> str:
+        return c if self.vocab.get(c, self.unk) != self.unk else '\0'
+
+    def encode(self, text:str, bos:bool=False) -> list[int]:
+        return self.start(bos) + [self.vocab.get(c, self.unk) for c in utf8(text).decode()]
 
 # %% ../nbs/20_tokenizers.ipynb #9802249f
 class StrippedAsciiTokenizer(CharwiseTokenizer):
-    "ai-lab-v2's: characters are taken apart (NFKD) and what is not ASCII is dropped; ids 0 to 127, `<|bos|>` 128"
+    """ai-lab-v2's: characters are taken apart (NFKD) and what is not ASCII is dropped
+
+    Ids 0 to 127, `<|bos|>` 128."""
     special, table = {BOS: 128}, [bytes([b]) for b in range(128)] + [b'']
-    def become(self, c:str) -> str: return unicodedata.normalize('NFKD', c).encode('ascii', 'ignore').decode()
-    def encode(self, text:str, bos:bool=False) -> list[int]: return self.start(bos) + list(utf8(self.normal(text)))
+
+    def become(self, c:str) -> str:
+        return unicodedata.normalize('NFKD', c).encode('ascii', 'ignore').decode()
+
+    def encode(self, text:str, bos:bool=False) -> list[int]:
+        return self.start(bos) + list(utf8(self.normal(text)))
 
 # %% ../nbs/20_tokenizers.ipynb #4ba05aaa
 def _ranks(ranks):
     "Ranks with bytes as keys, checked; a JSON file holds them in base64"
-    try: ranks = {base64.b64decode(b, validate=True) if isinstance(b, str) else bytes(b): int(i) for b, i in ranks.items()}
-    except (ValueError, TypeError, AttributeError): raise ValueError('ranks map the bytes of a token, in base64 when they are text, to its id') from None
-    if (lack := [b for b in range(256) if bytes([b]) not in ranks]): raise ValueError(f'the ranks lack {len(lack)} of the 256 bytes, such as {lack[0]}; the file may be cut short')
+    def raw(b): return base64.b64decode(b, validate=True) if isinstance(b, str) else bytes(b)
+    try:
+        ranks = {raw(b): int(i) for b, i in ranks.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError('ranks map the bytes of a token, in base64 when they are text, '
+                         'to its id') from None
+    if (lack := [b for b in range(256) if bytes([b]) not in ranks]):
+        raise ValueError(f'the ranks lack {len(lack)} of the 256 bytes, such as {lack[0]}; '
+                         'the file may be cut short')
     return ranks
 
 class RankTokenizer(TableTokenizer, BPE):
-    "BPE given by ranks, as tiktoken has it: the ids may stand in any order, and specials between them"
+    """BPE given by ranks, as tiktoken has it
+
+    The ids may stand in any order, and specials between them. Raises ValueError for ranks that
+    lack one of the 256 bytes, two tokens with one id, and a pattern that cannot be used."""
     def __init__(self,
-                 ranks:dict[bytes,int], # bytes (or base64) of each token -> id; lower ids merge first
-                 pattern:str=GPT2_PATTERN, # cuts text into pieces that no merge crosses
+                 ranks:dict[bytes,int], # bytes (or base64) of each token -> id; lower merge first
+                 pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
                  special:dict[str,int]|None=None, # name -> id of what stands for no text
                  ):
-        self.ranks, self.pattern, self.special = _ranks(ranks), _checked(pattern), dict(special or {})
+        self.ranks, self.pattern = _ranks(ranks), check_pattern(pattern)
+        self.special = dict(special or {})
         raw = {i: b for b, i in self.ranks.items()}
-        if len(raw) < len(self.ranks) or raw.keys() & self.special.values(): raise ValueError('two tokens have one id')
-        self.table = [raw.get(i, b'') for i in range(max(*raw, *self.special.values()) + 1)]
-    def settings(self) -> dict: return dict(ranks={base64.b64encode(b).decode(): i for b, i in self.ranks.items()}, pattern=self.pattern, special=self.special)
-    def __repr__(self): return f'RankTokenizer, {self.vocab_size:,} ids: {len(self.ranks):,} ranks, {len(self.special)} special'
+        if len(raw) < len(self.ranks) or raw.keys() & self.special.values():
+            raise ValueError('two tokens have one id')
+        n = max(*raw, *self.special.values()) + 1
+        self.table = [raw.get(i, b'') for i in range(n)]
+
+    def settings(self) -> dict:
+        ranks = {base64.b64encode(b).decode(): i for b, i in self.ranks.items()}
+        return dict(ranks=ranks, pattern=self.pattern, special=self.special)
+
+    def __repr__(self):
+        parts = f'{len(self.ranks):,} ranks, {len(self.special)} special'
+        return f'RankTokenizer, {self.vocab_size:,} ids: {parts}'
 
 # %% ../nbs/20_tokenizers.ipynb #f56d6566
 _site = 'https://openaipublic.blob.core.windows.net/'
@@ -130,7 +198,9 @@ _site = 'https://openaipublic.blob.core.windows.net/'
 def _rank_files(name):
     "Address and cached name of the files that tiktoken wants"
     base = dict(p50k_edit='p50k_base', o200k_harmony='o200k_base').get(name, name)
-    files = [f'{_site}gpt-2/encodings/main/{f}' for f in ('vocab.bpe', 'encoder.json')] if base == 'gpt2' else [f'{_site}encodings/{base}.tiktoken']
+    files = [f'{_site}encodings/{base}.tiktoken']
+    if base == 'gpt2':
+        files = [f'{_site}gpt-2/encodings/main/{f}' for f in ('vocab.bpe', 'encoder.json')]
     return {f: hashlib.sha1(f.encode()).hexdigest() for f in files}
 
 def _short_names():
@@ -138,82 +208,137 @@ def _short_names():
     return [k.removesuffix('_base') for k in known] + ['gpt2_truncated_8192']
 
 def _unknown_name(name, known, what='tokenizer'):
+    "The error for a name that is not known: it suggests the nearest, or tells all"
     near = get_close_matches(name, known, 1, .4)
-    return ValueError(f'there is no {what} {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
+    hint = f'did you mean {near[0]!r}?' if near else f'there are {", ".join(known)}'
+    return ValueError(f'there is no {what} {name!r}; {hint}')
 
 # %% ../nbs/20_tokenizers.ipynb #32257c4b
-def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k or o200k; with _truncated_8192 after it, only the 8192 first ids
-                   special:Iterable[str]=(), # names of marks to add after the last id
+def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192: the first 8192 ids
+                   special:Iterable[str]=(), # names of special tokens to add after the last id
                    ) -> RankTokenizer:
-    "A published tokenizer; raises ValueError for an unknown name, OSError where its ranks cannot be fetched"
+    """A published tokenizer
+
+    Raises ValueError for an unknown name, OSError where its ranks cannot be fetched."""
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS as known
-    (base, _, size), special = name.partition('_truncated_'), _names(special)
+    (base, _, size), special = name.partition('_truncated_'), as_names(special)
     full = base if base in known else f'{base}_base'
-    if full not in known or ('_truncated_' in name and not size.isdecimal()): raise _unknown_name(name, _short_names())
-    try: d = known[full]()
+    if full not in known or ('_truncated_' in name and not size.isdecimal()):
+        raise _unknown_name(name, _short_names())
+    try:
+        d = known[full]()
     except (OSError, ValueError) as e:
         wanted = ' and '.join(f'{url} as {key}' for url, key in _rank_files(full).items())
-        raise OSError(f'the ranks of {full} could not be fetched ({type(e).__name__}). Get them on another machine, save {wanted} in a folder, and set TIKTOKEN_CACHE_DIR to it') from None
+        raise OSError(f'the ranks of {full} could not be fetched ({type(e).__name__}). '
+                      f'Get them on another machine, save {wanted} in a folder, '
+                      'and set TIKTOKEN_CACHE_DIR to it') from None
     tok = RankTokenizer(d['mergeable_ranks'], d['pat_str'], d['special_tokens'])
-    return add_special(truncate_vocab(tok, int(size)-len(special)) if size else tok, special)
+    if size: tok = truncate_vocab(tok, int(size) - len(special))
+    return add_special(tok, special)
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
 def add_special(tok:RankTokenizer, # made from ranks
-                names:Iterable[str], # marks to add, after the last id
+                names:Iterable[str], # special tokens to add, after the last id
                 ) -> RankTokenizer:
-    "The same tokenizer with more marks; the ids that it had stay"
-    return RankTokenizer(tok.ranks, tok.pattern, tok.special | {n: tok.vocab_size+i for i, n in enumerate(_names(names))})
+    "The same tokenizer with more special tokens; the ids that it had stay"
+    new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
+    return RankTokenizer(tok.ranks, tok.pattern, tok.special | new)
 
 def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
                    vocab_size:int, # ids to keep, specials included
                    ) -> BPE:
-    "The same tokenizer with fewer ids: the lowest ranks, numbered anew, then the specials (gpt-lab's `base_truncated_V`)"
-    n = _whole(vocab_size) - len(tok.special)
-    if not 256 <= n <= len(tok.ranks): raise ValueError(f'vocab_size={vocab_size} must lie between {256+len(tok.special)} (the bytes and {len(tok.special)} specials) and {len(tok.ranks)+len(tok.special)}')
+    """The same tokenizer with fewer ids (gpt-lab's `base_truncated_V`)
+
+    The lowest ranks, numbered anew, then the specials. Raises ValueError for a size that does not
+    hold the bytes and the specials, or is above the tokenizer's own."""
+    n, n_special = as_vocab_size(vocab_size) - len(tok.special), len(tok.special)
+    if not 256 <= n <= len(tok.ranks):
+        raise ValueError(f'vocab_size={vocab_size} must lie between {256+n_special} '
+                         f'(the bytes and {n_special} specials) and {len(tok.ranks)+n_special}')
     special = sorted(tok.special, key=tok.special.get)
     if not isinstance(tok, RankTokenizer): return BPE(tok.merges[:n-256], tok.pattern, special)
-    kept = sorted(tok.ranks, key=lambda b: (len(b) > 1, tok.ranks[b]))[:n]
-    return RankTokenizer({b: i for i, b in enumerate(kept)}, tok.pattern, {s: n+i for i, s in enumerate(special)})
+    lowest = sorted(tok.ranks, key=lambda b: (len(b) > 1, tok.ranks[b]))[:n]
+    ranks  = {b: i for i, b in enumerate(lowest)}
+    return RankTokenizer(ranks, tok.pattern, {s: n+i for i, s in enumerate(special)})
 
-# %% ../nbs/20_tokenizers.ipynb #81403e5e
+# %% ../nbs/20_tokenizers.ipynb #0b151a53
 def _symbols():
-    "GPT-2's table: a visible character for each byte; those that are invisible get the ones from 256 on"
+    """GPT-2's table: a visible character for each byte
+
+    Those that are invisible get the characters from 256 on."""
     shown = {*range(33,127), *range(161,173), *range(174,256)}
     spare = iter(range(256, 512))
     return [chr(b if b in shown else next(spare)) for b in range(256)]
 
+_symbol_of = dict(enumerate(_symbols()))              # byte -> character
+_byte_of   = {c: b for b, c in _symbol_of.items()}
+
+def _written(raw):
+    "Bytes in GPT-2's visible characters"
+    return ''.join(_symbol_of[b] for b in raw)
+
+def _unwritten(symbols):
+    "The bytes behind GPT-2's visible characters"
+    try:
+        return bytes(_byte_of[c] for c in symbols)
+    except KeyError:
+        raise ValueError(f'the token {symbols!r} is not written '
+                         "in GPT-2's byte characters") from None
+
+# %% ../nbs/20_tokenizers.ipynb #81403e5e
 def _atomic(pattern):
-    "The same pattern for `tokenizers`, which reads x{1,3}+ as (x{1,3})+ where others give nothing back"
-    out = regex.sub(r'(\\p\{\w+\}|\[(?:\\.|[^\]\\])+\]|\\?[^)\]}\\])(\{\d+,?\d*\})\+', r'(?>\1\2)', pattern)
-    if regex.search(r'\{\d+,?\d*\}\+', out): raise ValueError(f'the pattern {pattern!r} cannot be written for tokenizers; write (?>…) for a group that gives nothing back')
+    "The same for `tokenizers`, which reads x{1,3}+ as (x{1,3})+ where others give nothing back"
+    counted = r'(\\p\{\w+\}|\[(?:\\.|[^\]\\])+\]|\\?[^)\]}\\])(\{\d+,?\d*\})\+'
+    out = regex.sub(counted, r'(?>\1\2)', pattern)
+    if regex.search(r'\{\d+,?\d*\}\+', out):
+        raise ValueError(f'the pattern {pattern!r} cannot be written for tokenizers; '
+                         'write (?>…) for a group that gives nothing back')
     return out
 
 def _hf_json(vocab, merges, special, pattern):
+    "The content of a tokenizer.json"
     level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)
-    split = dict(type='Split', pattern=dict(Regex=_atomic(pattern)), behavior='Isolated', invert=False)
-    model = dict(type='BPE', vocab=vocab, merges=merges, dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
+    split = dict(type='Split', pattern=dict(Regex=_atomic(pattern)), behavior='Isolated',
+                 invert=False)
+    model = dict(type='BPE', vocab=vocab, merges=merges, dropout=None, unk_token=None,
+                 continuing_subword_prefix=None, end_of_word_suffix=None,
                  fuse_unk=False, byte_fallback=False)
-    added = [dict(id=i, content=s, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True) for s, i in special.items()]
-    return json.dumps(dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None,
-        pre_tokenizer=dict(type='Sequence', pretokenizers=[split, level]), post_processor=None, decoder=level, model=model), ensure_ascii=False, indent=1)
+    plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [dict(id=i, content=s, **plain) for s, i in special.items()]
+    steps = dict(type='Sequence', pretokenizers=[split, level])
+    d = dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None,
+             pre_tokenizer=steps, post_processor=None, decoder=level, model=model)
+    return json.dumps(d, ensure_ascii=False, indent=1)
 
 @patch
 def to_tokenizer_json(self:BPE, path:str|Path) -> Path:
-    "Write Hugging Face's `tokenizer.json`, which gives the same ids; there the names of specials within text become special"
-    table = _symbols()
-    names = [''.join(table[b] for b in raw) for raw in self._raw]
-    return atomic_write(path, _hf_json({s: i for i, s in enumerate(names)}, [[names[a], names[b]] for a, b in self.merges], self.special, self.pattern))
+    """Write Hugging Face's `tokenizer.json`, which gives the same ids; returns its path
+
+    There the names of specials within text become special."""
+    names  = [_written(raw) for raw in self.ranks]    # in the order of ids
+    vocab  = {s: i for i, s in enumerate(names)}
+    merges = [[names[a], names[b]] for a, b in self.merges]
+    return atomic_write(path, _hf_json(vocab, merges, self.special, self.pattern))
 
 @patch
 def to_tiktoken(self:BPE, path:str|Path) -> Path:
-    "Write the ranks as tiktoken does; pattern and specials are not in the file and go along with it"
-    return atomic_write(path, b''.join(base64.b64encode(b) + b' %d\n' % i for b, i in self.ranks.items()))
+    """Write the ranks as tiktoken does; returns the path
+
+    Pattern and specials are not in the file and go along with it."""
+    lines = [base64.b64encode(b) + b' %d\n' % i for b, i in self.ranks.items()]
+    return atomic_write(path, b''.join(lines))
 
 # %% ../nbs/20_tokenizers.ipynb #c0db3042
 def _merge_of(raw, ranks):
-    parts, rank = [raw[i:i+1] for i in range(len(raw))], lambda i: ranks.get(parts[i]+parts[i+1], len(ranks))
-    while len(parts) > 2 and rank(i := min(range(len(parts)-1), key=rank)) < ranks[raw]: parts[i:i+2] = [parts[i]+parts[i+1]]
-    if len(parts) != 2: raise ValueError(f'no merge of two lower ranks makes the token {raw!r}')
+    "The two parts that make a token: its bytes are merged, lowest rank first, until two are left"
+    parts = [raw[i:i+1] for i in range(len(raw))]
+    def rank(i): return ranks.get(parts[i] + parts[i+1], len(ranks))
+    while len(parts) > 2:
+        i = min(range(len(parts)-1), key=rank)
+        if rank(i) >= ranks[raw]: break
+        parts[i:i+2] = [parts[i] + parts[i+1]]
+    if len(parts) != 2:
+        raise ValueError(f'no merge of two lower ranks makes the token {raw!r}')
     return tuple(parts)
 
 def _merges_of(ranks):
@@ -221,127 +346,155 @@ def _merges_of(ranks):
     return [_merge_of(b, ranks) for b in sorted(ranks, key=ranks.get) if len(b) > 1]
 
 def _read_ranks(path):
-    try: return {base64.b64decode(b, validate=True): int(i) for b, i in map(bytes.split, Path(path).read_bytes().splitlines())}
-    except ValueError as e: raise ValueError(f'{path} is no file of ranks, in which each line has base64 and an id ({e})') from None
+    "The ranks in a file, which has a line for each: the base64 of a token's bytes, and its id"
+    ranks = {}
+    for n, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            raw, i = line.split()
+            ranks[base64.b64decode(raw, validate=True)] = int(i)
+        except ValueError:
+            raise ValueError(f'{path} is no file of ranks; line {n}: expected the base64 of some '
+                             f'bytes and an id, got {line[:40]!r}') from None
+    return ranks
 
 @patch(cls_method=True)
 def from_tiktoken(cls:BPE,
-                  ranks:str|Path|dict[bytes,int], # a file of ranks, or what bytes -> id it would hold
+                  ranks:str|Path|dict[bytes,int], # a file of ranks, or bytes -> id
                   pattern:str=GPT2_PATTERN, # the pattern that belongs to it
                   special:Iterable[str]=(BOS,), # names to put after the ranks
                   ) -> BPE:
-    "The tokenizer of some ranks; raises ValueError where bytes are not ids 0 to 255 (as in OpenAI's files, which RankTokenizer reads)"
+    """The tokenizer of some ranks
+
+    Raises ValueError that names a damaged line, and where bytes are not ids 0 to 255 (as in
+    OpenAI's files, which RankTokenizer reads), ids are missing, or no merge makes a token."""
     if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
     if any(ranks.get(bytes([i])) != i for i in range(256)):
-        raise ValueError('the bytes are not ids 0 to 255 in these ranks; RankTokenizer.from_tiktoken reads any order')
-    if sorted(ranks.values()) != list(range(len(ranks))): raise ValueError(f'some of the ids 0 to {len(ranks)-1} are missing in these ranks, or twice there')
-    return cls([(ranks[a], ranks[b]) for a, b in _merges_of(ranks)], pattern, special)
+        raise ValueError('the bytes are not ids 0 to 255 in these ranks; '
+                         'RankTokenizer.from_tiktoken reads any order')
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f'some of the ids 0 to {len(ranks)-1} are missing in these ranks, '
+                         'or twice there')
+    merges = [(ranks[a], ranks[b]) for a, b in _merges_of(ranks)]
+    return cls(merges, pattern, special)
 
 # %% ../nbs/20_tokenizers.ipynb #4fccedf8
-def _pattern_of(steps):
-    "The one pattern by which a tokenizer.json cuts"
-    cuts  = [GPT2_PATTERN if s['type'] == 'ByteLevel' else s.get('pattern', {}).get('Regex') for s in steps if s['type'] != 'ByteLevel' or s['use_regex']]
-    plain = all((s.get('behavior'), s.get('invert')) in {(None, None), ('Isolated', False), ('Removed', True)} and not s.get('add_prefix_space') for s in steps)
-    if len(cuts) != 1 or not cuts[0] or not plain or steps[-1]['type'] != 'ByteLevel': raise ValueError('it does not cut by one pattern, and then into bytes')
-    return cuts[0]
+def _pattern_of(pre):
+    "The pattern of a byte-level pre-tokenizer; ValueError for one that does anything else"
+    steps = (pre or {}).get('pretokenizers') or [pre]
+    last  = steps[-1] or {}
+    if last.get('type') == 'ByteLevel' and not last.get('add_prefix_space', True):
+        splits = last.get('use_regex', True)
+        if len(steps) == 1 and splits: return GPT2_PATTERN
+        if len(steps) == 2 and not splits and _is_plain_split(steps[0]):
+            return steps[0]['pattern']['Regex']
+    raise ValueError('its pre-tokenizer is not one pattern and then bytes')
+
+def _is_plain_split(step):
+    "Does this step of a pre-tokenizer make each match of a pattern one piece?"
+    if step.get('type') != 'Split' or 'Regex' not in step.get('pattern', {}): return False
+    return step['behavior'] == ('Removed' if step['invert'] else 'Isolated')
 
 def _read_hf(d):
     "Ranks, merges, pattern and specials of a tokenizer.json"
-    byte, model, special = {c: b for b, c in enumerate(_symbols())}, d['model'], {a['content']: a['id'] for a in d['added_tokens']}
-    if d['normalizer'] or model.get('dropout'): raise ValueError('it changes the text, or draws merges at random')
-    raw = {s: bytes(byte[c] for c in s) for s in model['vocab'] if s not in special}
-    merges = [tuple(raw[s] for s in (m.split(' ') if isinstance(m, str) else m)) for m in model['merges']]
-    return {b: model['vocab'][s] for s, b in raw.items()}, merges, _pattern_of(d['pre_tokenizer'].get('pretokenizers', [d['pre_tokenizer']])), special
+    model, special = d['model'], {a['content']: a['id'] for a in d.get('added_tokens', ())}
+    if d.get('normalizer'): raise ValueError('it changes the text first')
+    ranks = {_unwritten(s): i for s, i in model['vocab'].items() if s not in special}
+    # in older files a pair is one text with a space in it
+    pairs  = [m.split(' ') if isinstance(m, str) else m for m in model['merges']]
+    merges = [tuple(map(_unwritten, pair)) for pair in pairs]
+    return ranks, merges, _pattern_of(d.get('pre_tokenizer')), special
 
 @patch(cls_method=True)
 def from_tokenizer_json(cls:BPE, path:str|Path) -> BPE:
-    "Read Hugging Face's `tokenizer.json`; raises ValueError for one that is no BPE over bytes with ids as ours"
+    """Read Hugging Face's `tokenizer.json`
+
+    Raises ValueError for one that is no BPE over bytes with ids as ours."""
     try:
-        ranks, merges, pattern, special = _read_hf(json.loads(Path(path).read_bytes()))
+        d = json.loads(Path(path).read_bytes())
+        if d['model'].get('dropout'): raise ValueError('it draws merges at random')
+        ranks, merges, pattern, special = _read_hf(d)
         tok = cls.from_tiktoken(ranks, pattern, sorted(special, key=special.get))
-        if tok.special != special or _merges_of(ranks) != merges: raise ValueError('its specials or its merges are in another order')
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path} cannot be read as a BPE over bytes: {e}') from None
+        if tok.special != special or _merges_of(ranks) != merges:
+            raise ValueError('its specials or its merges are in another order')
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'{path} cannot be read as a BPE over bytes: {e}') from None
     return tok
 
 # %% ../nbs/20_tokenizers.ipynb #7a427891
-def _line_of_ranks(path, n, line):
-    try: b, i = line.split(); return base64.b64decode(b, validate=True), int(i)
-    except ValueError: raise ValueError(f'{path}, line {n}: expected the base64 of some bytes and an id, got {line[:40]!r}') from None
-
 @patch(cls_method=True)
 def from_tiktoken(cls:RankTokenizer,
-                  ranks:str|Path|dict[bytes,int], # a file of ranks, such as cl100k_base.tiktoken, or what it would hold
+                  ranks:str|Path|dict[bytes,int], # a file, as cl100k_base.tiktoken, or bytes -> id
                   pattern:str=GPT2_PATTERN, # the pattern that belongs to it
-                  special:Iterable[str]|dict[str,int]=(BOS,), # marks with their ids, or names to put after the ranks
+                  special:Iterable[str]|dict[str,int]=(BOS,), # name -> id, or names after the ranks
                   ) -> RankTokenizer:
     "The tokenizer of some ranks; raises ValueError that names a damaged line"
-    if not isinstance(ranks, dict): ranks = dict(_line_of_ranks(ranks, n, line) for n, line in enumerate(Path(ranks).read_bytes().splitlines(), 1))
-    return cls(ranks, pattern, special) if isinstance(special, dict) else add_special(cls(ranks, pattern), special)
+    if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
+    if isinstance(special, dict): return cls(ranks, pattern, special)
+    return add_special(cls(ranks, pattern), special)
 
 # %% ../nbs/20_tokenizers.ipynb #d0aec50d
 @patch(as_prop=True)
 def merges(self:RankTokenizer) -> list[tuple[int,int]]:
-    "Pairs of ids in the order in which they merge; raises ValueError for a token that no two lower ones make"
+    """Pairs of ids in the order in which they merge
+
+    Raises ValueError for a token that no two lower ones make."""
     return [(self.ranks[a], self.ranks[b]) for a, b in _merges_of(self.ranks)]
 
 @patch
 def to_tokenizer_json(self:RankTokenizer, path:str|Path) -> Path:
-    "Write Hugging Face's `tokenizer.json`, which gives the same ids; there the names of specials within text become special"
-    table = _symbols()
-    names = {b: ''.join(table[x] for x in b) for b in self.ranks}
-    vocab = {names[b]: i for b, i in self.ranks.items()} | self.special   # what is not in it would be numbered anew
-    return atomic_write(path, _hf_json(vocab, [[names[a], names[b]] for a, b in _merges_of(self.ranks)], self.special, self.pattern))
+    """Write Hugging Face's `tokenizer.json`, which gives the same ids; returns its path
 
-# %% ../nbs/20_tokenizers.ipynb #0b151a53
-_bytes_of = {c: b for b, c in enumerate(_symbols())}
-
-def _unwritten(symbols):
-    "The bytes behind GPT-2's visible characters"
-    try: return bytes(_bytes_of[c] for c in symbols)
-    except KeyError: raise ValueError(f'the token {symbols!r} is not written in GPT-2\'s byte characters') from None
-
-def _split_pattern(pre):
-    "The pattern of a byte-level pre-tokenizer; ValueError for one that does anything else"
-    steps = [s for s in (pre or {}).get('pretokenizers', [pre])]
-    last  = steps[-1] or {}
-    plain = last.get('type') == 'ByteLevel' and not last.get('add_prefix_space', True)
-    if plain and len(steps) == 1 and last.get('use_regex', True): return GPT2_PATTERN
-    split = steps[0] if plain and len(steps) == 2 and not last.get('use_regex', True) and steps[0].get('type') == 'Split' else {}
-    if 'Regex' in split.get('pattern', {}) and split['behavior'] == ('Removed' if split['invert'] else 'Isolated'): return split['pattern']['Regex']
-    raise ValueError('its pre-tokenizer is not one pattern and then bytes')
+    There the names of specials within text become special. Raises ValueError for ranks that no
+    merges make."""
+    # specials are in the vocabulary too: what is not in it would be numbered anew
+    vocab  = {_written(b): i for b, i in self.ranks.items()} | self.special
+    merges = [[_written(a), _written(b)] for a, b in _merges_of(self.ranks)]
+    return atomic_write(path, _hf_json(vocab, merges, self.special, self.pattern))
 
 # %% ../nbs/20_tokenizers.ipynb #637a9e8d
-def _ranks_of(d):
-    model, added = d['model'], {a['content']: a for a in d.get('added_tokens', ())}
-    if model.get('type') != 'BPE' or d.get('normalizer'): raise ValueError('it is no plain BPE, or changes the text first')
-    if not all(a['special'] for a in added.values()): raise ValueError('some of its added tokens stand for text')
-    ranks  = {_unwritten(s): i for s, i in model['vocab'].items() if s not in added}
-    merges = [tuple(map(_unwritten, m.split(' ') if isinstance(m, str) else m)) for m in model['merges']]
-    tok    = RankTokenizer(ranks, _split_pattern(d.get('pre_tokenizer')), {s: a['id'] for s, a in added.items()})
+def _rank_tokenizer(d):
+    "The ranks of a tokenizer.json; ValueError for one whose ids they cannot give"
+    if d['model'].get('type') != 'BPE': raise ValueError('it is no plain BPE')
+    if not all(a['special'] for a in d.get('added_tokens', ())):
+        raise ValueError('some of its added tokens stand for text')
+    ranks, merges, pattern, special = _read_hf(d)
+    tok = RankTokenizer(ranks, pattern, special)
     if _merges_of(tok.ranks) != merges: raise ValueError('its ids do not follow its merges')
     return tok
 
 def _json(path):
-    try: return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError): raise ValueError(f'{path} is cut short, or no JSON') from None
+    "The content of a JSON file; ValueError for a damaged one"
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f'{path} is cut short, or no JSON') from None
 
 @patch(cls_method=True)
 def from_tokenizer_json(cls:RankTokenizer, path:str|Path) -> RankTokenizer:
-    "A byte-level BPE from Hugging Face's tokenizer.json, with the same ids; raises ValueError that says why a file needs HFTokenizer instead"
+    """A byte-level BPE from Hugging Face's tokenizer.json, with the same ids
+
+    Raises ValueError that says why a file needs HFTokenizer instead."""
     d = _json(path)
-    try: return _ranks_of(d)
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f'{path} cannot be read as ranks ({e}); HFTokenizer({str(path)!r}) wraps it as it is') from None
+    try:
+        return _rank_tokenizer(d)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'{path} cannot be read as ranks ({e}); '
+                         f'HFTokenizer({str(path)!r}) wraps it as it is') from None
 
 # %% ../nbs/20_tokenizers.ipynb #89863b36
 def _import(name):
-    try: return __import__(name)
-    except ImportError: raise ImportError(f'{name} is not installed; pip install "gptlab[tokenizers]"') from None
+    try:
+        return __import__(name)
+    except ImportError:
+        raise ImportError(f'{name} is not installed; pip install "gptlab[tokenizers]"') from None
 
 def rustbpe_engine(docs:Iterable[str], # documents
                    n:int, # how many merges
-                   pattern:str, # cuts text into pieces
+                   pattern:str, # splits text into pieces
                    ) -> list[tuple[int,int]]:
-    "An engine for `BPE.train`: the package rustbpe, with the same merges as `learn`"
+    """An engine for `BPE.train`: the package rustbpe, with the same merges as `learn`
+
+    Raises ImportError where it is not installed."""
     tok = _import('rustbpe').Tokenizer()
     tok.train_from_iterator(iter(docs), 256+n, pattern=pattern)
     ranks = {bytes(b): i for b, i in tok.get_mergeable_ranks()}
@@ -349,12 +502,17 @@ def rustbpe_engine(docs:Iterable[str], # documents
 
 def tokenizers_engine(docs:Iterable[str], # documents
                       n:int, # how many merges
-                      pattern:str, # cuts text into pieces
+                      pattern:str, # splits text into pieces
                       ) -> list[tuple[int,int]]:
-    "An engine for `BPE.train`: the package tokenizers; ties as `learn_merges` breaks them with the bytes in the order of their visible characters"
+    """An engine for `BPE.train`: the package tokenizers
+
+    It breaks ties as `learn_merges` does with the bytes in the order of their visible characters.
+    Raises ImportError where it is not installed, ValueError for a pattern that it cannot read."""
     hf, ids = _import('tokenizers'), {s: i for i, s in enumerate(_symbols())}
     tok = hf.Tokenizer.from_str(_hf_json(ids, [], {}, pattern))
-    tok.train_from_iterator(docs, hf.trainers.BpeTrainer(vocab_size=256+n, initial_alphabet=list(ids), show_progress=False))
+    trainer = hf.trainers.BpeTrainer(vocab_size=256+n, initial_alphabet=list(ids),
+                                     show_progress=False)
+    tok.train_from_iterator(docs, trainer)
     merges = json.loads(tok.to_str())['model']['merges']
     for a, b in merges: ids[a+b] = len(ids)
     return [(ids[a], ids[b]) for a, b in merges]
@@ -362,73 +520,114 @@ def tokenizers_engine(docs:Iterable[str], # documents
 # %% ../nbs/20_tokenizers.ipynb #a50ebe43
 def _own_copy(source):
     "A tokenizers.Tokenizer of our own, from whatever holds one"
-    hf = _import('tokenizers')
-    name, source = (source, _json(source)) if isinstance(source, (str, Path)) else ('this', source)
-    held = getattr(source, 'backend_tokenizer', source)
-    if not (name != 'this' or isinstance(source, dict) or hasattr(held, 'to_str')): raise TypeError(f'expected a tokenizers.Tokenizer, a tokenizer.json or a fast tokenizer, got {type(source).__name__}')
-    text = held.to_str() if hasattr(held, 'to_str') else json.dumps(source)
-    try: tok = hf.Tokenizer.from_str(text)
-    except Exception as e: raise ValueError(f'{name} is no tokenizer.json: {e}') from None      # the library raises nothing narrower
-    tok.no_truncation(); tok.no_padding(); tok.encode_special_tokens = True
+    hf, name = _import('tokenizers'), 'this'
+    if isinstance(source, (str, Path)): name, source = source, _json(source)
+    backend = getattr(source, 'backend_tokenizer', source)
+    from_file, is_hf = name != 'this', hasattr(backend, 'to_str')
+    if not (from_file or isinstance(source, dict) or is_hf):
+        raise TypeError('expected a tokenizers.Tokenizer, a tokenizer.json or a fast tokenizer, '
+                        f'got {type(source).__name__}')
+    text = backend.to_str() if is_hf else json.dumps(source)
+    try:
+        tok = hf.Tokenizer.from_str(text)
+    # the library raises nothing narrower
+    except Exception as e:
+        raise ValueError(f'{name} is no tokenizer.json: {e}') from None
+    tok.no_truncation()
+    tok.no_padding()
+    tok.encode_special_tokens = True
     if getattr(tok.model, 'dropout', None): tok.model.dropout = None
     return tok
 
 # %% ../nbs/20_tokenizers.ipynb #06e723ad
 def _spelled(piece):
     "The bytes of a piece in SentencePiece's spelling"
-    return bytes([int(piece[3:5], 16)]) if regex.fullmatch('<0x[0-9A-F]{2}>', piece) else piece.replace('▁', ' ').encode()
+    if regex.fullmatch('<0x[0-9A-F]{2}>', piece): return bytes([int(piece[3:5], 16)])
+    return piece.replace('▁', ' ').encode()
 
 def _kinds(part):
     "The types of all steps in a part of a tokenizer.json"
-    return {part['type']}.union(*(_kinds(p) for k in ('decoders', 'normalizers', 'pretokenizers') for p in part.get(k, ()))) if part else set()
+    if not part: return set()
+    inside = [p for k in ('decoders', 'normalizers', 'pretokenizers') for p in part.get(k, ())]
+    return {part['type']}.union(*map(_kinds, inside))
 
 def _reader(d):
     "How a tokenizer.json spells bytes"
     kinds = _kinds(d['decoder'])
     if 'ByteLevel' in kinds: return _unwritten
     if kinds & {'Metaspace', 'ByteFallback'}: return _spelled
-    raise ValueError(f'the decoder {sorted(kinds)} cannot write a text back byte by byte; byte-level and ▁ tokenizers can')
+    raise ValueError(f'the decoder {sorted(kinds)} cannot write a text back byte by byte; '
+                     'byte-level and ▁ tokenizers can')
 
-def _unknown_piece(model): return model['vocab'][model['unk_id']][0] if model.get('unk_id') is not None else model.get('unk_token')
+def _unknown_piece(model):
+    "The piece that stands for what the model does not know, or None"
+    if model.get('unk_id') is None: return model.get('unk_token')
+    return model['vocab'][model['unk_id']][0]
 
 def _exact(d):
     "Does a tokenizer.json surely give every text back?"
-    steps = d['pre_tokenizer'].get('pretokenizers', [d['pre_tokenizer']]) if d['pre_tokenizer'] else []
+    pre = d['pre_tokenizer']
+    steps = pre.get('pretokenizers', [pre]) if pre else []
     level = [s for s in steps if s['type'] == 'ByteLevel']
-    return bool(level) and not d['normalizer'] and not any(s['add_prefix_space'] for s in level) and set(_bytes_of) <= set(d['model']['vocab']) \
-        and not any(a['lstrip'] or a['rstrip'] for a in d['added_tokens']) and all(s['type'] in ('ByteLevel', 'Split', 'Digits') and s.get('behavior') != 'Removed' for s in steps)
+    if not level or d['normalizer']: return False
+    if any(s['add_prefix_space'] for s in level): return False
+    if not set(_byte_of) <= set(d['model']['vocab']): return False
+    if any(a['lstrip'] or a['rstrip'] for a in d['added_tokens']): return False
+    # no step may change the text or drop a part of it
+    return all(s['type'] in ('ByteLevel', 'Split', 'Digits') and s.get('behavior') != 'Removed'
+               for s in steps)
 
 # %% ../nbs/20_tokenizers.ipynb #ff38546b
-def _fast_rows(fast, texts): return fast.encode_batch(texts, add_special_tokens=False, split_special_tokens=True)
+def _fast_rows(fast, texts):
+    return fast.encode_batch(texts, add_special_tokens=False, split_special_tokens=True)
 
 def _fast_copy(tok):
     "The same in fastokens, which must give the same ids"
-    try: fast = _import('fastokens').Tokenizer.from_json_str(tok.to_str())
-    except ValueError as e: raise ValueError(f"fastokens cannot read this tokenizer ({e}); use engine='tokenizers'") from None
+    try:
+        fast = _import('fastokens').Tokenizer.from_json_str(tok.to_str())
+    except ValueError as e:
+        raise ValueError(f'fastokens cannot read this tokenizer ({e}); '
+                         "use engine='tokenizers'") from None
     texts = fuzz_texts(50)
-    if any(list(a.ids) != b.ids for a, b in zip(_fast_rows(fast, texts), tok.encode_batch(texts, add_special_tokens=False))): raise ValueError("fastokens gives other ids for this tokenizer; use engine='tokenizers'")
+    rows  = zip(_fast_rows(fast, texts), tok.encode_batch(texts, add_special_tokens=False))
+    if any(list(a.ids) != b.ids for a, b in rows):
+        raise ValueError('fastokens gives other ids for this tokenizer; '
+                         "use engine='tokenizers'")
     return fast
 
 class HFTokenizer(TableTokenizer):
-    "A tokenizer of Hugging Face's library, byte-level or in SentencePiece's spelling, with its own ids"
+    """A tokenizer of Hugging Face's library, with its own ids
+
+    Byte-level or in SentencePiece's spelling. Raises TypeError for what holds no tokenizer,
+    ValueError for one that cannot be read or cannot write a text back byte by byte, and
+    ImportError where the library, or the engine, is not installed."""
     def __init__(self,
-                 source:object, # a tokenizers.Tokenizer, the path or the content of a tokenizer.json, or a fast tokenizer of transformers
-                 engine:str='tokenizers', # what encodes; 'fastokens' gives the same ids, several times faster
+                 source:object, # a tokenizers.Tokenizer, a fast one, a tokenizer.json or its path
+                 engine:str='tokenizers', # 'fastokens' gives the same ids, several times faster
                  ):
-        if engine not in ('tokenizers', 'fastokens'): raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
+        if engine not in ('tokenizers', 'fastokens'):
+            raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
         self.tok, self.engine = _own_copy(source), engine
         self._fast = _fast_copy(self.tok) if engine == 'fastokens' else None
         d, added = json.loads(self.tok.to_str()), self.tok.get_added_tokens_decoder()
         read, vocab, unk = _reader(d), self.tok.get_vocab(), _unknown_piece(d['model'])
-        self.special, self.lossy = {a.content: i for i, a in added.items() if a.special and a.content != unk}, not _exact(d)
+        self.special = {a.content: i for i, a in added.items() if a.special and a.content != unk}
+        self.lossy = not _exact(d)
         self.table = [b'']*(max(vocab.values()) + 1)
         for piece, i in vocab.items():
-            if piece not in self.special: self.table[i] = '�'.encode() if piece == unk else piece.encode() if i in added else read(piece)
-    def settings(self) -> dict: return dict(source=json.loads(self.tok.to_str()), engine=self.engine)
+            if piece in self.special: continue
+            if piece == unk: self.table[i] = '�'.encode()
+            else: self.table[i] = piece.encode() if i in added else read(piece)
+
+    def settings(self) -> dict:
+        return dict(source=json.loads(self.tok.to_str()), engine=self.engine)
+
     def normal(self, text:str) -> str:
         "The text that comes back"
         return self.decode(self.encode(text)) if self.lossy else text
-    def encode(self, text:str, bos:bool=False) -> list[int]: return self.encode_batch([text], bos)[0]
+
+    def encode(self, text:str, bos:bool=False) -> list[int]:
+        return self.encode_batch([text], bos)[0]
 
 # %% ../nbs/20_tokenizers.ipynb #320af99d
 @patch
@@ -436,40 +635,66 @@ def encode_batch(self:HFTokenizer,
                  texts:Iterable[str], # many texts
                  bos:bool=False, # begin each with the bos id?
                  ) -> list[list[int]]:
-    "The ids of each text"
-    first, texts = self.start(bos), [utf8(t).decode() for t in _texts(texts)]
-    rows = self.tok.encode_batch(texts, add_special_tokens=False) if self._fast is None else _fast_rows(self._fast, texts)
+    "The ids of each text; raises TypeError for one text that is in no list"
+    first, texts = self.start(bos), [utf8(t).decode() for t in as_texts(texts)]
+    if self._fast is None: rows = self.tok.encode_batch(texts, add_special_tokens=False)
+    else: rows = _fast_rows(self._fast, texts)
     return [first + list(r.ids) for r in rows]
 
 @patch
 def byte_counts(self:HFTokenizer, text:str) -> list[int]:
-    "For each id of a text, the bytes of the text it stands for, by the library's own offsets where it is lossy"
+    """For each id of a text, the bytes of the text it stands for
+
+    By the library's own offsets where it is lossy."""
     if not self.lossy: return self.token_bytes[self.encode(text)].tolist()
-    return _between(text, [b for _, b in self.tok.encode(text, add_special_tokens=False).offsets])
+    offsets = self.tok.encode(text, add_special_tokens=False).offsets
+    return _between(text, [end for _, end in offsets])
 
 # %% ../nbs/20_tokenizers.ipynb #59625ee1
+def _piece_bytes(sp, i):
+    "The bytes that a piece stands for: none if it is for control or unused"
+    if sp.is_control(i) or sp.is_unused(i): return b''
+    return '�'.encode() if sp.is_unknown(i) else _spelled(sp.id_to_piece(i))
+
 class SentencePieceTokenizer(TableTokenizer):
-    "A SentencePiece model (Kudo and Richardson 2018); lossy unless it was trained to keep all, as `SentencePieceTokenizer.train` does"
+    """A SentencePiece model (Kudo and Richardson 2018)
+
+    Lossy unless it was trained to keep all, as `SentencePieceTokenizer.train` does. Raises
+    ValueError for what is no such model, ImportError where the library is not installed."""
     def __init__(self, model:bytes|str): # the bytes of a .model file, or their base64
-        try: self.model = base64.b64decode(model, validate=True) if isinstance(model, str) else bytes(model); self._open()
-        except (ValueError, RuntimeError): raise ValueError('this is no SentencePiece model; pass the bytes of a .model file, or use SentencePieceTokenizer.load(path)') from None
+        is_text = isinstance(model, str)
+        try:
+            self.model = base64.b64decode(model, validate=True) if is_text else bytes(model)
+            self._open()
+        except (ValueError, RuntimeError):
+            raise ValueError('this is no SentencePiece model; pass the bytes of a .model file, '
+                             'or use SentencePieceTokenizer.load(path)') from None
         sp, ids = self.sp, range(self.sp.get_piece_size())
         self.special = {sp.id_to_piece(i): i for i in ids if sp.is_control(i)}
-        self.table = [b'' if sp.is_control(i) or sp.is_unused(i) else '�'.encode() if sp.is_unknown(i) else _spelled(sp.id_to_piece(i)) for i in ids]
-        self._bytes, self.lossy = {self.table[i]: i for i in ids if sp.is_byte(i)}, False
-        self.lossy = len(self._bytes) < 256 or any(self.decode(self.encode(t)) != t for t in _delicate)
+        self.table  = [_piece_bytes(sp, i) for i in ids]
+        self._bytes = {self.table[i]: i for i in ids if sp.is_byte(i)}
+        # not lossy for a moment: `encode` and `decode` say whether it is
+        self.lossy = False
+        def changes(t): return self.decode(self.encode(t)) != t
+        self.lossy = len(self._bytes) < 256 or any(map(changes, _delicate))
 
-    def _open(self): self.sp = _import('sentencepiece').SentencePieceProcessor(); self.sp.load_from_serialized_proto(self.model)
+    def _open(self):
+        self.sp = _import('sentencepiece').SentencePieceProcessor()
+        self.sp.load_from_serialized_proto(self.model)
+
     def settings(self) -> dict: return dict(model=base64.b64encode(self.model).decode())
+
     def normal(self, text:str) -> str:
         "The text that comes back"
         return self.decode(self.encode(text)) if self.lossy else text
+
     @classmethod
     def load(cls, path:str|Path) -> 'SentencePieceTokenizer':
-        "Read a .model file"
+        "Read a .model file; raises ValueError for what is no model"
         return cls(Path(path).read_bytes())
 
-_delicate = [' a  b ', 'A\u00a0ﬁ ①\u3000Å', '\n\n\t\0\u200b', '▁', 'e\u0301']           # what models like to change
+# what models like to change
+_delicate = [' a  b ', 'A\u00a0ﬁ ①\u3000Å', '\n\n\t\0\u200b', '▁', 'e\u0301']
 
 # %% ../nbs/20_tokenizers.ipynb #a2b6ce82
 @patch
@@ -480,144 +705,222 @@ def encode(self:SentencePieceTokenizer,
     "The ids of a text; raises TypeError or ValueError for what is no text"
     utf8(text)
     if self.lossy or '▁' not in text: return self.start(bos) + self.sp.encode(text)
-    mark = [self._bytes.get(bytes([b]), self.sp.unk_id()) for b in '▁'.encode()]
+    # the library reads ▁ as a space: it is spelt by its bytes instead
+    sign = [self._bytes.get(bytes([b]), self.sp.unk_id()) for b in '▁'.encode()]
     first, *rest = self.sp.encode(text.split('▁'))
-    return self.start(bos) + first + [i for r in rest for i in mark + r]
+    return self.start(bos) + first + [i for r in rest for i in sign + r]
 
 @patch
 def byte_counts(self:SentencePieceTokenizer, text:str) -> list[int]:
-    "For each id of a text, the bytes of the text it stands for, by the library's own offsets where it is lossy"
+    """For each id of a text, the bytes of the text it stands for
+
+    By the library's own offsets where it is lossy."""
     if not self.lossy: return self.token_bytes[self.encode(text)].tolist()
-    return _between(text, [b for _, b in self.sp.encode(text, return_type='offset_mapping')['offsets']])
+    offsets = self.sp.encode(text, return_type='offset_mapping')['offsets']
+    return _between(text, [end for _, end in offsets])
 
 # %% ../nbs/20_tokenizers.ipynb #c5e46e0d
+# every text comes back
+_keep_all = dict(byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
+                 remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+                 character_coverage=.9995)
+
 @patch(cls_method=True)
 def train(cls:SentencePieceTokenizer,
           text:str|Iterable[str], # a text, or documents
           vocab_size:int=1024, # bytes, pieces and specials together
           kind:str='bpe', # or 'unigram', which chooses pieces by likelihood (Kudo 2018)
-          special:Iterable[str]=(BOS,), # marks; the first begins a document
+          special:Iterable[str]=(BOS,), # special tokens; the first begins a document
           **settings, # SentencePiece's own, which then decide what is lost
           ) -> SentencePieceTokenizer:
-    "Learn a model; unless told otherwise it keeps every text: nothing is normalised, and rare characters become bytes"
-    special, vocab_size, model, spm = _names(special), _whole(vocab_size), io.BytesIO(), _import('sentencepiece')
-    lines = (line for d in ([text] if isinstance(text, str) else text) for line in utf8(d).decode().splitlines(keepends=True))
-    keep = dict(byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, character_coverage=.9995)
-    marks = dict(bos_id=1 if special else -1, eos_id=-1, pad_id=-1, control_symbols=special[1:]) | (dict(bos_piece=special[0]) if special else {})
-    try: spm.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type=kind, minloglevel=2, max_sentence_length=10**6, **keep | marks | settings)
-    except (RuntimeError, OSError) as e: raise ValueError(f'SentencePiece could not learn {vocab_size} pieces from this text: {str(e).split("] ")[-1]}') from None
+    """Learn a model; unless told otherwise it keeps every text
+
+    Nothing is normalised, and rare characters become bytes. Raises ValueError where so many
+    pieces cannot be learnt, ImportError where the library is not installed."""
+    special, vocab_size = as_names(special), as_vocab_size(vocab_size)
+    model, spm = io.BytesIO(), _import('sentencepiece')
+    docs  = [text] if isinstance(text, str) else text
+    lines = (line for d in docs for line in utf8(d).decode().splitlines(keepends=True))
+    names = dict(bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=special[1:])
+    if special: names |= dict(bos_id=1, bos_piece=special[0])
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type=kind,
+            minloglevel=2, max_sentence_length=10**6, **_keep_all | names | settings)
+    except (RuntimeError, OSError) as e:
+        raise ValueError(f'SentencePiece could not learn {vocab_size} pieces from this text: '
+                         f'{str(e).split("] ")[-1]}') from None
     return cls(model.getvalue())
 
 # %% ../nbs/20_tokenizers.ipynb #49b0de47
-CHAT_SPECIAL = (BOS, '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>', '<|system_start|>', '<|system_end|>',
-                '<|tool_start|>', '<|tool_end|>')                           # pass it as `special` when training
+# pass it as `special` when training
+CHAT_SPECIAL = (BOS, '<|user_start|>', '<|user_end|>', '<|assistant_start|>', '<|assistant_end|>',
+                '<|system_start|>', '<|system_end|>', '<|tool_start|>', '<|tool_end|>')
 
 def encode_special(tok:Tokenizer, # any tokenizer
                    text:str, # may hold names of specials
                    allowed:str|Iterable[str]='all', # names to turn into their ids
-                   refused:str|Iterable[str]=(), # names that must not occur; 'rest' refuses all that are not allowed
+                   refused:str|Iterable[str]=(), # names that must not occur, or 'rest'
                    ) -> list[int]:
-    "The ids of a text with marks in it; raises ValueError that names a refused one and its position"
-    allowed = set(tok.special) if allowed == 'all' else set(_names(allowed))
-    refused = set(tok.special) - allowed if refused == 'rest' else set(_names(refused))
-    if (odd := next(iter((allowed | refused) - set(tok.special)), None)) is not None: raise _unknown_name(odd, list(tok.special), 'special')
-    ids, at, names = [], 0, sorted(allowed | refused, key=len, reverse=True)
-    for m in regex.finditer('|'.join(map(regex.escape, names)), text) if names else ():
-        if m[0] in refused: raise ValueError(f'the special {m[0]} stands at position {m.start()} of the text; remove it, allow it, or leave it out of refused to take it as text')
-        ids += tok.encode(text[at:m.start()]) + [tok.special[m[0]]]; at = m.end()
+    """The ids of a text with special tokens in it
+
+    refused='rest' refuses all that are not allowed; names that are neither remain text. Raises
+    ValueError that names a refused one and its position, or one that the tokenizer has not."""
+    allowed = set(tok.special) if allowed == 'all' else set(as_names(allowed))
+    refused = set(tok.special) - allowed if refused == 'rest' else set(as_names(refused))
+    if (odd := next(iter((allowed | refused) - set(tok.special)), None)) is not None:
+        raise _unknown_name(odd, list(tok.special), 'special')
+    names = sorted(allowed | refused, key=len, reverse=True)
+    any_name = '|'.join(map(regex.escape, names))
+    ids, at = [], 0
+    for m in regex.finditer(any_name, text) if names else ():
+        if m[0] in refused:
+            raise ValueError(f'the special {m[0]} stands at position {m.start()} of the text; '
+                             'remove it, allow it, or leave it out of refused to take it as text')
+        ids += tok.encode(text[at:m.start()]) + [tok.special[m[0]]]
+        at = m.end()
     return ids + tok.encode(text[at:])
 
 # %% ../nbs/20_tokenizers.ipynb #2f6acf1c
-_scripts = ['Η γάτα κάθεται στο παράθυρο και κοιτάζει τη βροχή.', 'Кошка сидит у окна и смотрит на дождь.', 'बिल्ली खिड़की पर बैठी है और बारिश देख रही है।',
-            'القطة تجلس عند النافذة وتنظر إلى المطر.', '猫坐在窗边看雨。', '猫は窓辺に座って雨を見ている。', '고양이가 창가에 앉아 비를 보고 있다.', '🐈🌧️👀']
+_scripts = ['Η γάτα κάθεται στο παράθυρο και κοιτάζει τη βροχή.',
+            'Кошка сидит у окна и смотрит на дождь.',
+            'बिल्ली खिड़की पर बैठी है और बारिश देख रही है।',
+            'القطة تجلس عند النافذة وتنظر إلى المطر.', '猫坐在窗边看雨。',
+            '猫は窓辺に座って雨を見ている。', '고양이가 창가에 앉아 비를 보고 있다.', '🐈🌧️👀']
 
 def text_kinds(size:int=20_000) -> dict[str,str]:
-    "Texts of some kinds to measure a tokenizer on, `size` characters each at most: each tenth page of Python's manual, its own source, numbers, one sentence in eight scripts"
-    code = Path(heapq.__file__).read_text(encoding='utf-8')
-    numbers = '\n'.join(f'{i*i} {i/7:.3f} {i**5 % 9973:,}' for i in range(1, 1000))
-    return {k: t[:size] for k, t in dict(English='\n'.join(topics[k] for k in sorted(topics)[::10]), code=code, numbers=numbers, scripts='\n'.join(_scripts)).items()}
+    """Texts of some kinds to measure a tokenizer on, `size` characters each at most
+
+    Each tenth page of Python's manual, its own source, numbers, one sentence in eight scripts."""
+    texts = dict(English='\n'.join(topics[k] for k in sorted(topics)[::10]),
+                 code=Path(heapq.__file__).read_text(encoding='utf-8'),
+                 numbers='\n'.join(f'{i*i} {i/7:.3f} {i**5 % 9973:,}' for i in range(1, 1000)),
+                 scripts='\n'.join(_scripts))
+    return {k: t[:size] for k, t in texts.items()}
 
 def bytes_per_token(tok:Tokenizer, # any tokenizer
                     text:str|Iterable[str], # a text, or many
                     ) -> float:
-    "Bytes of the original text that an id carries on average; infinite where a text gives no ids"
+    "Bytes of the original text that an id carries on average; nan where a text gives no ids"
     texts = [text] if isinstance(text, str) else list(text)
-    return sum(len(utf8(t)) for t in texts) / (sum(map(len, tok.encode_batch(texts))) or math.nan)
+    n_bytes, n_ids = sum(len(utf8(t)) for t in texts), sum(map(len, tok.encode_batch(texts)))
+    return n_bytes / (n_ids or math.nan)
 
 # %% ../nbs/20_tokenizers.ipynb #97347ddd
 def _usage(tok, texts):
     "How often each id occurs: a LongTensor (V,)"
     rows = tok.encode_batch([texts] if isinstance(texts, str) else list(texts))
-    return torch.bincount(torch.tensor([i for r in rows for i in r], dtype=torch.long), minlength=tok.vocab_size)
+    ids  = torch.tensor([i for r in rows for i in r], dtype=torch.long)  # (N,)
+    return torch.bincount(ids, minlength=tok.vocab_size)
 
 def _renyi_bits(counts, alpha):
     p = counts[counts > 0].double() / counts.sum()
-    return (-(p*p.log2()).sum() if alpha == 1 else (p**alpha).sum().log2() / (1 - alpha)).item()
+    if alpha == 1: return -(p*p.log2()).sum().item()
+    return ((p**alpha).sum().log2() / (1 - alpha)).item()
 
 def renyi_efficiency(tok:Tokenizer, # any tokenizer
                      text:str|Iterable[str], # a text, or many
                      alpha:float=2.5, # above 1, common ids weigh more; 1 is Shannon's entropy
                      ) -> tuple[float,float]:
-    "Rényi entropy of the ids in bits, and the share of log2 V that it reaches (Zouhar et al. 2023); raises ValueError where a text gives no ids"
-    if not (counts := _usage(tok, text)).any(): raise ValueError('the text gives no ids, so they have no entropy')
-    return (bits := _renyi_bits(counts, alpha)), bits/math.log2(tok.vocab_size)
+    """Rényi entropy of the ids in bits, and the fraction of log2 V that it reaches
+
+    Zouhar et al. 2023. Raises ValueError where a text gives no ids."""
+    counts = _usage(tok, text)                        # (V,)
+    if not counts.any(): raise ValueError('the text gives no ids, so they have no entropy')
+    bits = _renyi_bits(counts, alpha)
+    return bits, bits/math.log2(tok.vocab_size)
 
 # %% ../nbs/20_tokenizers.ipynb #50c44913
 class Comparison(list):
-    "A table of tokenizers: a dict for each; shown as a table, in Markdown where that is understood"
-    def _cells(self): return [list(self[0])] + [[f'{v:.2f}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v) for v in r.values()] for r in self]
+    "A table of tokenizers: a dict for each; shown as Markdown where that is understood"
+    def _cells(self):
+        def text(v):
+            if isinstance(v, float): return f'{v:.2f}'
+            return f'{v:,}' if type(v) is int else str(v)
+        return [list(self[0])] + [[text(v) for v in r.values()] for r in self]
+
     def __repr__(self):
-        rows = self._cells(); wide = [max(map(len, c)) for c in zip(*rows)]
-        return '\n'.join('  '.join(f'{v:>{w}}' if i else f'{v:<{w}}' for i, (v, w) in enumerate(zip(r, wide))) for r in rows)
+        rows = self._cells()
+        wide = [max(map(len, column)) for column in zip(*rows)]
+        def line(first, *rest):
+            numbers = (v.rjust(w) for v, w in zip(rest, wide[1:]))
+            return '  '.join([first.ljust(wide[0]), *numbers])
+        return '\n'.join(line(*row) for row in rows)
+
     def _repr_markdown_(self):
         head, *rows = ['| ' + ' | '.join(r) + ' |' for r in self._cells()]
         return '\n'.join([head, '|---' + '|--:'*(len(self[0])-1) + '|', *rows])
 
 def _compare_row(name, tok, texts):
-    used = _usage(tok, texts.values())
-    return dict(tokenizer=name, ids=tok.vocab_size, unused=int((used == 0).sum())) | {k: bytes_per_token(tok, t) for k, t in texts.items()} | {
-        'Rényi': renyi_efficiency(tok, texts.values())[1], 'lost': sum(tok.normal(t) != t for t in texts.values())}
+    unused = int((_usage(tok, texts.values()) == 0).sum())
+    row  = dict(tokenizer=name, ids=tok.vocab_size, unused=unused)
+    row |= {k: bytes_per_token(tok, t) for k, t in texts.items()}
+    row['Rényi'] = renyi_efficiency(tok, texts.values())[1]
+    row['lost']  = sum(tok.normal(t) != t for t in texts.values())
+    return row
 
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
-                       texts:str|dict[str,str]|None=None, # a text, or texts by kind; None takes `text_kinds()`
+                       texts:str|dict[str,str]|None=None, # one, or by kind; None: `text_kinds()`
                        ) -> Comparison:
-    "Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how many of the texts come back changed"
-    texts = dict(text=texts) if isinstance(texts, str) else text_kinds() if texts is None else texts
-    if not toks or not any(texts.values()): raise ValueError('pass at least one tokenizer, and a text that is not empty')
+    """Tokenizers side by side
+
+    Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how
+    many of the texts come back changed. Raises ValueError where there is nothing to compare."""
+    if texts is None: texts = text_kinds()
+    elif isinstance(texts, str): texts = dict(text=texts)
+    if not toks or not any(texts.values()):
+        raise ValueError('pass at least one tokenizer, and a text that is not empty')
     return Comparison(_compare_row(n, t, texts) for n, t in toks.items())
 
 # %% ../nbs/20_tokenizers.ipynb #636116a3
 class TokenViews(dict):
     "Rows of tokens in colour, by name"
     def __repr__(self): return '\n'.join(f'{n}: {v!r}' for n, v in self.items())
-    def _repr_html_(self): return ''.join(f'<p style="margin:.6em 0 0"><b>{html.escape(n)}</b></p>{v._repr_html_()}' for n, v in self.items())
+    def _repr_html_(self):
+        def row(name, view):
+            head = f'<p style="margin:.6em 0 0"><b>{html.escape(name)}</b></p>'
+            return head + view._repr_html_()
+        return ''.join(row(n, v) for n, v in self.items())
 
 def show_all(toks:dict[str,Tokenizer], # a name for each
-             text:str, # what to cut
+             text:str, # what to split
              ) -> TokenViews:
-    "Show how each of several tokenizers cuts a text"
+    "Show how each of several tokenizers splits a text"
     views = {n: show_tokens(t, text) for n, t in toks.items()}
     return TokenViews({f'{n}, {len(v.pieces)} ids': v for n, v in views.items()})
 
 # %% ../nbs/20_tokenizers.ipynb #b5a2b78f
-_made = dict(bytes=ByteTokenizer, byt5=ByT5Tokenizer, ascii=AsciiTokenizer, stripped=StrippedAsciiTokenizer)
+_untrained = dict(bytes=ByteTokenizer, byt5=ByT5Tokenizer, ascii=AsciiTokenizer,
+                  stripped=StrippedAsciiTokenizer)
 
 def _open_json(path, parts):
     d = _json(path)
     if isinstance(d, dict) and 'tokenizer' in d: return load_tokenizer(path, parts)
-    if not isinstance(d, dict) or 'model' not in d: raise ValueError(f'{path} describes no tokenizer: it was neither saved by gptlab nor is it a tokenizer.json')
-    try: return RankTokenizer.from_tokenizer_json(path)
-    except ValueError: return HFTokenizer(path)
+    if not isinstance(d, dict) or 'model' not in d:
+        raise ValueError(f'{path} describes no tokenizer: '
+                         'it was neither saved by gptlab nor is it a tokenizer.json')
+    try:
+        return RankTokenizer.from_tokenizer_json(path)
+    except ValueError:
+        return HFTokenizer(path)
 
 def open_tokenizer(name:str|Path, # a name, or a file
                    parts:dict|None=None, # your own tokenizers: {'Mine': Mine}
                    ) -> Tokenizer:
-    "A tokenizer by name (bytes, byt5, ascii, stripped, gpt2, cl100k_truncated_8192 …) or from a file: saved here, tokenizer.json, .model, .tiktoken"
+    """A tokenizer by name (bytes, byt5, ascii, stripped, gpt2, cl100k_truncated_8192 …) or file
+
+    Files: saved here, tokenizer.json, .model, .tiktoken. Raises FileNotFoundError for a file that
+    is not there, ValueError for an unknown name or a damaged file."""
     name, file = str(name), Path(name).expanduser()
-    if file.suffix in ('.json', '.model', '.tiktoken') and not file.is_file(): raise FileNotFoundError(f'there is no tokenizer file {name}')
+    if file.suffix in ('.json', '.model', '.tiktoken') and not file.is_file():
+        raise FileNotFoundError(f'there is no tokenizer file {name}')
     if file.suffix == '.json': return _open_json(file, parts)
     if file.suffix == '.model': return SentencePieceTokenizer.load(file)
     if file.suffix == '.tiktoken': return RankTokenizer.from_tiktoken(file)
-    if name in _made: return _made[name]()
-    try: return tiktoken_named(name)
-    except ValueError: raise _unknown_name(name, [*_made, *_short_names()], 'tokenizer (nor a .json, .model or .tiktoken file)') from None
+    if name in _untrained: return _untrained[name]()
+    try:
+        return tiktoken_named(name)
+    except ValueError:
+        known = [*_untrained, *_short_names()]
+        what  = 'tokenizer (nor a .json, .model or .tiktoken file)'
+        raise _unknown_name(name, known, what) from None

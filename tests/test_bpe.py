@@ -13,9 +13,9 @@ from pydoc_data.topics import topics
 
 from common import extra
 from gptlab import bpe
-from gptlab.bpe import BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, count_pieces, find_pattern, learn_merges, merge_pair, show_vocab
+from gptlab.bpe import BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, as_names, as_vocab_size, check_pattern, count_pieces, find_pattern, learn_merges, merge_pair, show_vocab
 from gptlab.tokenizer import BOS, ByteTokenizer, check_tokenizer, fuzz_texts, load_tokenizer
-from gptlab.tokenizers import _atomic, _symbols, rustbpe_engine, tokenizers_engine
+from gptlab.tokenizers import RankTokenizer, _atomic, _symbols, rustbpe_engine, tokenizers_engine
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual
 MANUAL = '\n'.join(DOCS)
@@ -106,13 +106,13 @@ def test_no_piece_is_cut_in_two(pattern):
     parts = list(bpe._parts(MANUAL + '\n'.join(FUZZ), 20_000))
     assert len(parts) > 5 and ''.join(parts) == MANUAL + '\n'.join(FUZZ)
     whole = Counter(regex.findall(pattern, MANUAL + '\n'.join(FUZZ)))
-    assert bpe._cut_long(whole) == count_pieces(parts, pattern) == count_pieces(''.join(parts), pattern)
+    assert bpe._split_long(whole) == count_pieces(parts, pattern) == count_pieces(''.join(parts), pattern)
 
 
 def test_a_pattern_of_ones_own_gets_whole_documents(monkeypatch):
     monkeypatch.setattr(bpe, '_parts', lambda doc, size: [doc[:1], doc[1:]])   # any cut would show
     assert count_pieces(['one two\nthree', 'four'], r'[^\n]+\n?|\n') == {'one two\n': 1, 'three': 1, 'four': 1}
-    assert [d for load in bpe._loads(DOCS, 100_000, cut=False) for d in load] == DOCS
+    assert [d for load in bpe._loads(DOCS, 100_000, split=False) for d in load] == DOCS
 
 
 def test_processes_count_the_same(counts):
@@ -348,7 +348,8 @@ def test_ranks_that_are_none_of_ours(trained, tmp_path):
     with fails(ValueError, 'are missing in these ranks'): BPE.from_tiktoken({b: i for b, i in trained.ranks.items() if i != 300})
     with fails(ValueError, "no merge of two lower ranks makes the token b'abc'"): BPE.from_tiktoken({**BPE([]).ranks, b'abc': 256})
     (tmp_path/'bad').write_text('IQ== 0\nIg==\n')
-    with fails(ValueError, 'is no file of ranks'): BPE.from_tiktoken(tmp_path/'bad')
+    for kind in (BPE, RankTokenizer):
+        with fails(ValueError, 'is no file of ranks; line 2'): kind.from_tiktoken(tmp_path/'bad')
     with pytest.raises(FileNotFoundError): BPE.from_tiktoken(tmp_path/'none')
 
 
@@ -361,13 +362,16 @@ def test_a_tokenizer_json_that_is_none_of_ours(trained, tmp_path):
     says('changes the text', lambda d: d.update(normalizer=dict(type='NFC')))
     says('draws merges at random', lambda d: d['model'].update(dropout=.1))
     for pre in (dict(type='Whitespace'), dict(type='ByteLevel', add_prefix_space=True, use_regex=True), dict(type='ByteLevel', add_prefix_space=False, use_regex=False)):
-        says('does not cut by one pattern', partial(dict.update, pre_tokenizer=pre))
-    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][0].update(behavior='MergedWithNext'))
-    says('does not cut by one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][1].update(use_regex=True))
+        says('not one pattern', partial(dict.update, pre_tokenizer=pre))
+    says('not one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][0].update(behavior='MergedWithNext'))
+    says('not one pattern', lambda d: d['pre_tokenizer']['pretokenizers'][1].update(use_regex=True))
+    says('not one pattern', lambda d: d['pre_tokenizer']['pretokenizers'].append(d['pre_tokenizer']['pretokenizers'][1]))   # bytes of bytes
+    says('not one pattern', lambda d: d['pre_tokenizer'].update(pretokenizers=[]))
     says('specials', lambda d: d['added_tokens'][0].update(id=5000))
     says('cannot be read as a BPE over bytes', lambda d: d.pop('model'))
     says('the bytes are not ids 0 to 255', lambda d: d['model']['vocab'].update({'a': 98, 'b': 97}))
     assert BPE.from_tokenizer_json(spoilt(lambda d: d.update(pre_tokenizer=dict(type='ByteLevel', add_prefix_space=False, use_regex=True)))).pattern == GPT2_PATTERN
+    assert BPE.from_tokenizer_json(spoilt(lambda d: d.update(pre_tokenizer=dict(type='ByteLevel', add_prefix_space=False)))).pattern == GPT2_PATTERN   # older still
     assert BPE.from_tokenizer_json(spoilt(lambda d: d['model'].update(merges=[' '.join(m) for m in d['model']['merges']]))).merges == trained.merges   # the older form
     file.write_text('{"model": ')
     with fails(ValueError, 'cannot be read'): BPE.from_tokenizer_json(file)
@@ -395,6 +399,11 @@ def test_vocab_size_is_a_whole_number(size):
 def test_vocab_size_may_come_from_torch():
     import torch
     assert BPE.train('abc abc', torch.tensor(258)).merges == BPE.train('abc abc', 258).merges
+
+def test_what_a_tokenizer_of_ones_own_may_check():
+    assert as_names('<|a|>') == as_names(n for n in ['<|a|>']) == ['<|a|>'] and as_names(()) == as_names('') == []
+    assert as_vocab_size(True) == 1 and check_pattern(CL100K_PATTERN) is CL100K_PATTERN
+    with fails(ValueError, 'special token'): BPE.train('a<|a|>b', 300, special=iter(['<|a|>']))
 
 @pytest.mark.parametrize('special', [[None], [''], [5]])
 def test_a_special_has_a_name(special):
