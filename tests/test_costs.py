@@ -128,8 +128,8 @@ def test_accounts_leave_the_compiler_alone():
 
 # ---- the table
 
-NAMES = ('operations per token, reading|operations per token, training|weights|activations, '
-         'training|peak, training|cache'.split('|'))
+NAMES = ('operations per token, reading|operations per token, training|'
+         'weights|activations, training|peak, training|cache'.split('|'))
 
 @every
 def test_a_table_of_accounts(name):

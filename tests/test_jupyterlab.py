@@ -140,13 +140,12 @@ def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
     saved = json.loads((NBS/path).read_text(encoding='utf-8'))
     html = ''.join(''.join(o.get('data', {}).get('text/html', '')) for c in saved['cells']
                    for o in c.get('outputs', []))
-    want = html.count('data:image/svg+xml'), sum(
-        'image/png' in o.get('data', {}) for c in saved['cells'] for o in c.get('outputs', []))
-    page = open_page(lab, chromium, f'saved/{path}',
-                     "() => document.querySelectorAll('.jp-OutputArea-output img').length >= "
-                     f"{sum(want)}")
-    page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea-output "
-                           "img')].every(e => e.complete)", timeout=60_000)
+    want = (html.count('data:image/svg+xml'),
+            sum('image/png' in o.get('data', {}) for c in saved['cells']
+                for o in c.get('outputs', [])))
+    images = "document.querySelectorAll('.jp-OutputArea-output img')"
+    page = open_page(lab, chromium, f'saved/{path}', f'() => {images}.length >= {sum(want)}')
+    page.wait_for_function(f'() => [...{images}].every(e => e.complete)', timeout=60_000)
     pictures = page.locator('.jp-OutputArea-output img')
     sizes = pictures.evaluate_all('all => all.map(e => [e.src.slice(0, 18), e.naturalWidth, '
                                   'e.getBoundingClientRect().width])')

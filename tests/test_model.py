@@ -46,14 +46,15 @@ def recipe(name):
 
 def from_recipe(name, make): return lambda: make(recipe(name))
 
-RECIPES = dict(gradientlab=from_recipe('gradientlab', lambda r: r['gradientlab'](
-    n_layers=6, vocab_size=128, context_length=32, d_ff=128)),
-               experimental_slm=from_recipe('experimental_slm',
-                                            lambda r: r['slm'](n_layers=2, context_length=32)),
-               gpt_lab=from_recipe('gpt_lab', lambda r: r['gpt_lab'](
-                   4, d_head=64, vocab_size=257, context_length=64)),
-               hlb_gpt=from_recipe('hlb_gpt',
-                                   lambda r: r['hlb_gpt'](.5, vocab_size=257, context_length=32)))
+RECIPES = dict(
+    gradientlab=from_recipe('gradientlab', lambda r: r['gradientlab'](
+        n_layers=6, vocab_size=128, context_length=32, d_ff=128)),
+    experimental_slm=from_recipe('experimental_slm', lambda r: r['slm'](
+        n_layers=2, context_length=32)),
+    gpt_lab=from_recipe('gpt_lab', lambda r: r['gpt_lab'](
+        4, d_head=64, vocab_size=257, context_length=64)),
+    hlb_gpt=from_recipe('hlb_gpt', lambda r: r['hlb_gpt'](
+        .5, vocab_size=257, context_length=32)))
 PRESETS = ({n: partial(GPTConfig, **SMALL | kw) for n, kw in OWN.items()}
            | dict(gpt2=partial(gpt2_config, **SMALL),
                   llama=partial(llama_config, **SMALL, n_kv_heads=2)) | RECIPES)
@@ -95,10 +96,10 @@ class Broken(Attention):
 class Forgets(Attention):
     "Documents are one to it"
     def _mask(self, seq, kpos, kdocs):
-        return (super()
-                ._mask(Seq(seq.ids, None, torch.arange(seq.ids.shape[1]).expand(seq.ids.shape)),
-                       torch.arange(kpos.shape[1]).expand(kpos.shape), None) if seq.cache is None
-                else super()._mask(seq, kpos, kdocs))
+        return (super()._mask(
+                    Seq(seq.ids, None, torch.arange(seq.ids.shape[1]).expand(seq.ids.shape)),
+                    torch.arange(kpos.shape[1]).expand(kpos.shape), None)
+                if seq.cache is None else super()._mask(seq, kpos, kdocs))
 
 class BatchNorm(nn.Module):
     def __init__(self, C):
