@@ -1,4 +1,5 @@
-"What several tests need: where things are, and how to read a notebook without importing anything heavy."
+"""What several tests need: where things are, and how to read a notebook without importing anything
+heavy."""
 import ast, importlib, importlib.util, json, os, re
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def extras():
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     block = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
     lists = re.findall(r'^(\w+) = \[(.*?)\]', block, re.S | re.M)
-    return {lib: name for name, libs in lists if name != 'dev' for lib in re.findall(r'"([\w-]+)', libs)}
+    return {lib: name for name, libs in lists if name != 'dev'
+            for lib in re.findall(r'"([\w-]+)', libs)}
 
 
 def extra(module):
@@ -53,7 +55,8 @@ def number(path):
 
 
 def folder(path):
-    "The sub-folder of a recipe, how-to or experiment; None for the chapters and pages that lie in nbs itself"
+    """The sub-folder of a recipe, how-to or experiment; None for the chapters and pages that lie in
+    nbs itself"""
     return path.relative_to(NBS).parts[0] if path.parent != NBS else None
 
 
@@ -65,7 +68,8 @@ def cells(path, kind=None):
 
 
 def directives(source):
-    "The `#|` lines that nbdev reads from the top of a cell, as (name, value); Quarto's names keep their colon"
+    """The `#|` lines that nbdev reads from the top of a cell, as (name, value); Quarto's names keep
+    their colon"""
     out = []
     for line in source.strip().splitlines():
         m = re.match(r'\s*#\s*\|\s*(\S+)\s*(.*)', line)
@@ -76,7 +80,8 @@ def directives(source):
 
 def module_of(path):
     "The module that a notebook exports to, or None"
-    return next((v for c in cells(path, 'code') for k, v in directives(c['source']) if k == 'default_exp'), None)
+    return next((v for c in cells(path, 'code') for k, v in directives(c['source'])
+                 if k == 'default_exp'), None)
 
 
 def tree(source):
@@ -87,5 +92,8 @@ def tree(source):
 
 def text_of(output):
     "Everything a person could read in an output, pictures' bytes left out"
-    join = lambda v: v if isinstance(v, str) else ''.join(map(str, v)) if isinstance(v, list) else json.dumps(v)
-    return '\n'.join([join(output.get('text', ''))] + [join(v) for k, v in output.get('data', {}).items() if k not in ('image/png', 'image/jpeg')])
+    join = (lambda v: v if isinstance(v, str) else ''.join(map(str, v)) if isinstance(v, list)
+                      else json.dumps(v))
+    return '\n'.join([join(output.get('text', ''))]
+                     + [join(v) for k, v in output.get('data', {}).items()
+                        if k not in ('image/png', 'image/jpeg')])

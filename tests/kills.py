@@ -1,4 +1,5 @@
-"""One harness for processes that are struck: start a victim, wait for its moment, send it a signal, see what it left behind."""
+"""One harness for processes that are struck: start a victim, wait for its moment, send it a signal,
+see what it left behind."""
 import contextlib, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -10,13 +11,15 @@ class Victim:
 
     def said(self):
         "What it has printed so far"
-        return self.said_in.read_text(encoding='utf-8', errors='replace') if self.said_in.exists() else ''
+        return (self.said_in.read_text(encoding='utf-8', errors='replace') if self.said_in.exists()
+                else '')
 
     def until(self, ready, seconds=60, pause=.001):
         "Wait for the moment to strike, which ready() tells; fails when it takes too long"
         end = time.monotonic() + seconds
         while not ready():
-            assert time.monotonic() < end, f'the moment did not come in {seconds} s: {self.said()[-2000:]}'
+            assert time.monotonic() < end, (f'the moment did not come in {seconds} s: '
+                                            f'{self.said()[-2000:]}')
             time.sleep(pause)
         return self
 
@@ -34,13 +37,16 @@ class Victim:
 def start(argv, said, **kw):
     "A victim in a session of its own, so that the processes it starts can be found"
     with open(said, 'wb') as out:
-        p = subprocess.Popen([*map(str, argv)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **kw)
+        p = subprocess.Popen([*map(str, argv)], stdin=subprocess.DEVNULL, stdout=out,
+                             stderr=subprocess.STDOUT, start_new_session=True, **kw)
     return Victim(p.pid, said, lambda: p.wait(120))
 
 
 def family(pid):
-    "The processes that a victim's session still holds, one a line; those that have ended and wait to be noticed do not count"
-    out = subprocess.run(['ps', '-o', 'pid=,stat=,args=', '-s', str(pid)], capture_output=True, text=True).stdout
+    """The processes that a victim's session still holds, one a line; those that have ended and wait
+    to be noticed do not count"""
+    out = subprocess.run(['ps', '-o', 'pid=,stat=,args=', '-s', str(pid)], capture_output=True,
+                         text=True).stdout
     return [line for line in out.splitlines() if line.split()[1][0] != 'Z']
 
 
@@ -52,9 +58,11 @@ def ends(pid, seconds=10):
 
 
 class Forks:
-    """Many victims without many imports: one process runs a script once, and each victim is a fork of it.
+    """Many victims without many imports: one process runs a script once, and each victim is a fork
+    of it.
 
-    The script defines `go(*args)`, with all imports and preparations above it; arguments are strings.
+    The script defines `go(*args)`, with all imports and preparations above it; arguments are
+    strings.
     """
     LOOP = '''
 import os, sys, traceback
@@ -72,7 +80,8 @@ for _line in sys.stdin:
     def __init__(self, folder, script):
         self.folder, self.n = Path(folder), 0
         (self.folder/'victims.py').write_text(script + self.LOOP, encoding='utf-8')
-        self.process = subprocess.Popen([sys.executable, self.folder/'victims.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, self.folder/'victims.py'],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, *args):
         "A victim that runs go(*args); one at a time, so wait for its end before the next"
@@ -80,7 +89,8 @@ for _line in sys.stdin:
         said = self.folder/f'said_{self.n}.txt'
         self.process.stdin.write('|'.join(map(str, (said, *args))) + '\n')
         self.process.stdin.flush()
-        return Victim(int(self.process.stdout.readline()), said, lambda: int(self.process.stdout.readline()))
+        return Victim(int(self.process.stdout.readline()), said,
+                      lambda: int(self.process.stdout.readline()))
 
     def close(self):
         "End the process that victims are forked from"

@@ -1,4 +1,5 @@
-"The project's address is one setting: written everywhere it belongs, or, until it is ours, nowhere."
+"""The project's address is one setting: written everywhere it belongs, or, until it is ours,
+nowhere."""
 import json, re, shutil, subprocess
 
 import pytest
@@ -22,7 +23,8 @@ def publish(d, yes, git='https://github.com/gptlab/gptlab'):
     (d/'settings.ini').write_text(re.sub(r'(?m)^git_url = .*$', f'git_url = {git}', text))
 
 
-def content(d): return {p.relative_to(d): p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
+def content(d):
+    return {p.relative_to(d): p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
 
 
 def test_the_address_is_right_everywhere():
@@ -32,12 +34,16 @@ def test_the_address_is_right_everywhere():
 def test_until_it_is_published_nothing_leads_there():
     s = ADDRESS.settings()
     if s['published']: pytest.skip('it is published')
-    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    host = re.compile(re.escape(s['git']) + r'|' + re.escape(s['site'].split('//')[1].split('/')[0]))
-    files = [ROOT/f for f in listed if f.endswith(('.md', '.yml', '.toml', '.cff', '.ipynb')) and (ROOT/f).exists()]
+    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT,
+                            capture_output=True, text=True).stdout.split()
+    host = re.compile(re.escape(s['git']) + r'|'
+                      + re.escape(s['site'].split('//')[1].split('/')[0]))
+    files = [ROOT/f for f in listed
+             if f.endswith(('.md', '.yml', '.toml', '.cff', '.ipynb')) and (ROOT/f).exists()]
     bad = [str(f.relative_to(ROOT)) for f in files if host.search(f.read_text(encoding='utf-8'))]
     if not listed: pytest.skip('no git here')
-    assert not bad, f'{bad}: write the address in .ci/address.py, which leaves it out until it is ours'
+    assert not bad, (f'{bad}: write the address in .ci/address.py, which leaves it out until it is '
+                     'ours')
 
 
 def test_published_moved_and_taken_back(copy):
@@ -46,11 +52,13 @@ def test_published_moved_and_taken_back(copy):
     assert len(ADDRESS.rewrite(copy)) == len(ADDRESS.PLACES) + len(notebooks())
     assert not ADDRESS.rewrite(copy)
     page = json.loads((copy/'nbs'/'00_start.ipynb').read_text(encoding='utf-8'))
-    assert 'colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/00_start.ipynb' in json.dumps(page)
+    assert ('colab.research.google.com/github/gptlab/gptlab/blob/main/nbs/00_start.ipynb'
+            in json.dumps(page))
     assert 'git clone https://github.com/gptlab/gptlab' in (copy/'CONTRIBUTING.md').read_text()
     publish(copy, True, 'https://github.com/else/where')
     ADDRESS.rewrite(copy)
-    left = [f for f, text in content(copy).items() if b'github.com/gptlab' in text and f.name != 'settings.ini']
+    left = [f for f, text in content(copy).items()
+            if b'github.com/gptlab' in text and f.name != 'settings.ini']
     assert not left and 'https://github.com/else/where' in (copy/'pyproject.toml').read_text()
     publish(copy, False)
     ADDRESS.rewrite(copy)

@@ -29,7 +29,8 @@ def command(*args, cwd, **env):
 def home(tmp_path_factory):
     "A folder with a small book, and a run of three steps on it, made by an ASCII terminal"
     d = tmp_path_factory.mktemp('home')
-    (d/'my book.txt').write_text(''.join(make_stories(60)) + 'Le café est fermé.\n', encoding='utf-8')
+    (d/'my book.txt').write_text(''.join(make_stories(60)) + 'Le café est fermé.\n',
+                                 encoding='utf-8')
     args = ['--text', 'my book.txt', '--seconds', 60, '--vocab', 300, '--dir', 'runs/first run']
     done = command('train', *args, cwd=d, GPTLAB_MAX_STEPS='3', PYTHONIOENCODING='ascii')
     return d, done

@@ -1,11 +1,13 @@
-"""What a part must be called: a method with nearly the right name is refused at the door, and a plain part stays as plain as it was."""
+"""What a part must be called: a method with nearly the right name is refused at the door, and a
+plain part stays as plain as it was."""
 import copy, math, pickle
 from functools import partial
 
 import pytest, torch
 from torch import nn
 
-from gptlab.attention import Attention, Cache, Layer, LayerCache, LearnedPositions, Mask, Position, RoPE, Seq, check_attn, once
+from gptlab.attention import (Attention, Cache, Layer, LayerCache, LearnedPositions, Mask, Position,
+                              RoPE, Seq, check_attn, once)
 from gptlab.attentions import OpenAttention, cache_bytes
 from gptlab.blocks import ask
 from gptlab.linear_attentions import DeltaAttention, MLA
@@ -49,12 +51,17 @@ class Newcache(nn.Module):
     def forward(self, x, seq): return self.o(x)
     def newcache(self): return Cache()
 
-SLIPS = {'rotat': (partial(Attention, pos=Rotat), 'rotate'), 'bais': (partial(Attention, pos=Bais), 'bias'),
-         'rotat of a plain class': (partial(Attention, pos=PlainRotat), 'rotate'), '_rotate': (partial(Attention, pos=Half), 'rotate'),
-         'maks': (Maks, 'mask'), '_mask': (OldMask, 'mask'), 'prepar': (Prepar, 'prepare'), 'newcache': (Newcache, 'new_cache')}
+SLIPS = {'rotat': (partial(Attention, pos=Rotat), 'rotate'),
+         'bais': (partial(Attention, pos=Bais), 'bias'),
+         'rotat of a plain class': (partial(Attention, pos=PlainRotat), 'rotate'),
+         '_rotate': (partial(Attention, pos=Half), 'rotate'), 'maks': (Maks, 'mask'),
+         '_mask': (OldMask, 'mask'), 'prepar': (Prepar, 'prepare'),
+         'newcache': (Newcache, 'new_cache')}
 slips = pytest.mark.parametrize('name', SLIPS)
 
-def refused(name): return pytest.raises(TypeError, match=rf'has {name.split()[0]}, which is never called: did you mean {SLIPS[name][1]}\?')
+def refused(name):
+    return pytest.raises(TypeError, match=rf'has {name.split()[0]}, which is never called: did you '
+                                          rf'mean {SLIPS[name][1]}\?')
 
 @slips
 def test_check_attn_refuses_a_slip(name):
@@ -79,7 +86,8 @@ def test_every_attention_asks_its_scheme(make, pos, near):
 def test_a_slip_deep_inside_a_block_is_found():
     class Slow(MoE):
         def mixflops(self, T): return 0
-    with pytest.raises(TypeError, match='did you mean mix_flops'): GPT(GPTConfig(**DIMS, block=MoD, mlp=Slow))
+    with pytest.raises(TypeError, match='did you mean mix_flops'):
+        GPT(GPTConfig(**DIMS, block=MoD, mlp=Slow))
 
 def test_a_method_that_is_patched_in_later_is_found_too():
     class Late(Attention): pass
@@ -98,8 +106,10 @@ def test_who_knows_the_right_name_may_have_one_like_it():
     assert check_attn(Careful).ok
 
 def test_modules_of_torch_are_no_layers_and_look_like_none():
-    made = nn.Linear(2, 2), nn.Embedding(2, 2), nn.LayerNorm(2), nn.Sequential(), nn.ModuleList(), nn.Conv1d(1, 1, 1), nn.GRU(2, 2), nn.MultiheadAttention(4, 2), \
-           nn.TransformerEncoderLayer(4, 2, 8), nn.Dropout(), nn.BatchNorm1d(2), nn.ParameterList(), nn.Identity()
+    made = (nn.Linear(2, 2), nn.Embedding(2, 2), nn.LayerNorm(2), nn.Sequential(), nn.ModuleList(),
+            nn.Conv1d(1, 1, 1), nn.GRU(2, 2), nn.MultiheadAttention(4, 2),
+            nn.TransformerEncoderLayer(4, 2, 8), nn.Dropout(), nn.BatchNorm1d(2),
+            nn.ParameterList(), nn.Identity())
     for m in made: assert ask(m, Layer, needed=False) is m
 
 def test_a_plain_module_is_an_attention():
@@ -108,21 +118,26 @@ def test_a_plain_module_is_an_attention():
             super().__init__()
             self.v, self.o = nn.Linear(C, C), nn.Linear(C, C)
         def forward(self, x, seq):
-            m = seq.mask(seq.pos, seq.docs, table=True).table[:,0].float()                        # (B,T,T)
+            # (B,T,T)
+            m = seq.mask(seq.pos, seq.docs, table=True).table[:,0].float()
             return self.o(m @ self.v(x) / m.sum(-1, keepdim=True).clamp(min=1))
     report = check_attn(RunningMean)
-    assert report.ok and 'cannot be cached (no new_cache): the text is read again for every token' in report
+    assert (report.ok
+            and 'cannot be cached (no new_cache): the text is read again for every token' in report)
     assert GPT(GPTConfig(**DIMS, attn=RunningMean)).new_caches() is None
 
 
 # ---- who derives from what
 
-@pytest.mark.parametrize('method, needs', [('prepare', 'Layer'), ('new_cache', 'Layer'), ('mix_flops', 'Layer')])
+@pytest.mark.parametrize('method, needs',
+                         [('prepare', 'Layer'), ('new_cache', 'Layer'), ('mix_flops', 'Layer')])
 def test_a_plain_module_that_does_more_is_told_what_to_derive_from(method, needs):
     Plain = type('Plain', (Newcache,), {method: lambda self, *args: None})
     del Newcache.newcache
     try:
-        with pytest.raises(TypeError, match=rf'Plain has {method}, but is no {needs}: write class Plain\({needs}\)'): GPT(GPTConfig(**DIMS, attn=Plain))
+        with pytest.raises(TypeError, match=rf'Plain has {method}, but is no {needs}: write class '
+                                            rf'Plain\({needs}\)'):
+            GPT(GPTConfig(**DIMS, attn=Plain))
     finally: Newcache.newcache = lambda self: Cache()
 
 def test_a_scheme_that_is_no_position_or_does_nothing_is_refused():
@@ -132,7 +147,9 @@ def test_a_scheme_that_is_no_position_or_does_nothing_is_refused():
     class Turn(Position):
         def __init__(self, D, n_heads): pass
         def turn(self, seq, q, k): return q, k
-    for pos, words in ((Duck, r'Duck has rotate, but is no Position: write class Duck\(Position\)'), (Turn, 'Turn does nothing: give it rotate'), (nn.Embedding, 'Embedding is no Position')):
+    for pos, words in ((Duck, r'Duck has rotate, but is no Position: write class Duck\(Position\)'),
+                       (Turn, 'Turn does nothing: give it rotate'),
+                       (nn.Embedding, 'Embedding is no Position')):
         with pytest.raises(TypeError, match=words): Attention(16, 2, pos=pos)
 
 def test_a_scheme_that_comes_later_is_asked_too():
@@ -151,16 +168,19 @@ def test_no_scheme_is_one_that_does_nothing():
     y = attn(x, seq)
     attn.pos = None
     assert not torch.allclose(attn(x, seq), y)
-    for twin in (copy.deepcopy(attn), pickle.loads(pickle.dumps(attn))): assert torch.equal(twin(x, seq), attn(x, seq))
+    for twin in (copy.deepcopy(attn), pickle.loads(pickle.dumps(attn))):
+        assert torch.equal(twin(x, seq), attn(x, seq))
 
 def test_a_cache_that_is_none_is_refused():
     class Shelf:
         seen = 0
     class Keeps(Attention):
         def new_cache(self): return Shelf()
-    with pytest.raises(TypeError, match=r'write class Shelf\(LayerCache\)'): GPT(GPTConfig(**DIMS, attn=Keeps)).new_caches()
+    with pytest.raises(TypeError, match=r'write class Shelf\(LayerCache\)'):
+        GPT(GPTConfig(**DIMS, attn=Keeps)).new_caches()
     with pytest.raises(TypeError, match=r'write class Shelf\(LayerCache\)'): check_attn(Keeps)
-    with pytest.raises(TypeError, match=r'write class Shelf\(LayerCache\)'): Seq(torch.zeros(1, 2, dtype=torch.long), caches=[Shelf()])
+    with pytest.raises(TypeError, match=r'write class Shelf\(LayerCache\)'):
+        Seq(torch.zeros(1, 2, dtype=torch.long), caches=[Shelf()])
 
 def test_caches_of_all_kinds_count_their_bytes():
     for kw in (dict(), dict(block=MoD), dict(attn=DeltaAttention), dict(attn=[MLA, Attention])):
@@ -169,7 +189,8 @@ def test_caches_of_all_kinds_count_their_bytes():
         assert all(isinstance(c, LayerCache) for c in caches) and cache_bytes(caches) == 0
         with torch.no_grad():
             for block in model.blocks:
-                if isinstance(block, MoD): block.guess.bias.fill_(9.)      # every token is worked on
+                # every token is worked on
+                if isinstance(block, MoD): block.guess.bias.fill_(9.)
             model(torch.zeros(2, 5, dtype=torch.long), caches=caches)
         assert cache_bytes(caches) > 0
 
@@ -177,7 +198,10 @@ def test_caches_of_all_kinds_count_their_bytes():
 # ---- once
 
 class Slope(Position):
-    def __init__(self, rate, **more): self.rate = rate; self.__dict__.update(more)
+    def __init__(self, rate, **more):
+        self.rate = rate
+        self.__dict__.update(more)
+
     @once
     def bias(self, seq, kpos): return self.rate*(kpos[:,None,:] - seq.pos[:,:,None])[:,None]
 
@@ -185,11 +209,13 @@ def test_what_is_alike_is_shared_and_nothing_else():
     seq = Seq(torch.zeros(2, 6, dtype=torch.long))
     made = Slope(.5).bias(seq, seq.pos)
     assert Slope(.5).bias(seq, seq.pos) is made and Slope(.5).bias(seq.at(0), seq.pos) is made
-    assert Slope(.25).bias(seq, seq.pos) is not made and Slope(.5, more=1).bias(seq, seq.pos) is not made
+    assert (Slope(.25).bias(seq, seq.pos) is not made
+            and Slope(.5, more=1).bias(seq, seq.pos) is not made)
     assert type('Other', (Slope,), {})(.5).bias(seq, seq.pos) is not made
     assert Slope(.5).bias(seq, seq.pos[:,:3]).shape == (2, 1, 6, 3)
     assert Slope(.5).bias(Seq(seq.ids), seq.pos) is not made
-    with pytest.raises(TypeError, match='Slope has a setting that cannot be compared'): Slope([1]).bias(seq, seq.pos)
+    with pytest.raises(TypeError, match='Slope has a setting that cannot be compared'):
+        Slope([1]).bias(seq, seq.pos)
 
 def test_modules_share_with_no_other():
     class Learnt(nn.Module, Position):
@@ -199,7 +225,8 @@ def test_modules_share_with_no_other():
         @once
         def bias(self, seq, kpos): return self.m*kpos[:,None,None,:]
     seq, a, b = Seq(torch.zeros(1, 4, dtype=torch.long)), Learnt(), Learnt()
-    assert a.bias(seq, seq.pos) is a.bias(seq, seq.pos) and a.bias(seq, seq.pos) is not b.bias(seq, seq.pos)
+    assert (a.bias(seq, seq.pos) is a.bias(seq, seq.pos)
+            and a.bias(seq, seq.pos) is not b.bias(seq, seq.pos))
 
 def test_rotations_of_other_strength_are_not_shared():
     seq, q = Seq(torch.zeros(1, 8, dtype=torch.long)), torch.randn(1, 1, 8, 16)
@@ -207,7 +234,8 @@ def test_rotations_of_other_strength_are_not_shared():
     strong.slow = 2
     alone = strong.rotate(Seq(seq.ids), q, q)[0]
     mild.rotate(seq, q, q)
-    assert torch.equal(strong.rotate(seq, q, q)[0], alone) and not torch.equal(mild.rotate(seq, q, q)[0], alone)
+    assert (torch.equal(strong.rotate(seq, q, q)[0], alone)
+            and not torch.equal(mild.rotate(seq, q, q)[0], alone))
 
 def test_an_error_inside_is_not_taken_for_a_setting():
     class Wrong(Position):
@@ -222,9 +250,11 @@ def test_an_error_inside_is_not_taken_for_a_setting():
 
 def test_a_mask_is_a_table_only_where_no_rule_will_do():
     seq = Seq(torch.zeros(2, 6, dtype=torch.long))
-    assert seq.mask(seq.pos) == Mask(causal=True) and seq.mask(seq.pos, window=6) == Mask(causal=True)
+    assert (seq.mask(seq.pos) == Mask(causal=True)
+            and seq.mask(seq.pos, window=6) == Mask(causal=True))
     past = torch.ones(6, 6, dtype=torch.bool).tril()
-    for m in (seq.mask(seq.pos, table=True), Seq(seq.ids, docs=seq.ids).mask(seq.pos, seq.ids)): assert not m.causal and torch.equal(m.table, past.expand(2, 1, 6, 6))
+    for m in (seq.mask(seq.pos, table=True), Seq(seq.ids, docs=seq.ids).mask(seq.pos, seq.ids)):
+        assert not m.causal and torch.equal(m.table, past.expand(2, 1, 6, 6))
     assert torch.equal(seq.mask(seq.pos, window=2).table[0,0], past & ~past.tril(-2))
     attn = Attention(16, 2, pos=ALiBi)
     table = attn.mask(seq, seq.pos, None).table
@@ -240,8 +270,12 @@ def test_extend_context_asks_its_scheme():
 
 # ---- nothing of ours breaks a graph
 
-WHOLE = dict(plain={}, learnt=dict(pos_embed=LearnedPositions), windows=dict(attn=[partial(Attention, window=3), Attention]), alibi=dict(attn=partial(Attention, pos=ALiBi)),
-             bias=dict(attn=partial(Attention, pos=LinearBias)), latent=dict(attn=MLA), delta=dict(attn=DeltaAttention), scaled=dict(attn=partial(Attention, pos=partial(YaRN, factor=2., context_length=12))))
+WHOLE = dict(plain={}, learnt=dict(pos_embed=LearnedPositions),
+             windows=dict(attn=[partial(Attention, window=3), Attention]),
+             alibi=dict(attn=partial(Attention, pos=ALiBi)),
+             bias=dict(attn=partial(Attention, pos=LinearBias)), latent=dict(attn=MLA),
+             delta=dict(attn=DeltaAttention),
+             scaled=dict(attn=partial(Attention, pos=partial(YaRN, factor=2., context_length=12))))
 
 @pytest.mark.parametrize('name', WHOLE)
 @pytest.mark.parametrize('documents', [False, True])
@@ -249,6 +283,7 @@ def test_a_whole_model_is_one_graph(name, documents):
     torch._dynamo.reset()
     model = GPT(GPTConfig(**DIMS, **WHOLE[name])).eval()
     ids = torch.randint(0, 11, (2, 8))
-    more = dict(docs=torch.arange(8).expand(2, 8)//4, pos=torch.arange(8).expand(2, 8) % 4) if documents else {}
+    more = (dict(docs=torch.arange(8).expand(2, 8)//4, pos=torch.arange(8).expand(2, 8) % 4)
+            if documents else {})
     nll, _ = torch.compile(model, fullgraph=True, backend='eager')(ids, ids, **more)
     assert torch.equal(nll, model(ids, ids, **more)[0])

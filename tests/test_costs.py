@@ -1,4 +1,5 @@
-"""Accounts of what a model needs, against measurement: bytes of a training step and of a cache, for every preset; and what asking for them may not disturb."""
+"""Accounts of what a model needs, against measurement: bytes of a training step and of a cache, for
+every preset; and what asking for them may not disturb."""
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,8 @@ from gptlab.costs import _with_fake_tensors, _step_bytes
 from test_model import Bag, PRESETS, SMALL, every, lively, text
 
 
-NO_PRETENCE = ('experts', 'depths', 'depths_delta')                                            # what they do depends on what they read
+# what they do depends on what they read
+NO_PRETENCE = ('experts', 'depths', 'depths_delta')
 
 
 # ---- against measurement
@@ -26,36 +28,46 @@ def test_a_model_without_memory_is_counted_all_the_same():
 
 @every
 def test_bytes_are_those_that_are_allocated(name):
-    "The pretended step, the tracker of a step in earnest, and torch's own profiler of the allocator agree"
+    """The pretended step, the tracker of a step in earnest, and torch's own profiler of the
+    allocator agree"""
     cfg = replace(PRESETS[name](), dropout=0.)
     model = GPT(cfg).train()
     ids = torch.zeros(2, 32, dtype=torch.long)
     real = _step_bytes(model, ids, lambda t: t.detach())
     if name not in NO_PRETENCE: assert real == _with_fake_tensors(model, ids)
     assert model.memory(2, 32) == real
-    assert all(type(p) is nn.Parameter for p in model.parameters())                        # everything is back in its place
+    # everything is back in its place
+    assert all(type(p) is nn.Parameter for p in model.parameters())
     model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
-        nll, aux = model(ids, ids); (nll.sum() + aux).backward(); del nll, aux
+        nll, aux = model(ids, ids)
+        (nll.sum() + aux).backward()
+        del nll, aux
     now = peak = 0
     for e in p.profiler.kineto_results.events():
-        if e.name() == '[memory]': now += e.nbytes(); peak = max(peak, now)
+        if e.name() == '[memory]':
+            now += e.nbytes()
+            peak = max(peak, now)
     assert abs(peak - real['peak']) < .02*peak, (peak, real['peak'])
 
 @every
 def test_cache_bytes_are_those_of_its_tensors(name):
-    model = GPT(PRESETS[name]()).eval(); caches = model.new_caches()
+    model = GPT(PRESETS[name]()).eval()
+    caches = model.new_caches()
     with torch.no_grad(): model(torch.zeros(2, 20, dtype=torch.long), caches=caches)
     found, todo = {}, [*caches]
     while todo:
         o = todo.pop()
-        if isinstance(o, torch.Tensor): found[o.untyped_storage()._cdata] = o.untyped_storage().nbytes()
+        if isinstance(o, torch.Tensor):
+            found[o.untyped_storage()._cdata] = o.untyped_storage().nbytes()
         elif isinstance(o, dict): todo += o.values()
         elif isinstance(o, (list, tuple)): todo += o
         elif hasattr(o, '__dict__'): todo += vars(o).values()
-    if name in ('default', 'gpt2', 'llama', 'windows'):                                    # keys and values of 8 channels a head, for two rows, in figures
+    # keys and values of 8 channels a head, for two rows, in figures
+    if name in ('default', 'gpt2', 'llama', 'windows'):
         K, seen = model.cfg.n_kv_heads or 4, [4, 20]*2 if name == 'windows' else [20]*4
-        assert 0 <= sum(found.values()) - sum(4*2*2*K*8*t for t in seen) <= sum(8*2*t for t in seen)      # and positions
+        # and positions
+        assert 0 <= sum(found.values()) - sum(4*2*2*K*8*t for t in seen) <= sum(8*2*t for t in seen)
     assert model.memory(2, 20)['cache'] == sum(found.values())
 
 def test_options_save_memory():
@@ -64,20 +76,30 @@ def test_options_save_memory():
         model.remat, model.loss_chunk = remat, loss_chunk
         return model.memory(B=8)
     plain = need()
-    assert need(remat=True)['activations'] < .8*plain['activations'] and need(loss_chunk=32)['peak'] < .5*plain['peak']
+    assert (need(remat=True)['activations'] < .8*plain['activations']
+            and need(loss_chunk=32)['peak'] < .5*plain['peak'])
     assert need(remat=True, loss_chunk=32)['activations'] < .05*plain['activations']
 
 
 # ---- asking disturbs nothing
 
 def test_accounts_leave_everything_else_alone():
-    "Modes, hooks, gradients, dice; and no matter in which mode, precision or grad mode they are asked for"
+    """Modes, hooks, gradients, dice; and no matter in which mode, precision or grad mode they are
+    asked for"""
     model, seen = GPT(GPTConfig(**SMALL | dict(dropout=.2))), []
-    model.blocks[0].register_forward_hook(lambda m, a, o: seen.append(o)); model.blocks[1].register_forward_pre_hook(lambda m, a: seen.append(a))
-    model.train(); model.blocks[1].eval(); modes, dice = [m.training for m in model.modules()], torch.get_rng_state()
-    want = model.memory(2, 16); costs(model)
-    assert not seen and modes == [m.training for m in model.modules()] and torch.equal(dice, torch.get_rng_state()) and all(p.grad is None for p in model.parameters())
-    model(torch.zeros(1, 4, dtype=torch.long)); assert len(seen) == 2                      # the hooks are back
+    model.blocks[0].register_forward_hook(lambda m, a, o: seen.append(o))
+    model.blocks[1].register_forward_pre_hook(lambda m, a: seen.append(a))
+    model.train()
+    model.blocks[1].eval()
+    modes, dice = [m.training for m in model.modules()], torch.get_rng_state()
+    want = model.memory(2, 16)
+    costs(model)
+    assert (not seen and modes == [m.training for m in model.modules()]
+            and torch.equal(dice, torch.get_rng_state())
+            and all(p.grad is None for p in model.parameters()))
+    # the hooks are back
+    model(torch.zeros(1, 4, dtype=torch.long))
+    assert len(seen) == 2
     assert model.eval().memory(2, 16) == want
     with torch.no_grad(): assert model.memory(2, 16) == want
     with torch.autocast('cpu', torch.bfloat16): assert model.memory(2, 16) == want
@@ -85,16 +107,21 @@ def test_accounts_leave_everything_else_alone():
     assert frozen['activations'] < want['activations'] and frozen['cache'] == want['cache']
 
 def test_a_count_can_be_limited():
-    model = GPT(GPTConfig(**SMALL | dict(attn=partial(DeltaAttention, chunk=1), context_length=2000)))
-    with pytest.raises(RuntimeError, match='more than 20000 operations'): _with_fake_tensors(model, torch.zeros(1, 2000), budget=20_000)
+    model = GPT(GPTConfig(**SMALL
+                          | dict(attn=partial(DeltaAttention, chunk=1), context_length=2000)))
+    with pytest.raises(RuntimeError, match='more than 20000 operations'):
+        _with_fake_tensors(model, torch.zeros(1, 2000), budget=20_000)
 
 def test_accounts_leave_the_compiler_alone():
-    "A dispatch mode that meets a compiled block makes torch give up compiling it, silently and for good"
+    """A dispatch mode that meets a compiled block makes torch give up compiling it, silently and
+    for good"""
     model, batch, calls = lively(GPTConfig(**SMALL)), text(GPTConfig(**SMALL)), []
     backend = lambda g, _: lambda *a: (calls.append(1), g(*a))[1]
     for b in model.blocks: b.compile(dynamic=False, backend=backend)
-    lm_loss(model, batch); first = len(calls)
-    model.memory(); costs(model)
+    lm_loss(model, batch)
+    first = len(calls)
+    model.memory()
+    costs(model)
     assert len(calls) == first
     lm_loss(model, batch)
     assert len(calls) == 2*first > 0
@@ -102,21 +129,25 @@ def test_accounts_leave_the_compiler_alone():
 
 # ---- the table
 
-NAMES = 'operations per token, reading|operations per token, training|weights|activations, training|peak, training|cache'.split('|')
+NAMES = ('operations per token, reading|operations per token, training|'
+         'weights|activations, training|peak, training|cache'.split('|'))
 
 @every
 def test_a_table_of_accounts(name):
     model = GPT(PRESETS[name]())
     state, table = torch.get_rng_state(), costs(model)
-    assert torch.equal(torch.get_rng_state(), state)                                       # looking changes nothing
-    assert [r['cost'] for r in table] == NAMES and f'1 × {model.cfg.context_length} tokens' in repr(table)
+    # looking changes nothing
+    assert torch.equal(torch.get_rng_state(), state)
+    assert ([r['cost'] for r in table] == NAMES
+            and f'1 × {model.cfg.context_length} tokens' in repr(table))
     assert all(float(r['amount'].split()[0].replace(',', '')) >= 0 for r in table)
     assert '| operations per token, training |' in table._repr_markdown_()
 
 def test_a_table_of_other_rows():
     model = GPT(GPTConfig(**SMALL | dict(attn=Bag)))
     (*_, activations, peak, cache), need = costs(model, 4, 16), model.memory(4, 16)
-    assert activations['amount'] == f'{need["activations"]/1e6:.1f} MB' and peak['amount'] == f'{need["peak"]/1e6:.1f} MB'
+    assert (activations['amount'] == f'{need["activations"]/1e6:.1f} MB'
+            and peak['amount'] == f'{need["peak"]/1e6:.1f} MB')
     assert need['cache'] is None and cache['amount'] == '–'
 
 def test_accounts_of_parts_that_cannot_pretend():
@@ -146,5 +177,6 @@ def test_parts_that_decide_by_what_they_read_take_a_real_step():
 
 def test_rows_that_make_no_sense():
     model = GPT(GPTConfig(**SMALL))
-    for call, words in ((lambda: model.memory(0), 'nothing to read'), (lambda: model.memory(1, 99), 'do not fit the context')):
+    for call, words in ((lambda: model.memory(0), 'nothing to read'),
+                        (lambda: model.memory(1, 99), 'do not fit the context')):
         with pytest.raises(ValueError, match=words): call()

@@ -1,6 +1,8 @@
-"""The docs site, built as a reader gets it: every link leads somewhere, every page opens without a complaint, and none asks another host.
+"""The docs site, built as a reader gets it: every link leads somewhere, every page opens without a
+complaint, and none asks another host.
 
-The site is built by .ci/docs.py (nbdev and smalldocs). Quarto builds the published one from the same _quarto.yml; that is not tested here.
+The site is built by .ci/docs.py (nbdev and smalldocs). Quarto builds the published one from the
+same _quarto.yml; that is not tested here.
 """
 import functools, http.server, re, subprocess, sys, threading
 from html.parser import HTMLParser
@@ -14,7 +16,8 @@ pytest.importorskip('smalldocs', reason='smalldocs is not installed: it needs Py
 UNTAUGHT = {'references.html'}
 
 
-def has_map(f): return f not in UNTAUGHT and '/' not in f                # pages in folders use the package and belong to no part of the flow
+# pages in folders use the package and belong to no part of the flow
+def has_map(f): return f not in UNTAUGHT and '/' not in f
 
 
 class Page(HTMLParser):
@@ -28,21 +31,25 @@ class Page(HTMLParser):
         at = dict(attrs)
         if 'id' in at: self.ids.add(at['id'])
         if tag == 'a' and at.get('href'): self.links.append(at['href'])
-        elif tag in ('script', 'img', 'iframe', 'source', 'video', 'audio') and at.get('src'): self.asks.append(at['src'])
-        elif tag == 'link' and at.get('rel') != 'canonical' and at.get('href'): self.asks.append(at['href'])
+        elif tag in ('script', 'img', 'iframe', 'source', 'video', 'audio') and at.get('src'):
+            self.asks.append(at['src'])
+        elif tag == 'link' and at.get('rel') != 'canonical' and at.get('href'):
+            self.asks.append(at['href'])
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     "The whole site, in a temporary folder"
     out = tmp_path_factory.mktemp('docs')/'site'
-    done = subprocess.run([sys.executable, '.ci/docs.py', '--out', str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '.ci/docs.py', '--out', str(out)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
     return out
 
 
 @pytest.fixture(scope='module')
-def read(site): return {p.relative_to(site).as_posix(): Page(p) for p in sorted(site.rglob('*.html'))}
+def read(site):
+    return {p.relative_to(site).as_posix(): Page(p) for p in sorted(site.rglob('*.html'))}
 
 
 def test_every_notebook_has_its_page(read):
@@ -55,11 +62,16 @@ def test_every_page_has_its_parts(read):
     for f, page in read.items():
         body = page.text
         if not re.search(r'<h1[^>]*class="[^"]*title', body): bad.append(f'{f}: no title')
-        if not re.search(r'class="[^"]*(subtitle|description)', body): bad.append(f'{f}: no subtitle')
-        if ('colab.research.google.com' if PUBLISHED else 'clone this repository') not in body: bad.append(f'{f}: how it is run is not on the page')
-        if has_map(f) and 'The flow of gptlab' not in body: bad.append(f'{f}: the map is not on the page')
+        if not re.search(r'class="[^"]*(subtitle|description)', body):
+            bad.append(f'{f}: no subtitle')
+        if ('colab.research.google.com' if PUBLISHED else 'clone this repository') not in body:
+            bad.append(f'{f}: how it is run is not on the page')
+        if has_map(f) and 'The flow of gptlab' not in body:
+            bad.append(f'{f}: the map is not on the page')
         if 'id="TOC"' not in body: bad.append(f'{f}: no table of contents')
-        if re.search(r'<span class="math|\\\(|\$\$', re.sub(r'<(pre|code)\b.*?</\1>', '', body, flags=re.S)): bad.append(f'{f}: maths was left as TeX')
+        if re.search(r'<span class="math|\\\(|\$\$',
+                     re.sub(r'<(pre|code)\b.*?</\1>', '', body, flags=re.S)):
+            bad.append(f'{f}: maths was left as TeX')
     assert not bad, '\n'.join(bad)
 
 
@@ -70,7 +82,8 @@ def test_chapters_show_signatures(read):
         m = module_of(p)
         f = re.sub(r'(^|/)\d+_', r'\1', name(p)).replace('.ipynb', '.html')
         where = f'blob/main/gptlab/{m}.py#L' if PUBLISHED else f'gptlab/{m}.py, line '
-        if m and re.search(r'^(def|class) [a-zA-Z]', (LIB/f'{m}.py').read_text(encoding='utf-8'), re.M) and where not in read[f].text:
+        if (m and re.search(r'^(def|class) [a-zA-Z]', (LIB/f'{m}.py').read_text(encoding='utf-8'),
+                            re.M) and where not in read[f].text):
             bad.append(f'{f}: no signature of anything in gptlab.{m}')
     assert not bad, '\n'.join(bad)
 
@@ -81,20 +94,24 @@ def test_links_lead_somewhere(site, read):
         for href in page.links:
             url, anchor = urldefrag(href)
             if urlsplit(url).scheme or url.startswith('//'):
-                if 'gptlab.github.io' in url: bad.append(f'{f}: {href} leaves this copy of the site')
-                if not PUBLISHED and url.startswith(ADDRESS.settings()['git']): bad.append(f'{f}: {href} is an address that is not ours yet')
+                if 'gptlab.github.io' in url:
+                    bad.append(f'{f}: {href} leaves this copy of the site')
+                if not PUBLISHED and url.startswith(ADDRESS.settings()['git']):
+                    bad.append(f'{f}: {href} is an address that is not ours yet')
                 continue
             base = site if url.startswith('/') else (site/f).parent
             target = (base/unquote(url).lstrip('/')).resolve() if url else (site/f)
             if target.is_dir(): target = target/'index.html'
             if not target.exists(): bad.append(f'{f}: {href} leads nowhere')
-            elif anchor and target.suffix == '.html' and unquote(anchor) not in read[target.relative_to(site.resolve()).as_posix() if url else f].ids:
+            elif (anchor and target.suffix == '.html' and unquote(anchor)
+                  not in read[target.relative_to(site.resolve()).as_posix() if url else f].ids):
                 bad.append(f'{f}: {href} has no such place on its page')
     assert not bad, '\n'.join(sorted(set(bad)))
 
 
 def test_pages_ask_no_other_host(read):
-    bad = [f'{f}: {a}' for f, page in read.items() for a in page.asks if re.match(r'(https?:)?//', a)]
+    bad = [f'{f}: {a}' for f, page in read.items() for a in page.asks
+           if re.match(r'(https?:)?//', a)]
     assert not bad, '\n'.join(bad)
 
 
@@ -110,15 +127,19 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def look(browser, home, f):
     "Open one page; what is wrong with it"
     bad, page = [], browser.new_page()
-    page.on('console', lambda m: bad.append(f'{f}: the console says {m.text} {m.location.get("url", "")}') if m.type == 'error' else None)
+    page.on('console',
+            lambda m: bad.append(f'{f}: the console says {m.text} {m.location.get("url", "")}')
+                      if m.type == 'error' else None)
     page.on('pageerror', lambda e: bad.append(f'{f}: {e}'))
-    page.on('request', lambda r: None if r.url.startswith((home, 'data:', 'blob:')) else bad.append(f'{f}: asks {r.url}'))
+    page.on('request', lambda r: None if r.url.startswith((home, 'data:', 'blob:'))
+                                 else bad.append(f'{f}: asks {r.url}'))
     page.goto(home + f, wait_until='load')
     page.wait_for_timeout(50)
     if not page.locator('h1').first.is_visible(): bad.append(f'{f}: the title is not visible')
     if has_map(f):
         box = page.locator('img[alt^="The flow of gptlab"]').first.bounding_box()
-        if not box or box['width'] < 300 or box['height'] < 40: bad.append(f'{f}: the map is not visible: {box}')
+        if not box or box['width'] < 300 or box['height'] < 40:
+            bad.append(f'{f}: the map is not visible: {box}')
     page.close()
     return bad
 
@@ -126,13 +147,16 @@ def look(browser, home, f):
 @pytest.fixture(scope='module')
 def home(site):
     "The site's address on a server of its own"
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0),
+                                             functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
 
 
-ALWAYS = ['index.html', 'start.html', 'model.html', 'hub.html', 'recipes/gradientlab.html', 'references.html']    # one of each kind
+# one of each kind
+ALWAYS = ['index.html', 'start.html', 'model.html', 'hub.html', 'recipes/gradientlab.html',
+          'references.html']
 
 
 def test_pages_open_in_a_browser(home, read, chromium):

@@ -1,4 +1,5 @@
-"The front page, the command line and the README are one run: same parts, same numbers, same figure."
+"""The front page, the command line and the README are one run: same parts, same numbers, same
+figure."""
 import base64, json, re
 
 import pytest
@@ -12,10 +13,13 @@ from gptlab.cli import front_page_run, SECONDS
 @pytest.fixture(scope='module')
 def page():
     "What the front page's cells make, up to the optimizer, on the built-in stories"
-    cells = [''.join(c['source']) for c in json.loads((NBS/'index.ipynb').read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    cells = [''.join(c['source'])
+             for c in json.loads((NBS/'index.ipynb').read_text(encoding='utf-8'))['cells']
+             if c['cell_type'] == 'code']
     space = {}
     for source in cells:
-        exec(source.replace("corpus('shakespeare')", "corpus('stories')").replace('flow_map(', '(lambda key: None)('), space)
+        exec(source.replace("corpus('shakespeare')", "corpus('stories')")
+             .replace('flow_map(', '(lambda key: None)('), space)
         if 'opt = Opt(' in source: return space
     raise AssertionError('the front page makes no optimizer')
 
@@ -23,11 +27,16 @@ def page():
 def test_page_and_command_make_the_same_run(page):
     run = front_page_run(corpus('stories'), callbacks=[])
     assert run.model.cfg.to_dict() == page['cfg'].to_dict()
-    for (n, a), (m, b) in zip(run.model.named_parameters(), page['model'].named_parameters(), strict=True): assert n == m and torch.equal(a, b), n
-    plain = lambda opt: [{k: v for k, v in g.items() if k != 'params' and not k.startswith('initial_')} for g in opt.state_dict()['param_groups']]
+    for (n, a), (m, b) in zip(run.model.named_parameters(), page['model'].named_parameters(),
+                              strict=True):
+        assert n == m and torch.equal(a, b), n
+    plain = lambda opt: [{k: v for k, v in g.items()
+                          if k != 'params' and not k.startswith('initial_')}
+                         for g in opt.state_dict()['param_groups']]
     assert plain(run.opt) == plain(page['opt'])
     one, two = next(run.train), next(page['train'])
-    assert all(torch.equal(one[k], two[k]) for k in one) and run.train.state_dict() == page['train'].state_dict()
+    assert (all(torch.equal(one[k], two[k]) for k in one)
+            and run.train.state_dict() == page['train'].state_dict())
 
 
 def test_command_and_page_train_equally_long():
@@ -40,11 +49,14 @@ def test_readme_shows_the_saved_figure():
     outputs = next(c['outputs'] for c in cells if 'front_figure(run' in ''.join(c['source']))
     png = next(o['data']['image/png'] for o in outputs if 'image/png' in o.get('data', {}))
     saved = (NBS/'images'/'frontpage.png').read_bytes()
-    assert base64.b64decode(''.join(png)) == saved, 'README.md shows an older figure: copy it from the saved output of nbs/index.ipynb into nbs/images/frontpage.png'
+    assert base64.b64decode(''.join(png)) == saved, (
+        'README.md shows an older figure: copy it from the saved output of nbs/index.ipynb into '
+        'nbs/images/frontpage.png')
 
 
 def test_readme_has_the_two_commands_and_live_links():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
-    assert re.findall(r'```bash\n(.*?)\n```', text) == ['pip install -e . && gptlab train', "pip install -e '.[dev]' && pytest"]
+    assert (re.findall(r'```bash\n(.*?)\n```', text)
+            == ['pip install -e . && gptlab train', "pip install -e '.[dev]' && pytest"])
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', text): assert (ROOT/link).exists(), link
     assert '@' not in re.sub(r'\S+@\S+\.\S+', '', text), 'a placeholder is left'

@@ -1,10 +1,13 @@
-"""In real JupyterLab: the front page runs from top to bottom, and a notebook opened for the first time shows its pictures.
+"""In real JupyterLab: the front page runs from top to bottom, and a notebook opened for the first
+time shows its pictures.
 
-What is asked of the front page: the live view carries the class `gptlab-live`, and there is at least one slider.
+What is asked of the front page: the live view carries the class `gptlab-live`, and there is at
+least one slider.
 
-JupyterLab shows the cells of a page before it has read which kernel the page wants. In that moment the kernel is called "No Kernel", the
-indicator already says idle, and whoever chooses Run All is asked to select a kernel; on a busy machine the moment lasts seconds. So
-`open_page` waits for the kernel's name, as README tells people to do, and Run All is chosen once.
+JupyterLab shows the cells of a page before it has read which kernel the page wants. In that moment
+the kernel is called "No Kernel", the indicator already says idle, and whoever chooses Run All is
+asked to select a kernel; on a busy machine the moment lasts seconds. So `open_page` waits for the
+kernel's name, as README tells people to do, and Run All is chosen once.
 """
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 
@@ -14,25 +17,31 @@ from common import NBS, name, notebooks
 
 pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
 UNTAUGHT = {'references.ipynb'}
-QUIET = {'notebook-extension/tracker': dict(windowingMode='none'),                       # cells out of sight are in the page too
-         'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True)}
+# windowingMode: cells out of sight are in the page too
+QUIET = {'notebook-extension/tracker': dict(windowingMode='none'),
+         'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False,
+                                                 doNotDisturbMode=True)}
 WATCH = '''() => { window.seen = new Set();
   const look = () => document.querySelectorAll('.gptlab-live').forEach(e => { if (e.innerText.trim()) window.seen.add(e.innerText) });
   new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true}); look(); }'''
-STEPS = 30                     # more than the front page's eval_every: the slider needs two samples to move between
+# more than the front page's eval_every: the slider needs two samples to move between
+STEPS = 30
 READY = '''() => { const k = document.querySelector('.jp-KernelName'), s = document.querySelector('.jp-Notebook-ExecutionIndicator');
   return k && !k.innerText.includes('No Kernel') && s && s.dataset.status === 'idle' }'''
 DONE = '''() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
   return p.length > 0 && !p.some(t => t.includes('*')) && document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status === 'idle' }'''
 
 
-FIRST_SIGHT = ['index.ipynb', '10_schedules.ipynb']      # the map, a run's report and figures; curves of schedules
-SAVED = [pytest.param(n, marks=[] if n in FIRST_SIGHT else [pytest.mark.exhaustive]) for n in map(name, notebooks())]
+# the map, a run's report and figures; curves of schedules
+FIRST_SIGHT = ['index.ipynb', '10_schedules.ipynb']
+SAVED = [pytest.param(n, marks=[] if n in FIRST_SIGHT else [pytest.mark.exhaustive])
+         for n in map(name, notebooks())]
 
 
 @pytest.fixture(scope='module')
 def page_dir(tmp_path_factory):
-    "A folder with copies of notebooks as they are saved, and of the front page without outputs, so that what is seen has happened here"
+    """A folder with copies of notebooks as they are saved, and of the front page without outputs,
+    so that what is seen has happened here"""
     d = tmp_path_factory.mktemp('lab')
     shutil.copytree(NBS, d/'saved', ignore=shutil.ignore_patterns('.*', '_*', 'results'))
     nb = json.loads((NBS/'index.ipynb').read_text(encoding='utf-8'))
@@ -48,21 +57,33 @@ def lab(page_dir, tmp_path_factory):
     own = tmp_path_factory.mktemp('jupyter')
     for key, value in QUIET.items():
         f = own/'settings'/'@jupyterlab'/f'{key}.jupyterlab-settings'
-        f.parent.mkdir(parents=True, exist_ok=True); f.write_text(json.dumps(value))
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(own/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(own/'workspaces'), JUPYTER_CONFIG_DIR=str(own/'config'), JUPYTER_DATA_DIR=str(own/'data'),
-                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'), GPTLAB_MAX_STEPS=str(STEPS), MPLBACKEND='module://matplotlib_inline.backend_inline')
-    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.token=tok', f'--ServerApp.port={port}', '--ServerApp.ip=127.0.0.1',
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(json.dumps(value))
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = os.environ | dict(JUPYTERLAB_SETTINGS_DIR=str(own/'settings'),
+                            JUPYTERLAB_WORKSPACES_DIR=str(own/'workspaces'),
+                            JUPYTER_CONFIG_DIR=str(own/'config'), JUPYTER_DATA_DIR=str(own/'data'),
+                            JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'),
+                            GPTLAB_MAX_STEPS=str(STEPS),
+                            MPLBACKEND='module://matplotlib_inline.backend_inline')
+    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root',
+           '--ServerApp.token=tok', f'--ServerApp.port={port}', '--ServerApp.ip=127.0.0.1',
            '--ServerApp.port_retries=0', f'--ServerApp.root_dir={page_dir}']
     log = open(own/'log.txt', 'w+', encoding='utf-8')
-    server = subprocess.Popen(cmd, env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=page_dir)
+    server = subprocess.Popen(cmd, env=env, stdout=log, stderr=subprocess.STDOUT,
+                              stdin=subprocess.DEVNULL, cwd=page_dir)
     try:
         for _ in range(120):
-            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=tok', timeout=2); break
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status?token=tok', timeout=2)
+                break
             except OSError: time.sleep(.5)
             if server.poll() is not None: break
         else: pytest.fail('JupyterLab did not start')
-        if server.poll() is not None: pytest.fail(f'JupyterLab stopped: {(own/"log.txt").read_text()[-2000:]}')
+        if server.poll() is not None:
+            pytest.fail(f'JupyterLab stopped: {(own/"log.txt").read_text()[-2000:]}')
         yield f'http://127.0.0.1:{port}'
     finally:
         server.terminate()
@@ -85,7 +106,8 @@ def test_front_page_in_jupyterlab(lab, chromium):
     page.evaluate(WATCH)
     page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
     page.locator('[data-command="runmenu:run-all"]').click()
-    for _ in range(3):                                                                     # idle between two cells is not the end
+    # idle between two cells is not the end
+    for _ in range(3):
         page.wait_for_function(DONE, timeout=240_000, polling=500)
         page.wait_for_timeout(1500)
     assert page.locator('.jp-Dialog').count() == 0, page.locator('.jp-Dialog').first.inner_text()
@@ -99,8 +121,11 @@ def test_front_page_in_jupyterlab(lab, chromium):
     handle = page.locator('.noUi-handle').first
     handle.scroll_into_view_if_needed()
     before = handle.get_attribute('aria-valuetext')
-    for key in ('ArrowRight', 'ArrowLeft'):                                                # at its end it can only go back
-        handle.focus(); page.keyboard.press(key); page.wait_for_timeout(300)
+    # at its end it can only go back
+    for key in ('ArrowRight', 'ArrowLeft'):
+        handle.focus()
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
         if handle.get_attribute('aria-valuetext') != before: break
     assert handle.get_attribute('aria-valuetext') != before, 'the slider did not move'
     page.wait_for_timeout(500)
@@ -110,14 +135,20 @@ def test_front_page_in_jupyterlab(lab, chromium):
 
 @pytest.mark.parametrize('path', SAVED)
 def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
-    "A clone's notebooks are untrusted: JupyterLab drops bare SVG and scripts of their saved outputs, and shows images"
+    """A clone's notebooks are untrusted: JupyterLab drops bare SVG and scripts of their saved
+    outputs, and shows images"""
     saved = json.loads((NBS/path).read_text(encoding='utf-8'))
-    html = ''.join(''.join(o.get('data', {}).get('text/html', '')) for c in saved['cells'] for o in c.get('outputs', []))
-    want = html.count('data:image/svg+xml'), sum('image/png' in o.get('data', {}) for c in saved['cells'] for o in c.get('outputs', []))
-    page = open_page(lab, chromium, f'saved/{path}', f"() => document.querySelectorAll('.jp-OutputArea-output img').length >= {sum(want)}")
-    page.wait_for_function("() => [...document.querySelectorAll('.jp-OutputArea-output img')].every(e => e.complete)", timeout=60_000)
+    html = ''.join(''.join(o.get('data', {}).get('text/html', '')) for c in saved['cells']
+                   for o in c.get('outputs', []))
+    want = (html.count('data:image/svg+xml'),
+            sum('image/png' in o.get('data', {}) for c in saved['cells']
+                for o in c.get('outputs', [])))
+    images = "document.querySelectorAll('.jp-OutputArea-output img')"
+    page = open_page(lab, chromium, f'saved/{path}', f'() => {images}.length >= {sum(want)}')
+    page.wait_for_function(f'() => [...{images}].every(e => e.complete)', timeout=60_000)
     pictures = page.locator('.jp-OutputArea-output img')
-    sizes = pictures.evaluate_all('all => all.map(e => [e.src.slice(0, 18), e.naturalWidth, e.getBoundingClientRect().width])')
+    sizes = pictures.evaluate_all('all => all.map(e => [e.src.slice(0, 18), e.naturalWidth, '
+                                  'e.getBoundingClientRect().width])')
     assert all(natural > 20 and shown > 20 for _, natural, shown in sizes), sizes
     assert sum(src == 'data:image/svg+xml' for src, *_ in sizes) == want[0], sizes
     if path not in UNTAUGHT and '/' not in path: assert want[0], 'no map'

@@ -1,4 +1,5 @@
-"""Mixtures: what the chapter shows for one case, here for every kind, with padding, documents, several machines' worth of batches, and bad input."""
+"""Mixtures: what the chapter shows for one case, here for every kind, with padding, documents,
+several machines' worth of batches, and bad input."""
 import json, math
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,22 @@ from gptlab.blocks import GLU, MLP, no_gradient, perturb_parameters
 from gptlab.core import set_seed
 from gptlab.generation import generate, generate_rows, top_k
 from gptlab.model import Block, GPT, GPTConfig, lm_loss, as_pair
-from gptlab.moe import MoD, MoE, active_params, balance_loss, dropped_share, expert_load, route_tokens, balance_experts
+from gptlab.moe import (MoD, MoE, active_params, balance_loss, dropped_share, expert_load,
+                        route_tokens, balance_experts)
 from gptlab.optimizers import Opt, adamw, hidden, muon
 
 CFG = GPTConfig(vocab_size=64, context_length=48, n_layers=2, n_heads=4, d_model=32, d_ff=32)
-MIXES = dict(switch=partial(MoE, k=1), gshard=partial(MoE), none=partial(MoE, balance=None), bias=partial(MoE, balance='bias', gate='sigmoid', k=3),
-             shared=partial(MoE, shared=1, d_expert=16), swiglu=partial(MoE, expert=GLU, n_experts=4), single=partial(MoE, n_experts=1, k=1), all=partial(MoE, n_experts=3, k=3))
-MODELS = {k: replace(CFG, mlp=m) for k, m in MIXES.items()} | dict(
-    depth=replace(CFG, block=[Block, MoD]), first=replace(CFG, block=MoD), quarter=replace(CFG, block=partial(MoD, share=.25)), grouped=replace(CFG, block=MoD, n_kv_heads=2),
-    window=replace(CFG, block=MoD, attn=partial(Attention, window=6)), nested=replace(CFG, block=MoD, mlp=MIXES['bias']))
+MIXES = dict(switch=partial(MoE, k=1), gshard=partial(MoE), none=partial(MoE, balance=None),
+             bias=partial(MoE, balance='bias', gate='sigmoid', k=3),
+             shared=partial(MoE, shared=1, d_expert=16),
+             swiglu=partial(MoE, expert=GLU, n_experts=4), single=partial(MoE, n_experts=1, k=1),
+             all=partial(MoE, n_experts=3, k=3))
+MODELS = ({k: replace(CFG, mlp=m) for k, m in MIXES.items()}
+          | dict(depth=replace(CFG, block=[Block, MoD]), first=replace(CFG, block=MoD),
+                 quarter=replace(CFG, block=partial(MoD, share=.25)),
+                 grouped=replace(CFG, block=MoD, n_kv_heads=2),
+                 window=replace(CFG, block=MoD, attn=partial(Attention, window=6)),
+                 nested=replace(CFG, block=MoD, mlp=MIXES['bias'])))
 
 
 def make(name, seed=0):
@@ -31,7 +39,8 @@ def make(name, seed=0):
 def padded(T=40):
     "Rows with 0, 5 and 9 tokens of padding on the left"
     pos = torch.arange(T)[None] - torch.tensor([0, 5, 9])[:,None]
-    return dict(ids=torch.randint(0, 64, (3, T)), docs=torch.where(pos < 0, -1, 0), pos=pos.clamp(min=0))
+    return dict(ids=torch.randint(0, 64, (3, T)), docs=torch.where(pos < 0, -1, 0),
+                pos=pos.clamp(min=0))
 
 
 
@@ -63,11 +72,15 @@ def test_cached_equals_uncached_without_padding(name):
 @torch.no_grad()
 def test_blind_to_the_future_and_to_other_documents(name):
     model, ids = make(name), torch.randint(0, 64, (2, 40))
-    other = ids.clone(); other[:,20:] = (other[:,20:] + 1) % 64
+    other = ids.clone()
+    other[:,20:] = (other[:,20:] + 1) % 64
     assert (model(ids) - model(other))[:,:20].abs().max() < 1e-5
-    docs = (torch.arange(40) >= 20).long().expand(2, 40); pos = torch.arange(40).expand(2, 40) % 20
-    other = ids.clone(); other[:,:20] = (other[:,:20] + 1) % 64
-    assert (model(ids, docs=docs, pos=pos) - model(other, docs=docs, pos=pos))[:,20:].abs().max() < 1e-5
+    docs = (torch.arange(40) >= 20).long().expand(2, 40)
+    pos = torch.arange(40).expand(2, 40) % 20
+    other = ids.clone()
+    other[:,:20] = (other[:,:20] + 1) % 64
+    assert ((model(ids, docs=docs, pos=pos) - model(other, docs=docs, pos=pos))[:,20:].abs().max()
+            < 1e-5)
 
 
 @each
@@ -80,8 +93,10 @@ def test_a_row_does_not_depend_on_its_neighbours(name):
 @each
 def test_every_parameter_learns_and_twice_is_the_same(name):
     model = make(name).train()
-    ids = torch.randint(0, 64, (8, 49)); batch = dict(ids=ids[:,:-1], targets=ids[:,1:])
-    total, n = lm_loss(model, batch); (total/n).backward()
+    ids = torch.randint(0, 64, (8, 49))
+    batch = dict(ids=ids[:,:-1], targets=ids[:,1:])
+    total, n = lm_loss(model, batch)
+    (total/n).backward()
     assert no_gradient(model) == []
     assert torch.equal(total, lm_loss(model, batch)[0])
 
@@ -105,7 +120,8 @@ def test_it_writes(name):
 
 def test_top_k_over_time_leaks():
     model, ids = make('depth').train(), torch.randint(0, 64, (16, 40))
-    other = ids.clone(); other[:,20:] = (other[:,20:] + 1) % 64
+    other = ids.clone()
+    other[:,20:] = (other[:,20:] + 1) % 64
     with torch.no_grad():
         assert (model(ids) - model(other))[:,:20].abs().max() > 1e-3
         for b in model.modules():
@@ -115,19 +131,27 @@ def test_top_k_over_time_leaks():
 
 def test_all_tokens_through_is_the_plain_block():
     "share=1 and a weight of 1: nothing is left of the mixture"
-    set_seed(0); model = perturb_parameters(GPT(replace(CFG, block=partial(MoD, share=1.))), .1).train()
+    set_seed(0)
+    model = perturb_parameters(GPT(replace(CFG, block=partial(MoD, share=1.))), .1).train()
     plain = GPT(CFG)
     for b, p in zip(model.blocks, plain.blocks):
-        p.load_state_dict(b.block.state_dict()); b.router.weight.data.zero_(); b.router.register_forward_hook(lambda m, a, y: y + 50)
-    for n in ('embed', 'norm', 'head'): getattr(plain, n).load_state_dict(getattr(model, n).state_dict())
+        p.load_state_dict(b.block.state_dict())
+        b.router.weight.data.zero_()
+        b.router.register_forward_hook(lambda m, a, y: y + 50)
+    for n in ('embed', 'norm', 'head'):
+        getattr(plain, n).load_state_dict(getattr(model, n).state_dict())
     ids = torch.randint(0, 64, (2, 40))
     assert (model(ids) - plain(ids)).abs().max() < 1e-4
 
 
 def test_an_attention_without_cache_stays_without():
     class Mean(nn.Module):
-        def __init__(self, C, n_heads, n_kv_heads=None): super().__init__(); self.v = nn.Linear(C, C)
-        def forward(self, x, seq): return self.v(x).cumsum(1) / torch.arange(1, x.shape[1]+1)[:,None]
+        def __init__(self, C, n_heads, n_kv_heads=None):
+            super().__init__()
+            self.v = nn.Linear(C, C)
+
+        def forward(self, x, seq):
+            return self.v(x).cumsum(1) / torch.arange(1, x.shape[1]+1)[:,None]
     assert GPT(replace(CFG, block=MoD, attn=Mean)).new_caches() is None
     assert len(GPT(replace(CFG, block=MoD)).new_caches()) == 2
 
@@ -150,14 +174,21 @@ def test_its_gradient_evens_the_load():
         m.router.weight.data[0] += .1
         loads = lambda: torch.bincount(m.choose(x.flatten(0,1))[1].flatten(), minlength=8) / 256
         before, opt = loads().max(), Opt(m, *[group] + [adamw(lr=0.)]*(balance == 'bias'))
-        for _ in range(200): opt.zero_grad(); m(x)[1].backward(); opt.step()
+        for _ in range(200):
+            opt.zero_grad()
+            m(x)[1].backward()
+            opt.step()
         assert loads().max() < .6*before, balance
 
 
 def test_steering_is_the_same_for_accumulated_batches():
     "The gradient of the bias is a mean over batches, as every gradient is"
-    set_seed(0); m = MoE(32, 16, balance='bias'); xs = torch.randn(4, 50, 32)
-    m(xs)[1].backward(); whole = m.bias.grad.clone(); m.bias.grad = None
+    set_seed(0)
+    m = MoE(32, 16, balance='bias')
+    xs = torch.randn(4, 50, 32)
+    m(xs)[1].backward()
+    whole = m.bias.grad.clone()
+    m.bias.grad = None
     for x in xs: (m(x[None])[1]/4).backward()
     assert torch.allclose(m.bias.grad, whole, atol=1e-6)
 
@@ -171,16 +202,19 @@ def test_the_bias_moves_the_choice_and_not_the_weights():
 def test_capacity_drops_and_is_measured():
     set_seed(0)
     m, x = perturb_parameters(MoE(32, 16, balance=None, capacity=1.)), torch.randn(4, 64, 32)
-    free = perturb_parameters(MoE(32, 16, balance=None)); free.load_state_dict(m.state_dict())
+    free = perturb_parameters(MoE(32, 16, balance=None))
+    free.load_state_dict(m.state_dict())
     moved = ((m(x) - free(x)).abs().amax(-1) > 1e-6).float().mean()
     load = torch.bincount(m.choose(x.flatten(0,1))[1].flatten(), minlength=8) / 512
-    assert 0 < dropped_share(load, 1.) <= moved <= 2*dropped_share(load, 1.) + 1e-6         # a token may lose one of two experts, or both
+    # a token may lose one of two experts, or both
+    assert 0 < dropped_share(load, 1.) <= moved <= 2*dropped_share(load, 1.) + 1e-6
     m.capacity = 8*load.max().item() + .1
     assert torch.equal(m(x), free(x))
 
 
 def test_load_is_a_share_of_every_layer():
-    model = make('gshard'); load = expert_load(model, dict(ids=torch.randint(0, 64, (2, 40)), targets=None))
+    model = make('gshard')
+    load = expert_load(model, dict(ids=torch.randint(0, 64, (2, 40)), targets=None))
     assert load.shape == (2, 8) and torch.allclose(load.sum(1), torch.ones(2))
     assert not any(m._forward_pre_hooks for m in model.modules())
 
@@ -200,22 +234,36 @@ def test_active_parameters():
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float32), ids=str)
 def test_autocast(dtype):
     model, ids = make('nested').train(), torch.randint(0, 64, (2, 40))
-    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32): total, n = lm_loss(model, dict(ids=ids, targets=ids))
+    with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        total, n = lm_loss(model, dict(ids=ids, targets=ids))
     (total/n).backward()
-    assert total.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert (total.isfinite()
+            and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None))
 
 
 def test_recomputing_a_block_gives_the_same_gradient():
     from torch.utils.checkpoint import checkpoint
-    set_seed(0); m, x = MoE(32, 16, balance='bias'), torch.randn(2, 20, 32, requires_grad=True)
-    def grads(f): m.zero_grad(); y, aux = f(x); (y.sum() + aux).backward(); return [p.grad.clone() for p in m.parameters()]
-    for a, b in zip(grads(m), grads(lambda x: checkpoint(m, x, use_reentrant=False))): assert torch.equal(a, b)
+    set_seed(0)
+    m, x = MoE(32, 16, balance='bias'), torch.randn(2, 20, 32, requires_grad=True)
+
+    def grads(f):
+        m.zero_grad()
+        y, aux = f(x)
+        (y.sum() + aux).backward()
+        return [p.grad.clone() for p in m.parameters()]
+
+    for a, b in zip(grads(m), grads(lambda x: checkpoint(m, x, use_reentrant=False))):
+        assert torch.equal(a, b)
 
 
 # ---- bad input
 
-@pytest.mark.parametrize('make, says', [(lambda: MoE(8, 8, n_experts=4, k=5), 'k must be from 1'), (lambda: MoE(8, 8, k=0), 'k must be from 1'), (lambda: MoE(8, 8, gate='tanh'), "'sigmoid'"),
-    (lambda: MoE(8, 8, balance='hope'), "'bias'"), (lambda: GPT(replace(CFG, block=partial(MoD, share=0.))), 'share='), (lambda: GPT(replace(CFG, block=partial(MoD, share=1.5))), 'share='),
+@pytest.mark.parametrize('make, says', [
+    (lambda: MoE(8, 8, n_experts=4, k=5), 'k must be from 1'),
+    (lambda: MoE(8, 8, k=0), 'k must be from 1'), (lambda: MoE(8, 8, gate='tanh'), "'sigmoid'"),
+    (lambda: MoE(8, 8, balance='hope'), "'bias'"),
+    (lambda: GPT(replace(CFG, block=partial(MoD, share=0.))), 'share='),
+    (lambda: GPT(replace(CFG, block=partial(MoD, share=1.5))), 'share='),
     (lambda: expert_load(GPT(CFG), dict(ids=torch.zeros(1, 4, dtype=torch.long))), 'no mixture')])
 def test_bad_input(make, says):
     with pytest.raises(ValueError, match=says): make()

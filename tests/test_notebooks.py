@@ -1,6 +1,8 @@
-"""Each notebook is its own test, run by nbdev in a process of its own: workers that are used again leak state from one to the next.
+"""Each notebook is its own test, run by nbdev in a process of its own: workers that are used again
+leak state from one to the next.
 
-Under IN_TEST, which nbdev_test sets, training stops after 20 steps, so a chapter takes 15 seconds or less on one thread.
+Under IN_TEST, which nbdev_test sets, training stops after 20 steps, so a chapter takes 15 seconds
+or less on one thread.
 """
 import os, subprocess
 
@@ -8,34 +10,43 @@ import pytest
 
 from common import ROOT, cells, directives, folder, name, notebooks, number
 
-LIMIT, LONG = 120, 300                                   # seconds, for a chapter and for the other pages: a slow machine, not a slow notebook
+# seconds, for a chapter and for the other pages: a slow machine, not a slow notebook
+LIMIT, LONG = 120, 300
 SKIPPED = {'slow', 'cuda', 'mps', 'net', 'notest'}
 
 
 def runs(cell):
     "Whether nbdev_test runs this cell"
     ds = dict(directives(cell['source']))
-    return bool(cell['source'].strip()) and not SKIPPED & ds.keys() and ds.get('eval:', '').lower() != 'false'
+    return (bool(cell['source'].strip()) and not SKIPPED & ds.keys()
+            and ds.get('eval:', '').lower() != 'false')
 
 
 WITH_CODE = [p for p in notebooks() if any(map(runs, cells(p, 'code')))]
-ALWAYS = 'gradientlab.ipynb',                           # the recipe that stands for the others in the quick tier
+# the recipe that stands for the others in the quick tier
+ALWAYS = 'gradientlab.ipynb',
 
 
 def tiered(nb):
     "Pages that use the library are many and alike: with --exhaustive, but for one recipe"
-    return pytest.param(nb, marks=[pytest.mark.exhaustive] if folder(nb) and nb.name not in ALWAYS else [])
+    return pytest.param(nb, marks=[pytest.mark.exhaustive] if folder(nb) and nb.name not in ALWAYS
+                        else [])
 
 
 @pytest.mark.parametrize('nb', [*map(tiered, WITH_CODE)], ids=name)
 def test_notebook(nb):
     limit = LONG if number(nb) is None else LIMIT
     cmd = ['nbdev_test', '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']
-    try: done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=limit, env=os.environ)
-    except subprocess.TimeoutExpired: pytest.fail(f'{name(nb)} took more than {limit} s; mark long cells with #| slow', pytrace=False)
+    try:
+        done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8',
+                              errors='replace', timeout=limit, env=os.environ)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f'{name(nb)} took more than {limit} s; mark long cells with #| slow',
+                    pytrace=False)
     said = (done.stdout + done.stderr)[-6000:]
     if done.returncode: pytest.fail(said, pytrace=False)
-    assert 'Success.' in done.stdout, f'nbdev_test ran nothing: {said}'    # it exits with 0 when no file was eligible
+    # it exits with 0 when no file was eligible
+    assert 'Success.' in done.stdout, f'nbdev_test ran nothing: {said}'
 
 
 def test_only_the_references_have_no_code():

@@ -1,14 +1,17 @@
-"""A run that is killed and taken up again in another process ends like one that was never touched, to the last bit.
+"""A run that is killed and taken up again in another process ends like one that was never touched,
+to the last bit.
 
-Real processes and real signals. A victim prints its steps; the test kills it at a random moment, and a new process goes on. What is compared is
-the last checkpoint: all weights, the optimizer's memory, the dice, the place in the data, and every line of the log but its clock.
+Real processes and real signals. A victim prints its steps; the test kills it at a random moment,
+and a new process goes on. What is compared is the last checkpoint: all weights, the optimizer's
+memory, the dice, the place in the data, and every line of the log but its clock.
 """
 import os, random, shutil, signal, subprocess, sys, time
 
 import pytest
 import torch
 
-from gptlab.checkpoints import checkpoints_in, latest_checkpoint, load_checkpoint, load_model, save_checkpoint
+from gptlab.checkpoints import (checkpoints_in, latest_checkpoint, load_checkpoint, load_model,
+                                save_checkpoint)
 from gptlab.core import set_seed
 from gptlab.data import corpus
 from gptlab.generation import generate_text, sample_from
@@ -19,7 +22,8 @@ from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 from kills import Forks
 
-posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no SIGKILL, and sends SIGINT to a whole console')
+posix = pytest.mark.skipif(os.name == 'nt',
+                           reason='Windows has no SIGKILL, and sends SIGINT to a whole console')
 
 SCRIPT = '''
 import os, sys, time, traceback
@@ -112,7 +116,8 @@ CLOCK = {'seconds', 'tokens_per_second', 'wait'}
 
 def same(a, b, at=''):
     "Where two trees differ, tensors to the last bit"
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor): return [] if a.dtype == b.dtype and torch.equal(a, b) else [at]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [at]
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys(): return [f'{at}: {a.keys() ^ b.keys()}']
         return [x for k in a if k not in CLOCK for x in same(a[k], b[k], f'{at}.{k}')]
@@ -136,16 +141,19 @@ def test_struck_and_taken_up_it_ends_the_same(runs, whole, name, seed):
     how = SIGNAL.get(name, signal.SIGKILL)
     first = struck(runs, rng, case, folder, how)
     said = first.said()
-    if how == signal.SIGKILL: assert first.code == -signal.SIGKILL and 'step 24\n' not in said    # on the way, not at the end
+    # on the way, not at the end
+    if how == signal.SIGKILL: assert first.code == -signal.SIGKILL and 'step 24\n' not in said
     else: a_notice_is_taken(first, name, checkpoints_in(folder))
-    if rng.random() < .5:                                                                 # killed, taken up, killed again
+    # killed, taken up, killed again
+    if rng.random() < .5:
         again = struck(runs, rng, case, folder, signal.SIGKILL)
         assert again.code in (0, -signal.SIGKILL) and 'step 1\n' not in again.said()
     last = runs.start(0, case, folder)
     assert last.end() == 0, last.said()
     found = state(folder)
     assert found['trainer']['step'] == 24 == len(found['trainer']['log'])
-    assert found['trainer']['opt']['state'] and found['model']                              # there is something to compare
+    # there is something to compare
+    assert found['trainer']['opt']['state'] and found['model']
     bad = same(whole(case), found)
     assert not bad, f'first {said}: {bad[:10]}'
     shutil.rmtree(folder)
@@ -156,16 +164,20 @@ def a_notice_is_taken(victim, name, kept):
     said = victim.said()
     last = [s for s in said.splitlines() if s.startswith('step')][-1].split()[1]
     assert victim.code == 0 and 'Traceback' not in said
-    assert f'stopped by {name.upper()} after step {last}' in said and 'resume() in a new process' in said
+    assert (f'stopped by {name.upper()} after step {last}' in said
+            and 'resume() in a new process' in said)
     assert int(last) < 24 and kept[-1].name == f'step_{int(last):06}'
 
 
 def small(**kw):
     "A small run, ready to fit"
     set_seed(3)
-    train, valid = batches(corpus(['Once upon a time there was a cat. ', 'It sat on the mat. ']*40 + ['Then it went home. ']), ByteTokenizer(), B=2, T=16)
-    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, dropout=.2))
-    return Trainer(model, Opt(model, muon(at=hidden), adamw(lr=3e-3)), train, valid, **dict(callbacks=[], eval_every=0, device='cpu') | kw)
+    train, valid = batches(corpus(['Once upon a time there was a cat. ', 'It sat on the mat. ']*40
+                                  + ['Then it went home. ']), ByteTokenizer(), B=2, T=16)
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16,
+                          dropout=.2))
+    return Trainer(model, Opt(model, muon(at=hidden), adamw(lr=3e-3)), train, valid,
+                   **dict(callbacks=[], eval_every=0, device='cpu') | kw)
 
 
 # ---- the impatient
@@ -183,17 +195,23 @@ def test_a_second_interrupt_ends_at_once_and_leaves_a_usable_trainer(tmp_path, c
     before, strike = signal.getsignal(signal.SIGINT), Strike(2)
     run = small(callbacks=[strike], dir=tmp_path/'run')
     with pytest.raises(KeyboardInterrupt): run.fit(8)
-    assert signal.getsignal(signal.SIGINT) is before and strike.ended == 1 and run.step == 3    # callbacks could tidy up
+    # callbacks could tidy up
+    assert signal.getsignal(signal.SIGINT) is before and strike.ended == 1 and run.step == 3
     strike.times = 0
     assert run.fit().step == 8
-    other = small(callbacks=[Strike(2)])                                               # the batch of the broken step is gone, nothing else
+    # the batch of the broken step is gone, nothing else
+    other = small(callbacks=[Strike(2)])
     set_seed(5)
     with pytest.raises(KeyboardInterrupt): other.fit(8)
-    clean = small(); clean.budget = 'steps', 8
+    clean = small()
+    clean.budget = 'steps', 8
     set_seed(5)
     for _ in range(3): clean.one_step()
     next(clean.train)
-    for r in (other, clean): r.callbacks = []; set_seed(6); r.one_step()
+    for r in (other, clean):
+        r.callbacks = []
+        set_seed(6)
+        r.one_step()
     assert not same(other.model.state_dict(), clean.model.state_dict())
 
 
@@ -201,7 +219,8 @@ def test_one_interrupt_is_a_notice_also_when_a_callback_asked_to_stop(capsys):
     class Stop:
         def after_loss(self, trainer): trainer.stop = True
     run = small(callbacks=[Stop(), Strike(1, at=0)]).fit(8)
-    assert run.step == 1 and run.interrupted == 'SIGINT' and 'fit() goes on from here' in capsys.readouterr().out
+    assert (run.step == 1 and run.interrupted == 'SIGINT'
+            and 'fit() goes on from here' in capsys.readouterr().out)
 
 
 # ---- looking does not change the run
@@ -210,10 +229,14 @@ def weights(**kw): return small(**kw).fit(8).model.state_dict()
 
 
 class Sampling:
-    def after_step(self, trainer): sample_from(trainer, 'Once', 4); ''.join(generate_text(trainer.model, trainer.tok, 'It', 4))
+    def after_step(self, trainer):
+        sample_from(trainer, 'Once', 4)
+        ''.join(generate_text(trainer.model, trainer.tok, 'It', 4))
 
 
-@pytest.mark.parametrize('kw', [dict(callbacks=[Sampling()]), dict(eval_every=1), dict(eval_every=3, callbacks=[Sampling()]), dict(save_every=1)], ids=['samples', 'evaluation', 'both', 'checkpoints'])
+@pytest.mark.parametrize('kw', [dict(callbacks=[Sampling()]), dict(eval_every=1),
+                                dict(eval_every=3, callbacks=[Sampling()]), dict(save_every=1)],
+                         ids=['samples', 'evaluation', 'both', 'checkpoints'])
 def test_looking_does_not_change_the_run(kw, tmp_path):
     if 'save_every' in kw: kw = kw | dict(dir=tmp_path/'run')
     assert not same(weights(), weights(**kw))
@@ -223,11 +246,15 @@ def test_one_large_batch_is_two_small_ones():
     "accumulate=2 is the mean over all targets, also when the batches have unequal numbers of them"
     def grads(split):
         set_seed(0)
-        model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16)).double()
+        model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=1, n_heads=2,
+                              d_model=16)).double()
         for p in model.parameters(): torch.nn.init.normal_(p, std=.1)
-        ids = torch.randint(257, (4, 16)); targets = ids.roll(-1, 1); targets[2:, 3:] = -100
+        ids = torch.randint(257, (4, 16))
+        targets = ids.roll(-1, 1)
+        targets[2:, 3:] = -100
         data = [dict(ids=i, targets=t) for i, t in zip(ids.split(split), targets.split(split))]
-        run = Trainer(model, torch.optim.SGD(model.parameters(), lr=.1), iter(data), callbacks=[], accumulate=4//split, device='cpu')
+        run = Trainer(model, torch.optim.SGD(model.parameters(), lr=.1), iter(data), callbacks=[],
+                      accumulate=4//split, device='cpu')
         return run.gradients(), [p.grad for p in model.parameters()]
     (one, a), (two, b) = grads(4), grads(2)
     assert abs(one - two) < 1e-5 and all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b))
@@ -347,22 +374,28 @@ def test_a_compiled_model_is_saved_under_plain_names_and_resumes(tmp_path):
 def test_the_parameters_of_a_compiled_model_are_told_by_plain_names():
     model = torch.compile(small().model, backend='eager')
     opt = torch.optim.SGD(model.embed.parameters(), lr=.1)
-    with pytest.raises(ValueError, match='no optimizer group holds blocks.0'): Trainer(model, opt, [], callbacks=[])
+    with pytest.raises(ValueError, match='no optimizer group holds blocks.0'):
+        Trainer(model, opt, [], callbacks=[])
 
 
 # ---- a crash at any moment leaves a good checkpoint
 
 def die_at(n, path, value):
-    "Save a checkpoint in a forked process that ends, like a power cut, at its n-th touch of the file system; True if it got to the end"
+    """Save a checkpoint in a forked process that ends, like a power cut, at its n-th touch of the
+    file system; True if it got to the end"""
     pid = os.fork()
     if pid == 0:
         seen = [0]
         def hook(event, args):
-            if event in ('os.rename', 'os.mkdir', 'os.rmdir', 'os.remove', 'shutil.rmtree') or event == 'open' and str(path.parent) in str(args[0]):
+            if (event in ('os.rename', 'os.mkdir', 'os.rmdir', 'os.remove', 'shutil.rmtree')
+                or event == 'open' and str(path.parent) in str(args[0])):
                 seen[0] += 1
                 if seen[0] > n: os._exit(9)
         sys.addaudithook(hook)
-        try: save_checkpoint(path, model=dict(w=torch.full((3,), float(value))), note=dict(value=value)); os._exit(0)
+        try:
+            save_checkpoint(path, model=dict(w=torch.full((3,), float(value))),
+                            note=dict(value=value))
+            os._exit(0)
         except BaseException: os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -377,7 +410,9 @@ def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         n, before = len(codes), load_checkpoint(latest_checkpoint(tmp_path/'run'))['note']['value']
         codes.append(die_at(n, path, n))
         found = load_checkpoint(path if n % 2 else latest_checkpoint(tmp_path/'run'))
-        assert found['note']['value'] in (before, n) and (found['model']['w'] == found['note']['value']).all()
+        assert (found['note']['value'] in (before, n)
+                and (found['model']['w'] == found['note']['value']).all())
         assert codes[-1] in (0, 9) and n < 100
     assert len(codes) > 10 and found['note']['value'] == n
-    assert [p.name for p in (tmp_path/'run').iterdir()] == [path.name], 'what the crashes left behind is swept up'
+    assert [p.name for p in (tmp_path/'run').iterdir()] == [path.name], (
+        'what the crashes left behind is swept up')

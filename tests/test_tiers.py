@@ -14,7 +14,8 @@ class Item:
 
 GRID = [Item(f't.py::grid[{i}]', grid=dict(quick=3)) for i in range(10)]
 SAMPLED = [Item(f't.py::large[{i}]', grid=dict(sample=5)) for i in range(100)]
-ITEMS = [Item('t.py::plain'), Item('t.py::long', exhaustive={}), Item('t.py::random[0]', repeat={}), *GRID]
+ITEMS = [Item('t.py::plain'), Item('t.py::long', exhaustive={}), Item('t.py::random[0]', repeat={}),
+         *GRID]
 
 
 def names(items): return {i.nodeid for i in items}
@@ -31,7 +32,8 @@ def test_a_large_grid_is_sampled_with_a_seed():
     first, again, other = (names(in_tier(SAMPLED, True, seed=s)) for s in (0, 0, 1))
     assert len(first) == 5 and first == again != other
     assert 't.py::large[0]' not in first                                # that one runs always
-    assert len(in_tier(SAMPLED, True, count=40)) == 40 and len(in_tier(SAMPLED, True, count=500)) == 99
+    assert (len(in_tier(SAMPLED, True, count=40)) == 40
+            and len(in_tier(SAMPLED, True, count=500)) == 99)
 
 
 @pytest.mark.parametrize('n, quick', [(1, 1), (2, 3), (7, 3), (100, 7)])

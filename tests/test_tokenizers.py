@@ -1,4 +1,5 @@
-"""What a first reader of the tokenizer chapters does not need: odd input, long runs, other processes, and many random texts.
+"""What a first reader of the tokenizer chapters does not need: odd input, long runs, other
+processes, and many random texts.
 """
 import random, re
 from itertools import cycle, islice
@@ -9,7 +10,8 @@ from pydoc_data.topics import topics
 
 from gptlab.bpe import BPE
 from gptlab.core import assert_equal as same_tensor
-from gptlab.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, TokenView, check_tokenizer, fuzz_texts, load_tokenizer, show_tokens, utf8
+from gptlab.tokenizer import (ByteTokenizer, CharTokenizer, Tokenizer, TokenView, check_tokenizer,
+                              fuzz_texts, load_tokenizer, show_tokens, utf8)
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual
 MANUAL = '\n'.join(DOCS)
@@ -31,7 +33,8 @@ def test_only_text_has_bytes():
 
 def test_ids_come_as_list_array_or_tensor():
     row = [256, 72, 105]
-    for ids in (row, tuple(row), iter(row), torch.tensor(row), torch.tensor(row).numpy(), [torch.tensor(i) for i in row]):
+    for ids in (row, tuple(row), iter(row), torch.tensor(row), torch.tensor(row).numpy(),
+                [torch.tensor(i) for i in row]):
         assert TOK.decode_bytes(ids) == b'Hi'
     with fails(ValueError, 'id 300 is outside the vocabulary of 257'): TOK.decode_bytes([1, 300])
     with fails(ValueError, 'id -1 is outside'): TOK.decode_bytes([-1])
@@ -41,7 +44,8 @@ def test_ids_come_as_list_array_or_tensor():
 
 def test_a_beginning_that_does_not_exist():
     with fails(ValueError, 'pass bos=False'): BPE([], special=()).encode('a', bos=True)
-    assert TOK.encode('Hi', bos=True) == [256, 72, 105] and TOK.bos == 256 and BPE([], special=()).bos is None
+    assert (TOK.encode('Hi', bos=True) == [256, 72, 105] and TOK.bos == 256
+            and BPE([], special=()).bos is None)
     with pytest.raises(NotImplementedError): Tokenizer().encode('a')
     with pytest.raises(NotImplementedError): Tokenizer().decode_bytes([1])
 
@@ -54,9 +58,11 @@ def test_bytes_that_are_no_text():
 # ---- streaming
 
 def test_a_stream_may_be_endless_and_may_be_cut():
-    assert ''.join(islice(TOK.decode_stream(cycle(TOK.encode('tick…tock…'))), 13)) == 'tick…tock…tic'
+    assert (''.join(islice(TOK.decode_stream(cycle(TOK.encode('tick…tock…'))), 13))
+            == 'tick…tock…tic')
     assert list(TOK.decode_stream(TOK.encode(TEXT))) == ['n', 'a', 'ï', 'v', 'e', ' ', '👍']
-    assert list(TOK.decode_stream(TOK.encode(TEXT)[:-1]))[-1] == '�'                      # cut within the thumb
+    # cut within the thumb
+    assert list(TOK.decode_stream(TOK.encode(TEXT)[:-1]))[-1] == '�'
 
 
 def test_broken_bytes_stream_as_they_decode():
@@ -70,9 +76,11 @@ def test_broken_bytes_stream_as_they_decode():
 
 def test_only_tokenizers_are_read_back(tmp_path):
     f = TOK.save(tmp_path/'tok.json')
-    assert load_tokenizer(f).encode(TEXT) == TOK.encode(TEXT) and TOK.to_dict() == {'tokenizer': 'gptlab.tokenizer.ByteTokenizer'}
+    assert (load_tokenizer(f).encode(TEXT) == TOK.encode(TEXT)
+            and TOK.to_dict() == {'tokenizer': 'gptlab.tokenizer.ByteTokenizer'})
     with fails(ValueError, 'not the settings'): Tokenizer.from_dict({**TOK.to_dict(), 'colour': 1})
-    with fails(ValueError, 'not a tokenizer'):  Tokenizer.from_dict(dict(tokenizer='gptlab.core.atomic_write', path='x', data=''))
+    with fails(ValueError, 'not a tokenizer'):
+        Tokenizer.from_dict(dict(tokenizer='gptlab.core.atomic_write', path='x', data=''))
     for d in ({}, [1], 'tok'):
         with fails(ValueError, 'is missing'): Tokenizer.from_dict(d)
     with pytest.raises(FileNotFoundError): load_tokenizer(tmp_path/'none.json')
@@ -92,7 +100,8 @@ def test_a_tokenizer_of_ones_own_is_handed_in(tmp_path):
 
 def test_alphabets():
     abc = CharTokenizer.train(['the cat', 'sat'])
-    assert abc.alphabet == ' acehst' == CharTokenizer.train('the cat sat').alphabet and abc.vocab_size == 8 and abc.bos == 7
+    assert (abc.alphabet == ' acehst' == CharTokenizer.train('the cat sat').alphabet
+            and abc.vocab_size == 8 and abc.bos == 7)
     assert abc.encode('a hat', bos=True) == [7, 1, 0, 4, 1, 6]
     with fails(ValueError, "'z' (U+007A) at position 4"): abc.encode('the zoo')
     with fails(ValueError, 'lone surrogate'): abc.encode('a\ud83d')
@@ -112,9 +121,11 @@ def test_characters_keep_the_contract():
 def test_tokens_are_shown_escaped():
     ids = TOK.encode('<b>naïve</b>\n\t👍', bos=True)
     view = show_tokens(TOK, ids)
-    assert isinstance(view, TokenView) and repr(view).startswith('<|bos|>|<|b') and view.pieces[6] == (195, r'\xc3')
+    assert (isinstance(view, TokenView) and repr(view).startswith('<|bos|>|<|b')
+            and view.pieces[6] == (195, r'\xc3'))
     assert '&lt;' in view._repr_html_() and '<b>' not in view._repr_html_()
-    assert repr(view) == repr(show_tokens(TOK, torch.tensor(ids))) == repr(show_tokens(TOK, iter(ids)))
+    assert (repr(view) == repr(show_tokens(TOK, torch.tensor(ids)))
+            == repr(show_tokens(TOK, iter(ids))))
 
 
 # ---- fuzzing
@@ -142,10 +153,16 @@ def test_the_check_finds_each_kind_of_fault():
         token_bytes = torch.tensor([2]*256 + [0])
     class Forgets(ByteTokenizer):
         def __init__(self, shift=0): self.shift = shift
-        def encode(self, text, bos=False): return self.start(bos) + [(b+self.shift) % 256 for b in utf8(text)]
-        def decode_bytes(self, ids): return bytes((i-self.shift) % 256 for i in self.as_ids(ids) if i < 256)
-    faults = {Quiet: 'comes back as', Endless: 'bos=True must put', Batch: 'encode_batch and encode differ', Stream: 'streaming does not',
-              Sizes: 'a special id stands for no bytes', Short: 'must have 257 entries', Twos: 'token_bytes says'}
+
+        def encode(self, text, bos=False):
+            return self.start(bos) + [(b+self.shift) % 256 for b in utf8(text)]
+
+        def decode_bytes(self, ids):
+            return bytes((i-self.shift) % 256 for i in self.as_ids(ids) if i < 256)
+    faults = {Quiet: 'comes back as', Endless: 'bos=True must put',
+              Batch: 'encode_batch and encode differ', Stream: 'streaming does not',
+              Sizes: 'a special id stands for no bytes', Short: 'must have 257 entries',
+              Twos: 'token_bytes says'}
     for kind, says in faults.items():
         with fails(ValueError, says): check_tokenizer(kind())
     with fails(ValueError, 'saved and loaded'): check_tokenizer(Forgets(1))
@@ -154,8 +171,12 @@ def test_the_check_finds_each_kind_of_fault():
 
 # ---- damaged files, and one text where many are expected
 
-@pytest.mark.parametrize('content', ['5', 'null', '[]', '{"tokenizer": 5}', '{"tokenizer": "gptlab.tokenizer.Tokenizer"}', '{"tokenizer": "gptlab.bpe.BPE", "merges": [], "special": [5]}',
-                                     '{"tokenizer": "gptlab.bpe.BPE", "merges": [[1, 2, 3]]}', '{"tokenizer": "gptlab.bpe.BPE", "merges": 5}', '['*200_000], ids=range(9))
+@pytest.mark.parametrize('content', ['5', 'null', '[]', '{"tokenizer": 5}',
+                                     '{"tokenizer": "gptlab.tokenizer.Tokenizer"}', '{"tokenizer": '
+                                     '"gptlab.bpe.BPE", "merges": [], "special": [5]}',
+                                     '{"tokenizer": "gptlab.bpe.BPE", "merges": [[1, 2, 3]]}',
+                                     '{"tokenizer": "gptlab.bpe.BPE", "merges": 5}', '['*200_000],
+                         ids=range(9))
 def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path/'odd.json').write_text(content)
     with fails(ValueError, 'odd.json'): load_tokenizer(tmp_path/'odd.json')

@@ -337,7 +337,8 @@ def spelt_out(kw):
 def seen():
     pos = torch.arange(6).expand(1, 6)
     docs = pos//4
-    return digest([visible_mask(pos, pos), visible_mask(pos, pos, window=2), visible_mask(pos, pos, docs, docs)])
+    return digest([visible_mask(pos, pos), visible_mask(pos, pos, window=2),
+                   visible_mask(pos, pos, docs, docs)])
 
 
 @fact('delta rule')

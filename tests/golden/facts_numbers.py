@@ -68,7 +68,8 @@ SIZES = dict(square=(12, 12), tall=(20, 7), wide=(7, 20), several=(6, 9, 4))
 def polar_case(case):
     series, size = case
     G = stack(*SIZES[size])
-    found = {p: digest(polar_factor(G, series=series, precision=p)) for p in ('float32', 'bfloat16')}
+    found = {p: digest(polar_factor(G, series=series, precision=p))
+             for p in ('float32', 'bfloat16')}
     found['fast'] = digest(polar_factor(G, series=series))
     return found | dict(double=digest(polar_factor(G.double(), 3, series)))
 
@@ -229,7 +230,8 @@ def seeds():
 @fact('names of parts')
 def part_names():
     parts = Attention, RMSNorm, GPT, ByteTokenizer, gelu, nn.Linear
-    return dict(names=[dotted_name(p) for p in parts], found=[resolve_name(dotted_name(p)) is p for p in parts])
+    return dict(names=[dotted_name(p) for p in parts],
+                found=[resolve_name(dotted_name(p)) is p for p in parts])
 
 
 @fact('generators are put back')

@@ -176,8 +176,8 @@ def checked(make):
 def measured():
     toks = dict(bytes=ByteTokenizer(), learnt=trained(), stripped=StrippedAsciiTokenizer())
     text = make_stories(5, seed=2)
-    found = {n: exact([bytes_per_token(t, text), *renyi_efficiency(t, text), *renyi_efficiency(t, text, 1)])
-             for n, t in toks.items()}
+    found = {n: exact([bytes_per_token(t, text), *renyi_efficiency(t, text),
+                       *renyi_efficiency(t, text, 1)]) for n, t in toks.items()}
     kinds = text_kinds(500)
     found['table'] = digest([list(r.values()) for r in compare_tokenizers(toks, kinds)])
     return found | dict(kinds=digest(kinds))

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Rename public names in the whole working tree by a table: python tests/golden/rename.py TABLE [--dry]
+"""Rename public names in the whole working tree by a table: python tests/golden/rename.py TABLE
+[--dry]
 
-TABLE has rows old<TAB>new<TAB>name, as renames.tsv. Only what means the module-level name changes: uses, imports, definitions, and
-attributes of a module (`gptlab.data.skip`). A local variable, an argument, a keyword or an attribute of an object that happens to be called
-the same stays. Notebooks' code cells, tests, benchmarks and the inline code of prose are rewritten in place; run nbdev_export afterwards.
-A module-level variable of the same name in a lesson is reported and left to a person.
+TABLE has rows old<TAB>new<TAB>name, as renames.tsv. Only what means the module-level name changes:
+uses, imports, definitions, and attributes of a module (`gptlab.data.skip`). A local variable, an
+argument, a keyword or an attribute of an object that happens to be called the same stays.
+Notebooks' code cells, tests, benchmarks and the inline code of prose are rewritten in place; run
+nbdev_export afterwards. A module-level variable of the same name in a lesson is reported and left
+to a person.
 """
 import argparse
 import ast
@@ -23,7 +26,8 @@ MAGIC = re.compile(r'^\s*[!%]')
 
 def blanked(source):
     "The source with magics and shell lines made comments, so that Python reads it"
-    return ''.join('#' + line[1:] if MAGIC.match(line) else line for line in source.splitlines(keepends=True))
+    return ''.join('#' + line[1:] if MAGIC.match(line) else line
+                   for line in source.splitlines(keepends=True))
 
 
 class Uses(ast.NodeVisitor):
@@ -31,8 +35,10 @@ class Uses(ast.NodeVisitor):
 
     def __init__(self, source, names, modules, home=()):
         self.names, self.modules, self.found, self.bound = names, modules, set(), set()
-        self.home = set(home)                                # the names that this file defines for everybody
-        self.taken, self.within = set(), []                  # imported or defined; names inside f-strings, by lines
+        # the names that this file defines for everybody
+        self.home = set(home)
+        # imported or defined; names inside f-strings, by lines
+        self.taken, self.within = set(), []
         self.tree = ast.parse(source)
         self.stack = [symtable.symtable(source, 'file', 'exec')]
         self.visit(self.tree)
@@ -48,7 +54,9 @@ class Uses(ast.NodeVisitor):
         return True
 
     def visit_FunctionDef(self, node):
-        for outer in [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]: self.visit(outer)
+        for outer in [*node.decorator_list, *node.args.defaults,
+                      *filter(None, node.args.kw_defaults)]:
+            self.visit(outer)
         first = node.args.posonlyargs + node.args.args
         patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
         if len(self.stack) == 1 and node.name in self.names and not patched: self.define(node)
@@ -86,7 +94,8 @@ class Uses(ast.NodeVisitor):
         return None
 
     def visit_ClassDef(self, node):
-        for outer in [*node.decorator_list, *node.bases, *[k.value for k in node.keywords]]: self.visit(outer)
+        for outer in [*node.decorator_list, *node.bases, *[k.value for k in node.keywords]]:
+            self.visit(outer)
         if len(self.stack) == 1 and node.name in self.names: self.define(node)
         child = self.child(node, node.name)
         if child: self.stack.append(child)
@@ -95,8 +104,9 @@ class Uses(ast.NodeVisitor):
 
     def comprehension(self, node, parts):
         self.visit(node.generators[0].iter)
-        child = self.child(node, {ast.ListComp: 'listcomp', ast.SetComp: 'setcomp', ast.DictComp: 'dictcomp',
-                                  ast.GeneratorExp: 'genexpr'}[type(node)])
+        child = self.child(node,
+                           {ast.ListComp: 'listcomp', ast.SetComp: 'setcomp',
+                            ast.DictComp: 'dictcomp', ast.GeneratorExp: 'genexpr'}[type(node)])
         if child: self.stack.append(child)
         for part in parts: self.visit(part)
         for i, g in enumerate(node.generators):
@@ -117,7 +127,8 @@ class Uses(ast.NodeVisitor):
 
     def visit_Attribute(self, node):
         self.visit(node.value)
-        if node.attr in self.names and isinstance(node.value, ast.Name) and node.value.id in self.modules:
+        if (node.attr in self.names and isinstance(node.value, ast.Name)
+            and node.value.id in self.modules):
             self.found.add((node.end_lineno, '.' + node.attr))
 
     def visit_ImportFrom(self, node):
@@ -128,7 +139,8 @@ class Uses(ast.NodeVisitor):
             self.found.add((a.lineno, a.name))
 
     def meant(self, line, name):
-        "Does the identifier on this line mean ours? A name that a file binds itself, and never imports, is its own"
+        """Does the identifier on this line mean ours? A name that a file binds itself, and never
+        imports, is its own"""
         own = name in self.bound and name not in self.taken
         return (line, name) in self.found and not own
 
@@ -148,14 +160,17 @@ def renamed(source, new, modules, home=()):
     for i, t in enumerate(tokens):
         if t.type in (tokenize.STRING, tokenize.COMMENT):
             text = prose(t.string, new)
-            if re.match(r'[rR]?[fF]', t.string): text = braces(text, new, uses.meant_within(t.start[0]))
+            if re.match(r'[rR]?[fF]', t.string):
+                text = braces(text, new, uses.meant_within(t.start[0]))
             if text != t.string: edits.append((t, text))
             continue
         if t.type != tokenize.NAME or t.string not in new: continue
         dotted = tokens[i-1].string == '.'
-        keyword = not dotted and i + 1 < len(tokens) and tokens[i+1].string == '=' and tokens[i-1].string in ('(', ',', '\n')
+        keyword = (not dotted and i + 1 < len(tokens) and tokens[i+1].string == '='
+                   and tokens[i-1].string in ('(', ',', '\n'))
         if keyword and depth(tokens, i): continue
-        if uses.meant(t.start[0], ('.' if dotted else '') + t.string): edits.append((t, new[t.string]))
+        if uses.meant(t.start[0], ('.' if dotted else '') + t.string):
+            edits.append((t, new[t.string]))
     for t, text in reversed(edits):
         (first, a), (last, b) = t.start, t.end
         whole = out[first-1][:a] + text + out[last-1][b:]
@@ -166,7 +181,8 @@ def renamed(source, new, modules, home=()):
 def braces(text, new, meant):
     "An f-string with names renamed in its expressions"
     if not meant: return text
-    found = re.compile(r'(?<![\w.\'"])(' + '|'.join(map(re.escape, sorted(meant))) + r')(?![\w\'"=])')
+    found = re.compile(r'(?<![\w.\'"])(' + '|'.join(map(re.escape, sorted(meant)))
+                       + r')(?![\w\'"=])')
     return re.sub(r'\{[^{}]*\}', lambda m: found.sub(lambda k: new[k[1]], m[0]), text)
 
 
@@ -177,13 +193,17 @@ def depth(tokens, i):
 
 def prose(text, new):
     "Markdown with the names renamed where they stand as inline code, alone or called"
-    def one(m): return re.sub(r'(?<![\w.=\'"-])(' + '|'.join(new) + r')(?=\(|`|$)', lambda k: new[k[1]], m[0])
+    def one(m):
+        return re.sub(r'(?<![\w.=\'"-])(' + '|'.join(new) + r')(?=\(|`|$)', lambda k: new[k[1]],
+                      m[0])
+
     return re.sub(r'`[^`\n]+`', one, text)
 
 
 def modules_of(source):
     "Names under which gptlab's modules are imported"
-    return set(re.findall(r'from gptlab import (\w+)', source)) | set(re.findall(r'import gptlab\.(\w+)', source))
+    return (set(re.findall(r'from gptlab import (\w+)', source))
+            | set(re.findall(r'import gptlab\.(\w+)', source)))
 
 
 def main():
@@ -218,7 +238,8 @@ def notebook(path, new, dry):
     for c in code:
         joint += ''.join(c['source']).rstrip('\n') + '\n'
         ends.append(joint.count('\n'))
-    exported = [''.join(c['source']) for c in code if re.match(r'#\| exports?\b', ''.join(c['source']))]
+    exported = [''.join(c['source']) for c in code
+                if re.match(r'#\| exports?\b', ''.join(c['source']))]
     home = set(re.findall(r'^(?:def|class) (\w+)', '\n'.join(exported), re.M)) & set(new)
     text, bound, n = renamed(joint, new, modules_of(joint), home)
     if bound: print(f'{path.relative_to(ROOT)} binds {sorted(bound)} itself')
@@ -227,7 +248,8 @@ def notebook(path, new, dry):
         c['source'] = ''.join(lines[start:end]).rstrip('\n').splitlines(keepends=True)
         start = end
     for c in nb['cells']:
-        if c['cell_type'] == 'markdown': c['source'] = prose(''.join(c['source']), new).splitlines(keepends=True)
+        if c['cell_type'] == 'markdown':
+            c['source'] = prose(''.join(c['source']), new).splitlines(keepends=True)
     fresh = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n'
     if fresh == path.read_text(encoding='utf-8'): return
     print(f'{path.relative_to(ROOT)}: {n}')
