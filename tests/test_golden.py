@@ -116,6 +116,16 @@ def test_a_table_in_a_file(tmp_path):
         Table.read(file)
 
 
+def test_names_that_the_older_tree_has_already_are_not_translated(tmp_path):
+    golden = tmp_path/'tests'/'golden'
+    golden.mkdir(parents=True)
+    (tmp_path/'now.tsv').write_text('fold\tbend\tname\nsheet\tpaper\tname\n')
+    assert compare.renamed_since(tmp_path, tmp_path/'now.tsv').back('bend()\n') == 'fold()\n'
+    (golden/'renames.tsv').write_text('fold\tbend\tname\n')
+    table = compare.renamed_since(tmp_path, tmp_path/'now.tsv')
+    assert table.back('bend(paper)\n') == 'bend(sheet)\n'
+
+
 # ---- values, from the old names to the new ones
 
 SAME = {
