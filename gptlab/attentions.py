@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import _window, Attention, Cache, once, plain_attention, Seq, visible_mask
+from .attention import check_window, Attention, Cache, once, plain_attention, Seq, visible_mask
 from .blocks import build_part
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
@@ -206,7 +206,7 @@ def window_pattern(pattern:str, # such as 'SSSL', repeated over the layers
     Raises ValueError for other letters, or a window that is no whole number from 1."""
     if not pattern or set(pattern) - set('SL'):
         raise ValueError(f'a pattern is made of S (short) and L (long), as SSSL, not {pattern!r}')
-    if _window(window) is None:
+    if check_window(window) is None:
         raise ValueError('the layers marked S need a window: how many tokens they see')
     marks = (pattern * n_layers)[:n_layers-1] + 'L'
     return [attn if m == 'L' else partial(attn, window=window) for m in marks]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import atomic_write, end_with_parent, file_sha256
-from .data import _described, _meta, Corpus, Source
+from .data import parse_meta, read_meta, Corpus, Source
 from .data import corpus, hf_dataset, parquet, skip_documents
 from .tokenizer import Tokenizer, utf8
 
@@ -334,10 +334,10 @@ def _begin(folder, made):
     is already done"""
     work = folder.with_name(folder.name + '.unfinished')
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if folder.is_dir() and _meta(folder).get('made') == made: return folder, None
+        if folder.is_dir() and read_meta(folder).get('made') == made: return folder, None
         raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
                               'give another folder, or delete it first')
-    before = _meta(work, 'progress.json', 'made', 'shards')
+    before = read_meta(work, 'progress.json', 'made', 'shards')
     if before and before['made'] != made:
         raise FileExistsError(f'{work} holds the beginning of another corpus ({before["made"]}); '
                               'go on with those settings, or delete it first')
@@ -445,7 +445,7 @@ def reshard(source:Iterable[str], # documents, the same each time
     made = dict(docs=n_docs, bytes=n_bytes, column=column, first=_first_sha(source))
     work, shards = _begin(folder, made)
     if shards is None:
-        _compare(folder, _meta(folder, 'meta.json', 'shards')['shards'], source, column)
+        _compare(folder, read_meta(folder, 'meta.json', 'shards')['shards'], source, column)
         return folder
     shards = _whole(work, shards)
     docs, start = _remaining(work, shards, source, column)
@@ -630,7 +630,7 @@ def _published(base_url, tries, backoff, timeout):
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{url} is not JSON ({e}): is this the folder of the shards?') from None
     if not isinstance(meta, dict) or 'shards' not in meta: return {}
-    return _described(json.dumps(meta), url)
+    return parse_meta(json.dumps(meta), url)
 
 # %% ../nbs/21_corpora.ipynb #767653e0
 def _shard_facts(path, url, column):
@@ -722,7 +722,7 @@ def provenance(what:'Corpus|str|Path|list', # a folder of shards, or whatever co
     if not (folder and (folder/'meta.json').exists()):
         c = corpus(what)
         return Rows(_sides(c), f'{c.name}: {c.licence}; {c.source}')
-    meta = _meta(folder, 'meta.json', 'shards')
+    meta = read_meta(folder, 'meta.json', 'shards')
     rows = list(_shard_rows(folder, meta['shards']))
     bad = [f'{r["shard"]} is {r["state"]}' for r in rows if r['state'] != 'whole']
     if bad and errors == 'raise':

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .corpora import Rows
-from .model import _check_ids, _short, GPT
+from .model import check_ids, short_number, GPT
 
 # %% ../nbs/38_costs.ipynb #e59d75ef
 class MemoryTracker(TorchDispatchMode):
@@ -49,7 +49,7 @@ def memory(self:GPT,
     model's own, and is raised.
     """
     ids = torch.zeros(B, T or self.cfg.context_length, dtype=torch.long, device=next(self.parameters()).device)
-    _check_ids(self.cfg, ids, None, None, None)
+    check_ids(self.cfg, ids, None, None, None)
     try: return _with_fake_tensors(self, ids)
     except RuntimeError as error:
         if not _needs_values(error): raise
@@ -113,8 +113,8 @@ def costs(model:GPT, # unchanged
     Raises what a training step raises.
     """
     T, need = T or model.cfg.context_length, model.memory(B, T)
-    size = lambda n: '–' if n is None else _short(n, 'GB', 'MB')
-    ops = lambda **kw: _short(model.flops_per_token(T, **kw), 'billion', 'million')
+    size = lambda n: '–' if n is None else short_number(n, 'GB', 'MB')
+    ops = lambda **kw: short_number(model.flops_per_token(T, **kw), 'billion', 'million')
     table = {'operations per token, reading': ops(training=False),
              'operations per token, training': ops(),
              'weights': size(need['weights']),

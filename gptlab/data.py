@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Corpus', 'split_docs', 'Source', 'skip_documents', 'repeatable', 'corpus', 'make_stories', 'story_bits',
-           'stories_bpb', 'read_text', 'text_files', 'jsonl', 'hf_dataset', 'parquet', 'fetch_wheel']
+           'stories_bpb', 'read_text', 'text_files', 'jsonl', 'hf_dataset', 'parse_meta', 'read_meta', 'parquet',
+           'fetch_wheel']
 
 # %% ../nbs/03_data.ipynb #4a4b1c4e
 import difflib, hashlib, json, math, random, re, subprocess
@@ -737,7 +738,10 @@ def _wrong(meta, required):
         for k, kind in _shard_keys.items():
             if not isinstance(s.get(k), kind): return f'{k!r} of shard {i} is missing or wrong'
 
-def _described(text, where, *required):
+def parse_meta(text:str, # JSON
+               where:object, # its file or address, for the error
+               *required:str, # keys it must have
+               ) -> dict:
     "The description of a folder of shards, checked to be one that has what is required"
     try: meta = json.loads(text)
     except (ValueError, RecursionError) as e: wrong = e
@@ -745,16 +749,19 @@ def _described(text, where, *required):
     if wrong is None: return meta
     raise ValueError(f'{where} is not the description of a folder of shards: {wrong}') from None
 
-def _meta(folder, file='meta.json', *required):
+def read_meta(folder:Path, # of shards
+              file:str='meta.json', # in it
+              *required:str, # keys it must have
+              ) -> dict: # empty where there is no such file
     "What a folder's meta.json says of it"
     if not (path := folder/file).exists(): return {}
-    return _described(_utf8(path.read_bytes(), path), path, *required)
+    return parse_meta(_utf8(path.read_bytes(), path), path, *required)
 
 def _missing(folder, names):
     "Shards that a folder should have, by number or by its meta.json, but that `names` lacks"
     numbers = {int(m[1]) for n in names if (m := re.fullmatch(r'shard_(\d+)\.parquet', n))}
     gaps = [f'shard_{i:05d}.parquet' for i in range(max(numbers, default=0)) if i not in numbers]
-    stated = {s['file'] for s in _meta(folder).get('shards', [])}
+    stated = {s['file'] for s in read_meta(folder).get('shards', [])}
     return gaps + sorted(stated - {*names} - {*gaps})
 
 def _shards(path):
@@ -822,7 +829,7 @@ def _sound(f, column):
 
 def _stated(files, sizes):
     "Bytes and checksum of shards as their meta.json states them, or nothing"
-    known = {s['file']: s for s in _meta(files[0].parent).get('shards', [])}
+    known = {s['file']: s for s in read_meta(files[0].parent).get('shards', [])}
     for f, n in zip(files, sizes):
         if (k := known.get(f.name)) is None: return {}
         if k['n_docs'] != n:
@@ -941,7 +948,7 @@ def _python(valid):
 # %% ../nbs/03_data.ipynb #a33a6350
 def _sharded(path, valid):
     "The corpus of Parquet files: of numbered shards the last is held out"
-    files, meta = _shards(path), _meta(path)
+    files, meta = _shards(path), read_meta(path)
     column, name = meta.get('column', 'text'), meta.get('name', path.name)
     licence = meta.get('licence', 'your own')
     if len(files) < 2 or not all(f.name.startswith('shard_') for f in files):

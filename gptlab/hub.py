@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
-from .checkpoints import _sync, load_model
+from .checkpoints import load_model, sync_to_disk
 from .core import atomic_write, best_device
 from .model import GPT, gpt2_init, GPTConfig, layer_part
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
@@ -913,7 +913,7 @@ def _move_in(new, folder):
     files = sorted((p for p in new.iterdir() if p.is_file()), key=lambda p: p.name == 'config.json')
     moves = [(p, new/'old'/p.name) for p in _replaced(new, folder)]
     moves += [(p, folder/p.name) for p in files]
-    for p in files: _sync(p)
+    for p in files: sync_to_disk(p)
     moved = []
     try:
         for a, b in moves:
@@ -922,7 +922,7 @@ def _move_in(new, folder):
     except BaseException:
         for a, b in reversed(moved): os.replace(b, a)
         raise
-    _sync(folder)
+    sync_to_disk(folder)
 
 # %% ../nbs/28_hub.ipynb #cde77672
 def exportable_weights(model:GPT) -> dict[str,torch.Tensor]: # name → tensor

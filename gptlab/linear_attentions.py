@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import _scheme, check_attn, Layer, LayerCache, Mask, RoPE, Seq
+from .attention import as_position, check_attn, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
 from .blocks import build_part, RMSNorm
 
@@ -160,7 +160,7 @@ class DeltaAttention(Layer):
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
-        self.pos = _scheme(pos(self.D, n_heads) if pos else None)
+        self.pos = as_position(pos(self.D, n_heads) if pos else None)
         if self.pos.has_bias:
             name = type(self.pos).__name__
             raise ValueError(f'the delta rule has no scores to which {name} could add: '

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .attention import _first_cache, Cache, Layer, LayerCache, Seq
+from .attention import first_cache, Cache, Layer, LayerCache, Seq
 from .blocks import build_part, MLP
 from .model import Block, GPT, as_pair
 from .optimizers import Group
@@ -276,7 +276,7 @@ class _Depth(LayerCache):
 @patch
 def new_cache(self:MoD) -> LayerCache|None:
     "An empty cache; None where the inner block has none"
-    inner = _first_cache(self.block)
+    inner = first_cache(self.block)
     return None if inner is None else _Depth(_unbounded(inner))
 
 def _unbounded(cache):

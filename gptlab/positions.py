@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .attention import _rotate, once, Position, RoPE, Seq
+from .attention import rotate_halves, once, Position, RoPE, Seq
 from .model import GPT
 
 # %% ../nbs/18_positions.ipynb #446885a2
@@ -81,7 +81,7 @@ def rotate(self:ScaledRoPE, seq:Seq, q:torch.Tensor, k:torch.Tensor
            ) -> tuple[torch.Tensor, torch.Tensor]:
     "Turn queries and keys by their positions"
     cos, sin = [t.to(q.dtype) for t in self._angles(seq)]
-    turn = _turn_pairs if self.interleaved else _rotate
+    turn = _turn_pairs if self.interleaved else rotate_halves
     return turn(q, cos, sin), turn(k, cos, sin)
 
 # %% ../nbs/18_positions.ipynb #e52719c6

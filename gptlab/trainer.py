@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import _uncompiled, checkpoints_in, latest_checkpoint, load_checkpoint
+from .checkpoints import uncompiled, checkpoints_in, latest_checkpoint, load_checkpoint
 from .checkpoints import load_weights, prune_checkpoints, save_checkpoint
 from .checkpoints import rng_state, set_rng_state
 from .core import best_device, resolve_name, run_info, step_limit
@@ -145,7 +145,7 @@ def _check(self:Trainer):
 @patch
 def _check_parameters(self:Trainer):
     "Does the optimizer hold the parameters of this model, all that should learn and no others?"
-    named = dict(_uncompiled(self.model).named_parameters())
+    named = dict(uncompiled(self.model).named_parameters())
     own = {id(p) for p in named.values()}
     held = {id(p) for g in self.opt.param_groups for p in g['params']}
     if held - own:
@@ -391,7 +391,7 @@ def save(self:Trainer) -> Path:
     "Write a checkpoint into the run's folder, keep the newest two; raises ValueError without a dir"
     if self.dir is None: raise ValueError('where to? give Trainer(…, dir=…)')
     path = save_checkpoint(self.dir/f'step_{self.step:06}',
-                           model=_uncompiled(self.model).state_dict(),
+                           model=uncompiled(self.model).state_dict(),
                            trainer=self.state_dict(),
                            config=self._config(),
                            tokenizer=self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None)

@@ -183,7 +183,7 @@ def test_shapes_that_do_not_fit():
     with refuses(ValueError, 'even', '3'): tiny(d_model=6, n_heads=2)
     for bad in (dict(n_layers=0), dict(d_model=16.), dict(vocab_size=None), dict(n_heads=True)):
         with refuses(ValueError, *bad, 'whole number', repr(*bad.values())): tiny(**bad)
-    with refuses(ValueError, 'dropout', 'share', '1.5'): tiny(dropout=1.5)
+    with refuses(ValueError, 'dropout', 'probability', '1.5'): tiny(dropout=1.5)
     with refuses(TypeError, 'norm', 'constructor', 'LayerNorm'): tiny(norm=torch.nn.LayerNorm(16))
     with refuses(TypeError, 'attn', 'constructor', 'str'): tiny(attn='flash')
 
