@@ -22,7 +22,11 @@ from .score import evaluate
 
 # %% ../nbs/12_trainer.ipynb #c816c895
 class Trainer:
-    "Trains a model; `fit` goes on from wherever it stands"
+    """Trains a model; `fit` goes on from wherever it stands
+
+    A step is made of `gradients`, `get_batch`, `get_loss`, `backward` and `update`. A subclass, or
+    a callback that assigns one on the trainer, changes that part alone.
+    """
     # What shows a run comes in chapters 13 and 14: a default is named here and looked up when used
     default_callbacks: list = ['gptlab.watching.default_watcher']  # makers of callbacks
     sampler: Callable|str|None = 'gptlab.generation.sample_from'   # sampler(trainer) -> text
@@ -183,7 +187,8 @@ def gradients(self:Trainer) -> float:
     """Gradients of the mean loss over `accumulate` batches; returns that mean, in nats per token
 
     The weight of all batches is known only after the last, so each loss is divided by the first
-    weight, and the gradients are scaled once at the end.
+    weight, and the gradients are scaled once at the end. Raises FloatingPointError for a loss that
+    is not finite, unless such steps are skipped.
     """
     sums, weights = [], []
     for _ in range(self.accumulate):
@@ -253,7 +258,10 @@ def _scale_grads(self:Trainer, c):
 # %% ../nbs/12_trainer.ipynb #fbd84c8e
 @patch
 def update(self:Trainer) -> float:
-    "Clip, step, clear; returns the gradient's norm before clipping"
+    """Clip, step, clear; returns the gradient's norm before clipping
+
+    Raises FloatingPointError for a norm that is not finite, unless such steps are skipped.
+    """
     params = [p for p in self.model.parameters() if p.grad is not None]
     norm = float(nn.utils.clip_grad_norm_(params, self.clip or math.inf))
     if not self.skip: self._finite(norm, 'norm of the gradient')
