@@ -742,7 +742,7 @@ def parse_meta(text:str, # JSON
                where:object, # its file or address, for the error
                *required:str, # keys it must have
                ) -> dict:
-    "The description of a folder of shards, checked to be one that has what is required"
+    "The description of a folder of shards. Raises ValueError where it lacks what is required"
     try: meta = json.loads(text)
     except (ValueError, RecursionError) as e: wrong = e
     else: wrong = _wrong(meta, required)

@@ -32,7 +32,7 @@ def top_k(k:int) -> Callable:
 
 # %% ../nbs/14_generation.ipynb #d1ccd220
 def top_p(p:float) -> Callable:
-    """Keep the fewest most likely tokens whose probabilities reach p (Holtzman et al. 2019)
+    """Keep the fewest most likely tokens whose probabilities reach p (Holtzman et al. 2020)
 
     The token that crosses p stays. Raises ValueError unless 0 < p ≤ 1.
     """

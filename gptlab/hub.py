@@ -847,7 +847,7 @@ def _filled(own, name, C):
     like = own['embed.weight']
     return like.new_zeros(len(own[f'{part}.weight'])) if kind == 'bias' else like.new_ones(C)
 
-def export_tensor(own:dict[str,torch.Tensor], # our tensors by name, as of `exportable_weights`
+def export_tensor(own:dict[str,torch.Tensor], # tensors of any shape by name, as of `exportable_weights`
                   ours:list[str], # our names of what is stacked in it
                   theirs:str, # its name there; GPT-2's matrices are transposed
                   C:int, # width of the model: length of a gain that it does without
