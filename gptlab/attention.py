@@ -127,7 +127,7 @@ class LayerCache:
 class Layer(nn.Module):
     "A layer the model asks for more than `forward(x, seq)`; each answer may stay as it is here"
     def prepare(self, seq:Seq, x:torch.Tensor):
-        "Make what all layers of this kind share: called before the first block"
+        "Make what all layers of this kind share, from x (B,T,C): called before the first block"
 
     def new_cache(self) -> LayerCache|None:
         "An empty cache; None: nothing is kept, and the text is read again for every token"
@@ -333,7 +333,7 @@ def mask(self:Attention, seq:Seq, kpos:torch.Tensor, kdocs:torch.Tensor|None) ->
 
 @patch
 def prepare(self:Attention, seq:Seq, x:torch.Tensor):
-    "Make what all layers of this kind share: called before the first block"
+    "Make what all layers of this kind share, from x (B,T,C): called before the first block"
     # a stand-in of the right shape: only the angles are wanted
     like = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.D)         # (B,1,T,D)
     self.pos.rotate(seq, like, like)

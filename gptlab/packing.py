@@ -242,11 +242,11 @@ def rows(self:Batches) -> np.ndarray:
 
 @patch
 def __next__(self:Batches) -> dict:
-    before = self.epoch, self.block, self.cursor, self.cuts
+    before = self.epoch, self.block, self.cursor, self.cuts, self._found_rows
     try:
         return self._gather()
     except BaseException:                                    # the stream stays where it was
-        self.epoch, self.block, self.cursor, self.cuts = before
+        self.epoch, self.block, self.cursor, self.cuts, self._found_rows = before
         raise
 
 @patch

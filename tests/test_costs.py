@@ -166,7 +166,10 @@ def test_a_slip_of_shapes_is_an_error_and_no_slow_path(monkeypatch):
     class Wrong(MLP):
         def forward(self, x): return x @ x
     model, steps = GPT(GPTConfig(**SMALL | dict(mlp=Wrong))), []
-    monkeypatch.setattr(costs_module, '_step_bytes', lambda m, ids, copied, **kw: steps.append(ids) or _step_bytes(m, ids, copied, **kw))
+    def counted(m, ids, copied, **kw):
+        steps.append(ids)
+        return _step_bytes(m, ids, copied, **kw)
+    monkeypatch.setattr(costs_module, '_step_bytes', counted)
     with pytest.raises(RuntimeError): model.memory(1, 8)
     assert len(steps) == 1                                               # on fake tensors alone
 

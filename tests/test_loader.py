@@ -315,6 +315,24 @@ def test_an_error_in_a_worker_or_thread_reaches_the_reader(workers, depth):
     with pytest.raises(ValueError, match='note 100'): [next(s) for _ in range(300)]
 
 
+def test_a_first_block_that_fails_once_is_read_the_second_time():
+    "After an error at the start of an epoch the stream said ever after that nothing was there"
+    blocks = Blocks(texts(), TOK, SIZE)
+    s, plain = Batches(blocks, B, T), Batches(Blocks(texts(), TOK, SIZE), B, T)
+    read, failed = blocks.block, []
+    def block(k):
+        if k == 0 and s.epoch == 1 and not failed:
+            failed.append(k)
+            raise OSError('the disk was away')
+        return read(k)
+    blocks.block = block
+    for _ in range(500):
+        try: found = next(s)
+        except OSError: found = next(s)
+        assert mark(found) == mark(next(plain))
+    assert failed
+
+
 class Stuck(Exception):
     "An error that cannot be pickled"
     def __reduce__(self):
