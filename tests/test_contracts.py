@@ -287,3 +287,15 @@ def test_a_whole_model_is_one_graph(name, documents):
             if documents else {})
     nll, _ = torch.compile(model, fullgraph=True, backend='eager')(ids, ids, **more)
     assert torch.equal(nll, model(ids, ids, **more)[0])
+
+
+def test_schemes_of_other_settings_share_nothing():
+    "Two layers of YaRN with other strengths shared their angles: the key had left out the strength"
+    from gptlab.hub import HubYaRN
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    q = torch.randn(1, 1, 8, 8)
+    seq, alone = Seq(ids), Seq(ids)
+    HubYaRN(8, strength=1.).rotate(seq, q, q)
+    shared, _ = HubYaRN(8, strength=2.).rotate(seq, q, q)
+    fresh, _ = HubYaRN(8, strength=2.).rotate(alone, q, q)
+    assert torch.equal(shared, fresh)
