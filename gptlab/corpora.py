@@ -803,7 +803,7 @@ class Overlap:
     def _repr_markdown_(self): return self.rows()._repr_markdown_()
 
     def worst(self, k:int=5) -> Rows:
-        "The validation documents of which training has the largest share"
+        "The validation documents of which training has the largest fraction"
         order = np.argsort(-np.nan_to_num(self.share, nan=-1), kind='stable')[:k]
         return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies)
                      for i in order])
@@ -819,10 +819,11 @@ def corpus_overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever corpus(â
     (as Brown et al. 2020, appendix C)
 
     Training is read once; memory grows with validation, plus 8 bytes for each training document.
-    Raises ValueError for an n under 1, or a `near` that is no share; and what `corpus` raises.
+    Raises ValueError for an n under 1, or a `near` that is no fraction; and what `corpus` raises.
     """
     if n < 1 or not 0 < near <= 1:
-        raise ValueError(f'n={n}, near={near}: n is 1 or more words, near a share above 0, up to 1')
+        raise ValueError(f'n={n}, near={near}: n is 1 or more words, '
+                         'near a fraction above 0, up to 1')
     c = corpus(what)
     valid_docs = [(_doc_hash(d), _grams(d, n)) for d in skip_documents(c.valid, 0)]
     grams = [g for _, g in valid_docs]

@@ -11,7 +11,7 @@ import html, math, os, sys, time
 from collections.abc import Callable
 import torch
 from fastcore.basics import patch
-from .core import svg_image
+from .core import in_kernel, svg_image
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
@@ -70,12 +70,6 @@ def _points(xs, ys, w, h, x0, x1, lo, hi):
     return ' '.join(f'{X(x):.1f},{Y(y):.1f}' for x, y in zip(xs, ys) if math.isfinite(y))
 
 # %% ../nbs/13_watching.ipynb #50bb20cd
-def _kernel():
-    "Is this a live Jupyter kernel?"
-    if 'IPython' not in sys.modules: return False
-    ip = sys.modules['IPython'].get_ipython()
-    return getattr(ip, 'kernel', None) is not None
-
 def _sampled(text): return f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
 
 def _curves(trainer):
@@ -113,7 +107,7 @@ class LiveView:
 def before_fit(self:LiveView, trainer:Trainer):
     "Show the view"
     from IPython.display import display
-    if _kernel(): display(self.box)
+    if in_kernel(): display(self.box)
     self._update(trainer)
 
 @patch
@@ -171,7 +165,7 @@ class Silent:
 def default_watcher() -> object:
     "The view for where we are: notebook, terminal, log file; nothing under test or `GPTLAB_SILENT`"
     if os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'): return Silent()
-    if _kernel(): return LiveView()
+    if in_kernel(): return LiveView()
     # a notebook run by a program: nobody watches
     if 'IPython' in sys.modules and sys.modules['IPython'].get_ipython(): return Silent()
     return Bar() if sys.stderr.isatty() else Lines()

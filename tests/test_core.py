@@ -41,7 +41,7 @@ def cell(monkeypatch):
 
     import IPython.display
     monkeypatch.setattr(IPython.display, 'display', display)
-    monkeypatch.setattr(core, '_in_kernel', lambda: True)
+    monkeypatch.setattr(core, 'in_kernel', lambda: True)
     return outputs
 
 
