@@ -17,7 +17,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .blocks import ask, build_part, no_gradient, perturb_parameters, Report
+from .blocks import build_part, no_gradient, perturb_parameters, Report
+from .core import check_contract
 
 # %% ../nbs/07_attention.ipynb #877d88af
 def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
@@ -47,7 +48,7 @@ class Seq:
         self.ids, self.docs, self.caches, self._memo = ids, docs, caches, {}
         self.cache = None
         for c in caches or []:
-            if not isinstance(c, LayerCache): ask(c, LayerCache)
+            if not isinstance(c, LayerCache): check_contract(c, LayerCache)
         self.x0 = None                     # the first embedding, for who wants it again
         self.seen = caches[0].seen if caches else 0      # tokens already in the caches
         # plain: every row is one document from position 0 on; one mask serves all
@@ -304,7 +305,7 @@ class Attention(Layer):
 def as_position(pos:object) -> Position:
     "A position scheme, asked what it does; None is one that does nothing. Raises TypeError"
     if pos is None: return Position()
-    ask(pos, Position)
+    check_contract(pos, Position)
     if type(pos) is Position or pos.has_rotation or pos.has_bias: return pos
     raise TypeError(f'{type(pos).__name__} does nothing: '
                     'give it rotate(seq, q, k) or bias(seq, kpos)')
@@ -374,13 +375,13 @@ def _run(attn, x, ids, docs=None, pos=None, cache=None):
 def ask_parts(parts:Iterable[nn.Module]):
     "Each kind of module in these parts is asked once: is it a Layer, or does it look like one?"
     kinds = {type(m): m for part in parts for m in part.modules()}
-    for m in kinds.values(): ask(m, Layer, needed=False)
+    for m in kinds.values(): check_contract(m, Layer, needed=False)
 
 def first_cache(part:nn.Module) -> LayerCache|None:
     "An empty cache of the first layer in a part that keeps one, or None"
     made = (m.new_cache() for m in part.modules() if isinstance(m, Layer))
     cache = next((c for c in made if c is not None), None)
-    return None if cache is None else ask(cache, LayerCache)
+    return None if cache is None else check_contract(cache, LayerCache)
 
 # %% ../nbs/07_attention.ipynb #0dcd176b
 @torch.no_grad()

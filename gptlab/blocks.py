@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'LayerNorm', 'relu2', 'gelu', 'gelu_tanh', 'silu', 'MLP', 'GLU', 'build_part', 'no_gradient',
-           'perturb_parameters', 'Report', 'check_part', 'ask']
+           'perturb_parameters', 'Report', 'check_part']
 
 # %% ../nbs/06_blocks.ipynb #68e1353d
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -168,37 +167,3 @@ def check_part(make:Callable, # norm(C) or mlp(C, d_ff)
     return Report({'keeps the shape': True, 'treats each token by itself': apart,
                    'every parameter gets a gradient' + missing: not dead,
                    'gives the same twice': torch.equal(pair(m(x))[0], y)})
-
-# %% ../nbs/06_blocks.ipynb #a06c0002
-def ask(part:object, # what comes in
-        contract:type, # the class whose methods will be called
-        needed:bool=True, # must it derive from it? False: a part without these methods may pass
-        ):
-    """The part itself, if it keeps the contract
-
-    Raises TypeError for a method whose name is near one that is called, and for a part
-    that has such methods, or needs them, but does not derive from the contract."""
-    kind = type(part)
-    for c in kind.__mro__: _check_names(c, contract)
-    if isinstance(part, contract): return part
-    has = [n for n in _methods(contract) if any(n in vars(c) for c in kind.__mro__)]
-    if not has and not needed: return part
-    but = f'has {" and ".join(has)}, but ' if has else ''
-    raise TypeError(f'{kind.__name__} {but}is no {contract.__name__}: '
-                    f'write class {kind.__name__}({contract.__name__})')
-
-def _methods(c):
-    "The names of a class's own public methods"
-    return [n for n, f in vars(c).items() if inspect.isfunction(f) and not n.startswith('_')]
-
-def _check_names(c, contract):
-    "No method of a class has nearly the name of one that its bases or the contract have"
-    if c in contract.__mro__: return
-    bases = [contract, *(b for b in c.__mro__[1:] if issubclass(b, contract))]
-    called = {n for b in bases for n in _methods(b)} - vars(c).keys()     # here it is known
-    for n, f in vars(c).items():
-        if not inspect.isfunction(f) or n.startswith('__'): continue
-        if any(n in vars(b) for b in bases): continue
-        near = [n[1:]] if n[1:] in called else get_close_matches(n, called, 1, .75)
-        if near:
-            raise TypeError(f'{c.__name__} has {n}, which is never called: did you mean {near[0]}?')

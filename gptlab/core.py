@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['set_seed', 'step_limit', 'svg_image', 'FlowMap', 'flow_map', 'assert_equal', 'best_device', 'needs', 'in_kernel',
-           'show_progress', 'cache_dir', 'atomic_write', 'file_sha256', 'end_with_parent', 'evaluating', 'dotted_name',
-           'resolve_name', 'run_info']
+           'show_progress', 'cache_dir', 'sync_to_disk', 'atomic_path', 'atomic_write', 'file_sha256',
+           'end_with_parent', 'evaluating', 'check_contract', 'dotted_name', 'resolve_name', 'run_info']
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
-import base64, contextlib, datetime, hashlib, html, importlib, json, multiprocessing, os
-import platform, random, socket, subprocess, sys, tempfile, threading, uuid
+import base64, contextlib, datetime, hashlib, html, importlib, inspect, json, multiprocessing
+import os, platform, random, shutil, socket, subprocess, sys, tempfile, threading, uuid
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
@@ -107,7 +108,6 @@ def best_device(name:str|None=None) -> torch.device:
         raise ValueError(f'device {str(name)!r} cannot be used here; there is {", ".join(here)}')
     return torch.device(name)
 
-# %% ../nbs/00_start.ipynb #5d0c7a12
 def _answers(host):
     "Does a server answer within three seconds?"
     if os.environ.get('HF_HUB_OFFLINE') == '1': return False
@@ -179,27 +179,44 @@ def cache_dir() -> Path:
     "Where downloads are kept: `GPTLAB_CACHE`, or `~/.cache/gptlab`"
     return Path(os.environ.get('GPTLAB_CACHE') or Path.home()/'.cache'/'gptlab')
 
-def atomic_write(path:str|Path, # the file to write; its folder is made
-                 data:str|bytes, # all of its content
-                 ) -> Path:
-    """Write a file so that a crash leaves the old one or the new one, never half of either
+def sync_to_disk(path:Path):
+    "Force a file to disk; a folder too, where the system can open one"
+    if os.name == 'nt' and path.is_dir(): return
+    fd = os.open(path, os.O_RDONLY if os.name != 'nt' else os.O_RDWR)
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
-    Raises OSError naming the file.
+@contextlib.contextmanager
+def atomic_path(path:str|Path, # the file or folder to make; the folder it is in is made too
+                ) -> Path:
+    """A scratch path to write a file or folder to; it gets the name `path` if all went well
+
+    A crash leaves what was there before. Raises OSError naming the path when it cannot be written.
     """
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    scratch = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    old = scratch.with_name(f'{scratch.name}.old')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
+        yield scratch
+        for p in (*scratch.rglob('*'), scratch): sync_to_disk(p)
+        if path.is_dir(): path.rename(old)
+        os.replace(scratch, path)
     except OSError as e:
         raise OSError(f'could not write {path}: {e}; what was there before is untouched') from e
     finally:
-        with contextlib.suppress(OSError): tmp.unlink()
-    return path
+        if old.exists() and not path.exists(): old.rename(path)
+        for p in (scratch, old):
+            if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+            else: p.unlink(missing_ok=True)
+
+def atomic_write(path:str|Path, # the file to write; its folder is made
+                 data:str|bytes, # all of its content
+                 ) -> Path:
+    "Write a whole file by `atomic_path`; raises OSError naming the file"
+    with atomic_path(path) as scratch:
+        scratch.write_bytes(data.encode() if isinstance(data, str) else data)
+    return Path(path)
 
 def file_sha256(path:str|Path) -> str:
     "The SHA-256 of a file's bytes, in hex; read in pieces, so that size does not matter"
@@ -225,6 +242,40 @@ def evaluating(model:nn.Module):
         yield model
     finally:
         for m, mode in modes: m.training = mode
+
+# %% ../nbs/00_start.ipynb #a06c0002
+def check_contract(part:object, # what comes in
+                   contract:type, # the class whose methods will be called
+                   needed:bool=True, # must it derive from it? False: one without them may pass
+                   ):
+    """The part itself, if it keeps the contract
+
+    Raises TypeError for a method whose name is near one that is called, and for a part
+    that has such methods, or needs them, but does not derive from the contract."""
+    kind = type(part)
+    for c in kind.__mro__: _check_names(c, contract)
+    if isinstance(part, contract): return part
+    has = [n for n in _methods(contract) if any(n in vars(c) for c in kind.__mro__)]
+    if not has and not needed: return part
+    but = f'has {" and ".join(has)}, but ' if has else ''
+    raise TypeError(f'{kind.__name__} {but}is no {contract.__name__}: '
+                    f'write class {kind.__name__}({contract.__name__})')
+
+def _methods(c):
+    "The names of a class's own public methods"
+    return [n for n, f in vars(c).items() if inspect.isfunction(f) and not n.startswith('_')]
+
+def _check_names(c, contract):
+    "No method of a class has nearly the name of one that its bases or the contract have"
+    if c in contract.__mro__: return
+    bases = [contract, *(b for b in c.__mro__[1:] if issubclass(b, contract))]
+    called = {n for b in bases for n in _methods(b)} - vars(c).keys()     # here it is known
+    for n, f in vars(c).items():
+        if not inspect.isfunction(f) or n.startswith('__'): continue
+        if any(n in vars(b) for b in bases): continue
+        near = [n[1:]] if n[1:] in called else get_close_matches(n, called, 1, .75)
+        if near:
+            raise TypeError(f'{c.__name__} has {n}, which is never called: did you mean {near[0]}?')
 
 # %% ../nbs/00_start.ipynb #2753d37e
 def dotted_name(obj:type) -> str:

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
-from .checkpoints import load_model, sync_to_disk
-from .core import atomic_write, best_device
+from .checkpoints import load_model
+from .core import atomic_write, best_device, sync_to_disk
 from .model import GPT, gpt2_init, GPTConfig, layer_part
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab

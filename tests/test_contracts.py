@@ -9,7 +9,7 @@ from torch import nn
 from gptlab.attention import (Attention, Cache, Layer, LayerCache, LearnedPositions, Mask, Position,
                               RoPE, Seq, check_attn, once)
 from gptlab.attentions import OpenAttention, cache_bytes
-from gptlab.blocks import ask
+from gptlab.core import check_contract
 from gptlab.linear_attentions import DeltaAttention, MLA
 from gptlab.model import GPT, GPTConfig, swap
 from gptlab.moe import MoD, MoE
@@ -110,7 +110,7 @@ def test_modules_of_torch_are_no_layers_and_look_like_none():
             nn.Conv1d(1, 1, 1), nn.GRU(2, 2), nn.MultiheadAttention(4, 2),
             nn.TransformerEncoderLayer(4, 2, 8), nn.Dropout(), nn.BatchNorm1d(2),
             nn.ParameterList(), nn.Identity())
-    for m in made: assert ask(m, Layer, needed=False) is m
+    for m in made: assert check_contract(m, Layer, needed=False) is m
 
 def test_a_plain_module_is_an_attention():
     class RunningMean(nn.Module):
