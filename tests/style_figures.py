@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMPREHENSIONS = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
+SKIP = 'Skip at first reading'
 CHAPTER = re.compile(r'nbs/(0\d|1[0-5])_\w+\.ipynb')
 
 
@@ -105,14 +106,23 @@ def nested(tree):
 
 
 def chapter_nodes(text):
-    "Syntax nodes of a notebook's code cells; lines of the shell count as `pass`"
-    total = 0
+    """Syntax nodes of a notebook's code cells: (all, those that a first reader meets)
+
+    A first reader passes over what stands under "Skip at first reading". Lines of the shell
+    count as `pass`.
+    """
+    total = first = 0
+    skipped = False
     for cell in json.loads(text)['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            for heading in re.findall('^## .*', source, re.M): skipped = SKIP in heading
         if cell['cell_type'] != 'code': continue
-        lines = ''.join(cell['source']).splitlines()
-        plain = ['pass' if re.match(r'\s*[!%]', line) else line for line in lines]
-        total += nodes(ast.parse('\n'.join(plain)))
-    return total
+        plain = ['pass' if re.match(r'\s*[!%]', line) else line for line in source.splitlines()]
+        n = nodes(ast.parse('\n'.join(plain)))
+        total += n
+        first += 0 if skipped else n
+    return total, first
 
 
 # ---- the figures
@@ -141,7 +151,15 @@ def figures(files):
             'raises per 100 lines': _per(raises, full, 100),
             'hasattr and getattr': str(sum(map(probes, trees.values())))}
     chapters = [chapter_nodes(t) for n, t in files.items() if CHAPTER.fullmatch(n)]
-    return out | {'syntax nodes, chapters 00 to 15': str(sum(chapters)) if chapters else '–'}
+    total, first = map(sum, zip(*chapters)) if chapters else ('–', '–')
+    return out | {'syntax nodes, chapters 00 to 15': str(total),
+                  'of these, met at first reading': str(first)}
+
+
+def by_chapter(files):
+    "Name of a chapter → the syntax nodes that a first reader meets, as text"
+    found = {n: chapter_nodes(t)[1] for n, t in files.items() if CHAPTER.fullmatch(n)}
+    return {Path(n).stem: str(k) for n, k in sorted(found.items())}
 
 
 def _spread(values, form, longest=False):
@@ -169,4 +187,7 @@ def table(columns):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('what', nargs='*', default=['.'], help='a revision, a folder, or "."')
-    print(table({what: figures(read(what)) for what in parser.parse_args().what}))
+    parser.add_argument('--chapters', action='store_true', help='first reading, by chapter')
+    args = parser.parse_args()
+    ask = by_chapter if args.chapters else figures
+    print(table({what: ask(read(what)) for what in args.what}))
