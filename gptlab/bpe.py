@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN', 'PUNCTUATION_PATTERN', 'PATTERNS', 'merge_pair',
-           'find_pattern', 'learn_merges', 'check_pattern', 'count_pieces', 'as_names', 'as_vocab_size', 'BPE', 'learn',
-           'VocabView', 'show_vocab']
+           'learn_merges', 'count_pieces', 'BPE', 'learn', 'find_pattern', 'VocabView', 'show_vocab']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
 import heapq, html, operator, os, sys, warnings
@@ -18,7 +17,8 @@ from itertools import chain, islice
 from multiprocessing import get_context
 import regex, tiktoken
 from fastcore.basics import patch
-from .tokenizer import BOS, Tokenizer, as_texts, show_tokens, utf8
+from .core import show_progress
+from .tokenizer import BOS, Tokenizer, as_texts, as_tokenizer, utf8
 
 # %% ../nbs/02_bpe.ipynb #a8c45d4a
 def merge_pair(ids:list[int], # a row of ids
@@ -46,13 +46,6 @@ NANOCHAT_PATTERN    = CL100K_PATTERN.replace('{1,3}', '{1,2}')
 PUNCTUATION_PATTERN = r' ?[\p{L}\p{M}\p{N}]+|[^\s\p{L}\p{M}\p{N}]|\s+(?!\S)|\s'   # each sign alone
 PATTERNS = dict(gpt2=GPT2_PATTERN, cl100k=CL100K_PATTERN, o200k=O200K_PATTERN,
                 nanochat=NANOCHAT_PATTERN, punctuation=PUNCTUATION_PATTERN)
-
-def find_pattern(name:str) -> str:
-    "The regex of a name in PATTERNS; raises ValueError that suggests the nearest"
-    if name in PATTERNS: return PATTERNS[name]
-    near = (get_close_matches(name, PATTERNS, 1, 0) or ['gpt2'])[0]
-    raise ValueError(f'there is no pattern {name!r}; did you mean {near!r}? '
-                     f'There are: {", ".join(PATTERNS)}')
 
 # %% ../nbs/02_bpe.ipynb #b34d070b
 def _count_pairs(words, counts):
@@ -92,6 +85,7 @@ def _pop_best(heap, pairs):
 def learn_merges(counts:dict[str,int], # piece -> how often it occurs
                  n:int, # how many merges
                  order:Sequence[int]=range(256), # the bytes as ties prefer them; later ids follow
+                 verbose:bool=True, # show how far it is
                  ) -> list[tuple[int,int]]:
     """The `n` merges, or fewer when all pieces are whole; merge k makes id 256+k
 
@@ -105,8 +99,9 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
     pairs, where = _count_pairs(words, weights)
     heap = [(-c, p) for p, c in pairs.items()]
     heapq.heapify(heap)
-    while len(merges) < n and (best := _pop_best(heap, pairs)):
-        change = _replace(words, weights, where, best, chr(256+len(merges)))
+    for new in show_progress(range(256, 256+n), 'merging', unit='merges', verbose=verbose):
+        if not (best := _pop_best(heap, pairs)): break
+        change = _replace(words, weights, where, best, chr(new))
         pairs.update(change)
         del pairs[best], change[best]                 # a Counter forgives what it does not hold
         for p, d in change.items():
@@ -115,8 +110,6 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
     return merges
 
 # %% ../nbs/02_bpe.ipynb #9e3ec73e
-_gap = regex.compile(r'(?<=\S) (?=\S)')
-
 def _documents(text, special=(), boundaries=()):
     "Each document, checked; `text` is one str or gives many"
     try:
@@ -128,31 +121,14 @@ def _documents(text, special=(), boundaries=()):
     for d in docs:
         utf8(d)
         for part in delimiter.split(d) if boundaries else [d]:
-            _refuse_special(part, special)
+            if any(s in part for s in special): raise _special_inside(part, special)
             yield part
 
-def _refuse_special(text, special):
-    "Raise ValueError where the text holds the name of a special"
-    name = next((s for s in special if s in text), None)
-    if name is None: return
-    at = max(0, text.find(name) - 20)
-    raise ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
-                     f'boundaries=[{name!r}] cuts the text there, or remove it, '
-                     'or choose another name')
-
-def _parts(doc, size):
-    "A document in parts of at least `size` characters, split before single spaces"
-    at = 0
-    while len(doc) - at > size and (m := _gap.search(doc, at+size)):
-        yield doc[at:m.start()]
-        at = m.start()
-    yield doc[at:]
-
 def _loads(docs, size, split=True):
-    "Lists of texts with about `size` characters each"
+    "Lists of texts with about `size` characters each; a longer document may be split"
     load, n = [], 0
-    parts = chain.from_iterable(_parts(d, size) for d in docs) if split else docs
-    for part in parts:
+    def cut(d): return _parts(d, size) if split and len(d) > size else [d]
+    for part in chain.from_iterable(map(cut, docs)):
         load.append(part)
         n += len(part)
         if n < size: continue
@@ -160,7 +136,7 @@ def _loads(docs, size, split=True):
         load, n = [], 0
     if load: yield load
 
-# %% ../nbs/02_bpe.ipynb #50881289
+# %% ../nbs/02_bpe.ipynb #02b0c001
 @cache
 def _check_tiktoken(pattern):
     "What encodes must read the pattern too, or a tokenizer is learnt that cannot be used"
@@ -191,6 +167,7 @@ def check_pattern(pattern:str) -> str:
     _check_tiktoken(pattern)
     return pattern
 
+# %% ../nbs/02_bpe.ipynb #50881289
 def _split_long(counts, most=100):
     "The counts with pieces of at most `most` characters"
     for p in [p for p in counts if len(p) > most]:
@@ -209,56 +186,36 @@ def _count(pattern, texts):
     return _split_long(counts)
 
 # %% ../nbs/02_bpe.ipynb #76ddb64b
-def _pool(workers):
-    "Processes that have shown that they start, or None"
-    try:
-        method = 'fork' if sys.platform == 'linux' else 'spawn'
-        pool = ProcessPoolExecutor(workers, get_context(method))
-        pool.submit(int).result()
-        return pool
-    except (OSError, RuntimeError, AssertionError, ImportError) as e:
-        warnings.warn(f'counting in one process: others could not start ({type(e).__name__})',
-                      stacklevel=2)
-
-def _spread(f, loads, workers):
-    "`f` of each load, in order, in several processes; few loads are in memory at a time"
-    if workers < 2 or not (pool := _pool(workers)):
-        yield from map(f, loads)
-        return
-    with pool:
-        pending = deque()
-        for load in loads:
-            pending.append(pool.submit(f, load))
-            if len(pending) > 2*workers: yield pending.popleft().result()
-        while pending: yield pending.popleft().result()
+def _n_characters(text):
+    "How many characters a text or a list of texts has; None for what can be read only once"
+    texts = [text] if isinstance(text, str) else text
+    known = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
+    return sum(map(len, texts)) if known else None
 
 def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
                  pattern:str=GPT2_PATTERN, # a regex that matches all text, in pieces
                  workers:int|None=None, # processes for what exceeds 8 MB; None: one a core
+                 verbose:bool=True, # show how far it is
+                 n_characters:int|None=None, # in all; None: as many as a str or a list has
                  ) -> Counter:
     """How often each piece occurs
 
     Raises ValueError for a pattern that is no regex, or leaves text out."""
     f, total = partial(_count, check_pattern(pattern)), Counter()
     loads = _loads(_documents(text), 2**22, pattern in PATTERNS.values())
-    # done before a process has started
-    for c in map(f, islice(loads, 2)): total.update(c)
-    for load in loads:
-        rest = chain([load], loads)
-        for c in _spread(f, rest, workers or os.cpu_count() or 1): total.update(c)
+    n = _n_characters(text) if n_characters is None else n_characters
+    with show_progress(None, 'counting', n, 'characters', verbose) as bar:
+        def add(counts):
+            total.update(counts)
+            bar.update(sum(len(p)*k for p, k in counts.items()))
+        # done before a process has started
+        for c in map(f, islice(loads, 2)): add(c)
+        for load in loads:
+            rest = chain([load], loads)
+            for c in _spread(f, rest, workers or os.cpu_count() or 1): add(c)
     return total
 
-# %% ../nbs/02_bpe.ipynb #b35d2448
-def _spell(merges):
-    "The bytes of each id"
-    raw = [bytes([i]) for i in range(256)]
-    for a, b in merges:
-        if not (0 <= a < len(raw) and 0 <= b < len(raw)):
-            raise ValueError(f'merge {len(raw)-256} joins {a} and {b}, '
-                             f'but only ids below {len(raw)} exist by then')
-        raw.append(raw[a] + raw[b])
-    return raw
-
+# %% ../nbs/02_bpe.ipynb #02b0c002
 def as_names(special:str|Iterable[str]) -> list[str]:
     """Names of special tokens as a list; a str is one name, '' is none
 
@@ -275,6 +232,17 @@ def as_vocab_size(n:int) -> int:
         return operator.index(n)
     except TypeError:
         raise TypeError(f'vocab_size must be a whole number such as 1024, not {n!r}') from None
+
+# %% ../nbs/02_bpe.ipynb #b35d2448
+def _spell(merges):
+    "The bytes of each id"
+    raw = [bytes([i]) for i in range(256)]
+    for a, b in merges:
+        if not (0 <= a < len(raw) and 0 <= b < len(raw)):
+            raise ValueError(f'merge {len(raw)-256} joins {a} and {b}, '
+                             f'but only ids below {len(raw)} exist by then')
+        raw.append(raw[a] + raw[b])
+    return raw
 
 class BPE(Tokenizer):
     """Byte-pair encoding (Sennrich et al. 2016) over bytes (GPT-2)
@@ -304,9 +272,6 @@ class BPE(Tokenizer):
         # the encoding is made again elsewhere
         return {k: v for k, v in vars(self).items() if k != '_fast'}
 
-    def settings(self) -> dict:
-        return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))
-
     def __repr__(self):
         parts = f'256 bytes, {len(self.merges):,} merges, {len(self.special)} special'
         return f'BPE, {self.vocab_size:,} ids: {parts}'
@@ -316,9 +281,12 @@ def learn(docs:Iterable[str], # documents
           n:int, # how many merges
           pattern:str, # splits text into pieces
           workers:int|None=None, # processes that count; None takes one a core
+          verbose:bool=True, # show how far it is
+          n_characters:int|None=None, # in all documents, if that is known
           ) -> list[tuple[int,int]]:
     "The merges of a text: an engine for `BPE.train`, in plain Python"
-    return learn_merges(count_pieces(docs, pattern, workers), n)
+    counts = count_pieces(docs, pattern, workers, verbose, n_characters)
+    return learn_merges(counts, n, verbose=verbose)
 
 @patch(cls_method=True)
 def train(cls:BPE,
@@ -328,6 +296,7 @@ def train(cls:BPE,
           special:Iterable[str]=(BOS,), # names of ids that stand for no text
           boundaries:Iterable[str]=(), # delimiters of documents, as <|endoftext|>: not learnt
           engine:Callable=learn, # engine(docs, n, pattern) gives merges; the shelf has others
+          verbose:bool=True, # show how far it is, and say if the vocabulary is smaller than asked
           ) -> BPE:
     """Learn the merges of a text
 
@@ -341,8 +310,11 @@ def train(cls:BPE,
     check_pattern(pattern)
     if not (first := next(filter(None, docs), '')):
         raise ValueError('the text is empty; pass some text, or a list of documents')
-    tok = cls(engine(chain([first], docs), n, pattern), pattern, special)
-    if tok.vocab_size < vocab_size:
+    docs = chain([first], docs)
+    if engine is learn: engine = partial(learn, verbose=verbose, n_characters=_n_characters(text))
+    else: docs = iter(show_progress(docs, 'reading', unit='documents', verbose=verbose))
+    tok = cls(engine(docs, n, pattern), pattern, special)
+    if verbose and tok.vocab_size < vocab_size:
         print(f'every piece is whole after {len(tok.merges)} merges: '
               f'vocab_size is {tok.vocab_size}, not {vocab_size}')
     return tok
@@ -353,21 +325,13 @@ def _has_long_space(text):
     starts = range(0, len(text), 50000)
     return len(text) > 50000 and any(text[i:i+50000].isspace() for i in starts)
 
-def _encode_by_regex(tok, text):
-    "As tiktoken encodes, but split by the package regex"
-    ids = []
-    for piece in regex.finditer(tok.pattern, text):
-        ids += tok._fast._encode_single_piece(piece[0].encode())
-    return ids
-
 def _encode_ordinary(tok, text):
-    "The ids of a text without specials"
+    "The ids of a text without specials; what tiktoken's own regex cannot split is split by ours"
     if _has_long_space(text): return _encode_by_regex(tok, text)
     try:
         return tok._fast.encode_ordinary(text)
     except BaseException as e:
-        if type(e).__name__ != 'PanicException': raise
-        # a pattern that made tiktoken's regex give up
+        if not _gave_up(e): raise
         return _encode_by_regex(tok, text)
 
 @patch
@@ -386,6 +350,71 @@ def encode(self:BPE,
     else: ids = _encode_with_special(self, text, special)
     return self.start(bos) + ids if bos else ids
 
+@patch
+def decode_bytes(self:BPE, ids:Iterable[int]) -> bytes:
+    "The bytes that the ids stand for, specials none; raises ValueError for an unknown id"
+    n = len(self._raw)
+    return b''.join([self._raw[i] for i in self.as_ids(ids) if i < n])
+
+# %% ../nbs/02_bpe.ipynb #02b0c004
+_gap = regex.compile(r'(?<=\S) (?=\S)')
+
+def _parts(doc, size):
+    "A document in parts of at least `size` characters, split before single spaces"
+    at = 0
+    while len(doc) - at > size and (m := _gap.search(doc, at+size)):
+        yield doc[at:m.start()]
+        at = m.start()
+    yield doc[at:]
+
+def _special_inside(text, special):
+    "The error for a text that holds the name of a special"
+    name = next(s for s in special if s in text)
+    at = max(0, text.find(name) - 20)
+    return ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
+                      f'boundaries=[{name!r}] cuts the text there, or remove it, '
+                      'or choose another name')
+
+def _pool(workers):
+    "Processes that have shown that they start, or None"
+    try:
+        method = 'fork' if sys.platform == 'linux' else 'spawn'
+        pool = ProcessPoolExecutor(workers, get_context(method))
+        pool.submit(int).result()
+        return pool
+    except (OSError, RuntimeError, AssertionError, ImportError) as e:
+        warnings.warn(f'counting in one process: others could not start ({type(e).__name__})',
+                      stacklevel=2)
+
+def _spread(f, loads, workers):
+    "`f` of each load, in order, in several processes; few loads are in memory at a time"
+    if workers < 2 or not (pool := _pool(workers)):
+        yield from map(f, loads)
+        return
+    with pool:
+        pending = deque()
+        for load in loads:
+            pending.append(pool.submit(f, load))
+            if len(pending) > 2*workers: yield pending.popleft().result()
+        while pending: yield pending.popleft().result()
+
+# %% ../nbs/02_bpe.ipynb #02b0c00a
+def _encode_piece(fast, raw):
+    "The ids of one piece; private to tiktoken, whose public `encode_ordinary` splits it again"
+    return fast._encode_single_piece(raw)
+
+def _gave_up(error):
+    "Is this a panic in Rust? Its class, pyo3_runtime.PanicException, cannot be imported"
+    return type(error).__name__ == 'PanicException'
+
+def _encode_by_regex(tok, text):
+    "As tiktoken encodes, but split by the package regex"
+    ids = []
+    for piece in regex.finditer(tok.pattern, text):
+        ids += _encode_piece(tok._fast, piece[0].encode())
+    return ids
+
+# %% ../nbs/02_bpe.ipynb #02b0c00d
 def _encode_with_special(tok, text, special):
     if special not in ('ids', 'raise'):
         raise ValueError(f"special={special!r}; expected 'text', 'ids' or 'raise'")
@@ -398,12 +427,6 @@ def _encode_with_special(tok, text, special):
     # texts and names take turns
     for k, s in enumerate(parts): ids += [tok.special[s]] if k%2 else tok.encode(s)
     return ids
-
-@patch
-def decode_bytes(self:BPE, ids:Iterable[int]) -> bytes:
-    "The bytes that the ids stand for, specials none; raises ValueError for an unknown id"
-    n = len(self._raw)
-    return b''.join([self._raw[i] for i in self.as_ids(ids) if i < n])
 
 @patch
 def encode_batch(self:BPE,
@@ -419,6 +442,14 @@ def encode_batch(self:BPE,
     long = all(isinstance(t, str) for t in texts) and sum(map(len, texts)) >= 10_000*len(texts)
     if not long: return list(map(encode, texts))
     with ThreadPoolExecutor(os.cpu_count()) as pool: return list(pool.map(encode, texts))
+
+# %% ../nbs/02_bpe.ipynb #02b0c014
+def find_pattern(name:str) -> str:
+    "The regex of a name in PATTERNS; raises ValueError that suggests the nearest"
+    if name in PATTERNS: return PATTERNS[name]
+    near = (get_close_matches(name, PATTERNS, 1, 0) or ['gpt2'])[0]
+    raise ValueError(f'there is no pattern {name!r}; did you mean {near!r}? '
+                     f'There are: {", ".join(PATTERNS)}')
 
 # %% ../nbs/02_bpe.ipynb #d4f86e5b
 _chip = ('display:inline-block;margin:2px;padding:0 5px;border-radius:4px;'
@@ -453,6 +484,7 @@ def show_vocab(tok:Tokenizer, # any tokenizer
     """The tokens of more than one byte, for human eyes
 
     Groups: first, last, longest, only blanks, parts of characters; then the specials."""
+    tok  = as_tokenizer(tok)
     raw  = {i: tok.decode_bytes([i]) for i in range(tok.vocab_size)}
     made = [i for i in raw if len(raw[i]) > 1]
     def partial_text(i): return '\ufffd' in raw[i].decode(errors='replace')
@@ -463,3 +495,9 @@ def show_vocab(tok:Tokenizer, # any tokenizer
     shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()}
     shown['special'] = {i: s for s, i in tok.special.items()}
     return VocabView({name: g for name, g in shown.items() if g})
+
+# %% ../nbs/02_bpe.ipynb #02b0c016
+@patch
+def settings(self:BPE) -> dict:
+    "What the constructor takes, as JSON can hold it"
+    return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))
