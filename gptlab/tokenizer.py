@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .core import atomic_write, check_contract, dotted_name, resolve_name
+from .core import atomic_write, check_contract, dotted_name, resolve_name, show_progress
 
 # %% ../nbs/01_tokenizer.ipynb #e47cb223
 BOS = '<|bos|>'
@@ -397,6 +397,7 @@ def _check_saved(tok, texts):
 # %% ../nbs/01_tokenizer.ipynb #62d16f81
 def check_tokenizer(tok:Tokenizer, # keeps the contract; if it has `save`, saving is checked
                     texts:Iterable[str]|None=None, # None: of Unicode, or of `tok.alphabet`
+                    verbose:bool=True, # show how far it is
                     ) -> dict:
     """Check round trip, streaming, token_bytes, bos and saving; returns what it read
 
@@ -408,7 +409,8 @@ def check_tokenizer(tok:Tokenizer, # keeps the contract; if it has `save`, savin
             f'token_bytes must have {tok.vocab_size} entries, one an id')
     _demand(not any(tok.token_bytes[i] for i in tok.special.values()), tok,
             'a special id stands for no bytes')
-    n = sum(_check_text(tok, t) for t in texts)
+    todo = show_progress(texts, 'checking', unit='texts', verbose=verbose)
+    n = sum(_check_text(tok, t) for t in todo)
     _demand(tok.encode_batch(texts) == [tok.encode(t) for t in texts], tok,
             'encode_batch and encode differ')
     if tok.savable: _check_saved(own, texts)

@@ -20,9 +20,9 @@ from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
 from .bpe import BPE, GPT2_PATTERN, as_names, as_vocab_size, check_pattern
-from .core import atomic_write
-from .tokenizer import (
-    BOS, ByteTokenizer, Tokenizer, as_texts, fuzz_texts, load_tokenizer, show_tokens, utf8)
+from .core import atomic_write, show_progress
+from .tokenizer import (BOS, ByteTokenizer, Tokenizer, as_texts, as_tokenizer, fuzz_texts,
+                              load_tokenizer, show_tokens, utf8)
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
 # what others call the beginning of a document
@@ -192,7 +192,12 @@ class RankTokenizer(TableTokenizer, BPE):
         parts = f'{len(self.ranks):,} ranks, {len(self.special)} special'
         return f'RankTokenizer, {self.vocab_size:,} ids: {parts}'
 
-# %% ../nbs/20_tokenizers.ipynb #f56d6566
+# %% ../nbs/20_tokenizers.ipynb #20a0c002
+def _published():
+    "Name → function that gives the ranks, pattern and specials of a tokenizer of OpenAI's"
+    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
+    return ENCODING_CONSTRUCTORS
+
 _site = 'https://openaipublic.blob.core.windows.net/'
 
 def _rank_files(name):
@@ -203,9 +208,8 @@ def _rank_files(name):
         files = [f'{_site}gpt-2/encodings/main/{f}' for f in ('vocab.bpe', 'encoder.json')]
     return {f: hashlib.sha1(f.encode()).hexdigest() for f in files}
 
-def _short_names():
-    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS as known
-    return [k.removesuffix('_base') for k in known] + ['gpt2_truncated_8192']
+# %% ../nbs/20_tokenizers.ipynb #f56d6566
+def _short_names(): return [k.removesuffix('_base') for k in _published()] + ['gpt2_truncated_8192']
 
 def _unknown_name(name, known, what='tokenizer'):
     "The error for a name that is not known: it suggests the nearest, or tells all"
@@ -220,8 +224,8 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
     """A published tokenizer
 
     Raises ValueError for an unknown name, OSError where its ranks cannot be fetched."""
-    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS as known
     (base, _, size), special = name.partition('_truncated_'), as_names(special)
+    known = _published()
     full = base if base in known else f'{base}_base'
     if full not in known or ('_truncated_' in name and not size.isdecimal()):
         raise _unknown_name(name, _short_names())
@@ -343,7 +347,8 @@ def _merge_of(raw, ranks):
 
 def _merges_of(ranks):
     "The merges that ranks stand for, as pairs of bytes, in their order"
-    return [_merge_of(b, ranks) for b in sorted(ranks, key=ranks.get) if len(b) > 1]
+    tokens = [b for b in sorted(ranks, key=ranks.get) if len(b) > 1]
+    return [_merge_of(b, ranks) for b in show_progress(tokens, 'finding merges', unit='tokens')]
 
 def _read_ranks(path):
     "The ranks in a file, which has a line for each: the base64 of a token's bytes, and its id"
@@ -731,6 +736,7 @@ def train(cls:SentencePieceTokenizer,
           vocab_size:int=1024, # bytes, pieces and specials together
           kind:str='bpe', # or 'unigram', which chooses pieces by likelihood (Kudo 2018)
           special:Iterable[str]=(BOS,), # special tokens; the first begins a document
+          verbose:bool=True, # show how much was read
           **settings, # SentencePiece's own, which then decide what is lost
           ) -> SentencePieceTokenizer:
     """Learn a model; unless told otherwise it keeps every text
@@ -740,6 +746,7 @@ def train(cls:SentencePieceTokenizer,
     special, vocab_size = as_names(special), as_vocab_size(vocab_size)
     model, spm = io.BytesIO(), _import('sentencepiece')
     docs  = [text] if isinstance(text, str) else text
+    docs  = show_progress(docs, 'reading', unit='documents', verbose=verbose)
     lines = (line for d in docs for line in utf8(d).decode().splitlines(keepends=True))
     names = dict(bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=special[1:])
     if special: names |= dict(bos_id=1, bos_piece=special[0])
@@ -766,6 +773,7 @@ def encode_special(tok:Tokenizer, # any tokenizer
 
     refused='rest' refuses all that are not allowed; names that are neither remain text. Raises
     ValueError that names a refused one and its position, or one that the tokenizer has not."""
+    tok = as_tokenizer(tok)
     allowed = set(tok.special) if allowed == 'all' else set(as_names(allowed))
     refused = set(tok.special) - allowed if refused == 'rest' else set(as_names(refused))
     if (odd := next(iter((allowed | refused) - set(tok.special)), None)) is not None:
@@ -802,7 +810,7 @@ def bytes_per_token(tok:Tokenizer, # any tokenizer
                     text:str|Iterable[str], # a text, or many
                     ) -> float:
     "Bytes of the original text that an id carries on average; nan where a text gives no ids"
-    texts = [text] if isinstance(text, str) else list(text)
+    tok, texts = as_tokenizer(tok), [text] if isinstance(text, str) else list(text)
     n_bytes, n_ids = sum(len(utf8(t)) for t in texts), sum(map(len, tok.encode_batch(texts)))
     return n_bytes / (n_ids or math.nan)
 
@@ -825,6 +833,7 @@ def renyi_efficiency(tok:Tokenizer, # any tokenizer
     """Rényi entropy of the ids in bits, and the fraction of log2 V that it reaches
 
     Zouhar et al. 2023. Raises ValueError where a text gives no ids."""
+    tok = as_tokenizer(tok)
     counts = _usage(tok, text)                        # (V,)
     if not counts.any(): raise ValueError('the text gives no ids, so they have no entropy')
     bits = _renyi_bits(counts, alpha)
@@ -861,6 +870,7 @@ def _compare_row(name, tok, texts):
 
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
                        texts:str|dict[str,str]|None=None, # one, or by kind; None: `text_kinds()`
+                       verbose:bool=True, # show how far it is
                        ) -> Comparison:
     """Tokenizers side by side
 
@@ -870,7 +880,8 @@ def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
     elif isinstance(texts, str): texts = dict(text=texts)
     if not toks or not any(texts.values()):
         raise ValueError('pass at least one tokenizer, and a text that is not empty')
-    return Comparison(_compare_row(n, t, texts) for n, t in toks.items())
+    todo = show_progress(toks.items(), 'comparing', unit='tokenizers', verbose=verbose)
+    return Comparison(_compare_row(n, as_tokenizer(t), texts) for n, t in todo)
 
 # %% ../nbs/20_tokenizers.ipynb #636116a3
 class TokenViews(dict):
