@@ -3,7 +3,7 @@ other libraries, and many random texts.
 
 The plain trainer and the plain encoder of the chapter stand here again as oracles.
 """
-import inspect, json, pickle, random, re
+import inspect, io, json, pickle, random, re
 from collections import Counter
 from functools import partial
 
@@ -13,12 +13,14 @@ import tiktoken_ext.openai_public
 from pydoc_data.topics import topics
 
 from common import extra
-from gptlab import bpe
+from gptlab import bpe, tokenizers
 from gptlab.bpe import (BPE, CL100K_PATTERN, GPT2_PATTERN, NANOCHAT_PATTERN, PATTERNS, as_names,
                         as_vocab_size, check_pattern, count_pieces, find_pattern, learn_merges,
                         merge_pair, show_vocab)
+from gptlab.core import show_progress
 from gptlab.tokenizer import BOS, ByteTokenizer, check_tokenizer, fuzz_texts, load_tokenizer
-from gptlab.tokenizers import RankTokenizer, _atomic, _symbols, rustbpe_engine, tokenizers_engine
+from gptlab.tokenizers import (RankTokenizer, _atomic, _symbols, compare_tokenizers,
+                               rustbpe_engine, tokenizers_engine)
 
 DOCS = [topics[k] for k in sorted(topics)]                     # Python's manual
 MANUAL = '\n'.join(DOCS)
@@ -506,3 +508,72 @@ def test_where_tiktoken_gives_up_regex_goes_on():
     whole, tok = (BPE.train(MANUAL[:20_000], 300) for _ in range(2))
     vars(tok)['_fast'] = GivesUp()
     assert tok.encode(TEXT) == whole.encode(TEXT)
+
+
+# ---- how far it is
+
+class Terminal(io.StringIO):
+    def isatty(self): return True
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    "A terminal on which progress shows at once"
+    made = Terminal()
+    shown = partial(show_progress, delay=0, file=made)
+    for module in (bpe, tokenizers): monkeypatch.setattr(module, 'show_progress', shown)
+    return made
+
+
+def test_training_shows_how_far_it_is(screen):
+    docs = ['the cat sat on the mat'] * 50
+    tok = BPE.train(docs, 270)
+    assert 'of 1100 characters' in screen.getvalue() and 'of 13 merges' in screen.getvalue()
+    lines = screen.getvalue().split('\r')
+    assert {line.split(':')[0] for line in lines if line.strip()} == {'counting', 'merging'}
+    assert not lines[-1].strip()                               # erased at the end
+    silent = len(screen.getvalue())
+    assert BPE.train(docs, 270, verbose=False).merges == tok.merges
+    count_pieces(docs, verbose=False)
+    assert len(screen.getvalue()) == silent
+
+
+@pytest.mark.parametrize('text', [iter(['the cat']*9), (d for d in ['the cat']*9)])
+def test_who_reads_once_is_not_counted_first(screen, text):
+    BPE.train(text, 258)
+    assert ' characters, 00:00 so far' in screen.getvalue()
+
+
+def test_other_engines_show_what_they_read(screen):
+    def engine(docs, n, pattern):
+        return learn_merges(Counter([next(docs), *docs]), n, verbose=False)
+    BPE.train(['ab', 'abc'], 258, engine=engine)
+    assert 'reading: ' in screen.getvalue() and ' documents, ' in screen.getvalue()
+    before = len(screen.getvalue())
+    BPE.train(['ab', 'abc'], 258, engine=engine, verbose=False)
+    assert len(screen.getvalue()) == before
+
+
+def test_silence_is_complete(screen, capsys):
+    BPE.train('ab ab', 300, verbose=False)
+    assert not screen.getvalue() and capsys.readouterr() == ('', '')
+
+
+def test_comparing_shows_how_far_it_is(screen):
+    toks = dict(bytes=ByteTokenizer(), none=BPE([]))
+    table = compare_tokenizers(toks, 'abc')
+    assert 'comparing: ' in screen.getvalue() and 'of 2 tokenizers' in screen.getvalue()
+    before = len(screen.getvalue())
+    assert compare_tokenizers(toks, 'abc', verbose=False) == table
+    assert len(screen.getvalue()) == before
+
+
+# ---- what is private to others
+
+def test_private_names_of_others_are_still_there(trained):
+    assert bpe._encode_piece(trained._fast, b'the') == trained.encode('the')
+    assert 'cl100k_base' in tokenizers._published()
+    assert not bpe._gave_up(ValueError('no text'))
+    blanks = 'a' + ' '*10**6 + 'b'
+    with pytest.raises(BaseException) as caught: trained._fast.encode_ordinary(blanks)
+    assert bpe._gave_up(caught.value) or isinstance(caught.value, ValueError)

@@ -14,6 +14,12 @@ from gptlab.linear_attentions import DeltaAttention, MLA
 from gptlab.model import GPT, GPTConfig, swap
 from gptlab.moe import MoD, MoE
 from gptlab.positions import ALiBi, LinearBias, YaRN, extend_context
+from gptlab.tokenizer import (ByteTokenizer, CharTokenizer, Tokenizer, as_tokenizer,
+                              check_tokenizer, fuzz_texts, show_tokens)
+from gptlab.bpe import BPE, show_vocab
+from gptlab.tokenizers import (AsciiTokenizer, ByT5Tokenizer, RankTokenizer,
+                               StrippedAsciiTokenizer, bytes_per_token, compare_tokenizers,
+                               encode_special, renyi_efficiency, show_all)
 
 DIMS = dict(vocab_size=11, context_length=24, n_layers=2, n_heads=2, d_model=16)
 
@@ -299,3 +305,115 @@ def test_schemes_of_other_settings_share_nothing():
     shared, _ = HubYaRN(8, strength=2.).rotate(seq, q, q)
     fresh, _ = HubYaRN(8, strength=2.).rotate(alone, q, q)
     assert torch.equal(shared, fresh)
+
+
+# ---- tokenizers
+
+class Plain:
+    "No Tokenizer: what somebody writes who has read nothing but the names"
+    vocab_size = 256
+    def encode(self, text): return [(b+3) % 256 for b in text.encode()]
+    def decode_bytes(self, ids): return bytes((i-3) % 256 for i in ids)
+
+class OnlyDecodes:
+    vocab_size = 256
+    def encode(self, text): return list(text.encode())
+    def decode(self, ids): return bytes(ids).decode(errors='replace')
+
+class Knows(Plain):
+    "Has all of the contract that it needs, under the right names"
+    bos, special, alphabet, lossy = 0, {'<|zero|>': 0}, 'ab', True
+    def normal(self, text): return text.lower()
+    def byte_counts(self, text): return [1]*len(text)
+    def encode_batch(self, texts): return [[7] for _ in texts]
+    def save(self, path): return path
+    def to_dict(self): return dict(mine=1)
+
+class Delegates:
+    "What it has, another object has"
+    def __init__(self, tok): self.inner = tok
+    def __getattr__(self, name): return getattr(self.inner, name)
+
+OWN = [ByteTokenizer(), CharTokenizer('ab'), BPE([]), ByT5Tokenizer(), AsciiTokenizer(),
+       StrippedAsciiTokenizer(), RankTokenizer(BPE([]).ranks)]
+
+@pytest.mark.parametrize('tok', OWN, ids=repr)
+def test_a_tokenizer_of_ours_is_its_own_contract(tok): assert as_tokenizer(tok) is tok
+
+def test_a_plain_object_has_the_plain_defaults():
+    own = Plain()
+    tok = as_tokenizer(own)
+    assert isinstance(tok, Tokenizer) and tok.own is own and vars(own) == {}
+    assert (tok.bos, tok.special, tok.lossy, tok.alphabet) == (None, {}, False, None)
+    assert not tok.savable and tok.to_dict() is None
+    for t in fuzz_texts(20):
+        assert tok.encode(t) == own.encode(t) and tok.decode(tok.encode(t)) == t == tok.normal(t)
+        assert sum(tok.byte_counts(t)) == len(t.encode())
+    assert tok.encode_batch(['a', 'bc']) == [own.encode('a'), own.encode('bc')]
+    assert tok.token_bytes.equal(torch.ones(256).long())
+    assert ''.join(tok.decode_stream(tok.encode('naïve 👍'))) == 'naïve 👍'
+    with pytest.raises(ValueError, match='pass bos=False'): tok.encode_batch(['a'], bos=True)
+
+def test_what_an_object_has_is_read_from_it():
+    own = Knows()
+    tok = as_tokenizer(own)
+    assert (tok.bos, tok.special, tok.alphabet, tok.lossy) == (0, {'<|zero|>': 0}, 'ab', True)
+    assert tok.normal('AB') == 'ab' and tok.byte_counts('ab') == [1, 1]
+    assert tok.encode_batch(['a', 'b']) == [[7], [7]] and tok.to_dict() == dict(mine=1)
+    assert tok.savable and tok.save('here') == 'here'
+    own.vocab_size = 300                                       # read anew, not copied
+    assert tok.vocab_size == 300
+
+def test_what_an_object_hands_on_counts_as_its_own():
+    inner = ByteTokenizer()
+    tok = as_tokenizer(Delegates(inner))
+    assert (tok.bos, tok.special, tok.vocab_size) == (256, inner.special, 257)
+    assert tok.encode('Hi', bos=True) == [256, 72, 105] and tok.savable
+
+def test_without_the_bytes_behind_an_id_nothing_is_scored():
+    tok = as_tokenizer(OnlyDecodes())
+    assert tok.token_bytes is None and tok.decode_bytes([72, 105]) == b'Hi'
+    with pytest.raises(ValueError, match='OnlyDecodes: the bytes of its ids need decode_bytes'):
+        check_tokenizer(OnlyDecodes())
+
+@pytest.mark.parametrize('name, near', [('encode_bacth', 'encode_batch'), ('normals', 'normal'),
+                                        ('byte_count', 'byte_counts'), ('too_dict', 'to_dict'),
+                                        ('decode_streem', 'decode_stream')])
+@pytest.mark.parametrize('base', [Plain, ByteTokenizer])
+def test_a_slip_in_a_tokenizer_is_found(name, near, base):
+    made = type('Made', (base,), {name: lambda self, x: x})()
+    said = f'Made has {name}, which is never called: did you mean {near}\\?'
+    with pytest.raises(TypeError, match=said): as_tokenizer(made)
+    with pytest.raises(TypeError, match=said): show_tokens(made, 'text')
+
+@pytest.mark.parametrize('name', ['train', 'tokenize', 'pad', 'load', 'batch_decode'])
+@pytest.mark.parametrize('base', [Plain, ByteTokenizer])
+def test_other_methods_are_no_slips(name, base):
+    made = type('Made', (base,), {name: lambda self, x: x})()
+    assert as_tokenizer(made).encode('a') == made.encode('a')
+
+def test_what_lacks_a_part_is_told_which():
+    class Size(Plain): vocabsize = 5
+    del Plain.vocab_size
+    try:
+        with pytest.raises(TypeError, match='Size has vocabsize.* did you mean vocab_size'):
+            as_tokenizer(Size())
+    finally: Plain.vocab_size = 256
+    class Encod:
+        vocab_size = 2
+        def encod(self, text): return []
+    with pytest.raises(TypeError, match='Encod has encod, .* did you mean encode'):
+        as_tokenizer(Encod())
+    for odd in (None, 5, 'gpt2', [1]):
+        with pytest.raises(TypeError, match='so it is no tokenizer'): as_tokenizer(odd)
+
+def test_a_plain_object_goes_through_every_door():
+    plain = Plain()
+    assert repr(show_tokens(plain, 'Hi')) == 'H|i'
+    assert show_vocab(plain).groups == {}
+    assert check_tokenizer(plain)['texts'] == 200
+    assert encode_special(plain, 'a') == plain.encode('a')
+    assert bytes_per_token(plain, ['ab', 'é']) == 1.
+    assert renyi_efficiency(plain, 'ab') == renyi_efficiency(ByT5Tokenizer(), 'ab')[:1] + (1/8,)
+    assert compare_tokenizers({'mine': plain}, 'abc')[0]['lost'] == 0
+    assert list(show_all({'mine': plain}, 'abc')) == ['mine, 3 ids']
