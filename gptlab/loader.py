@@ -6,14 +6,14 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'shard', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import itertools, json, os, pickle, queue, threading, zlib
+import itertools, json, pickle, queue, threading, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import atomic_write, end_with_parent
-from .data import corpus, Corpus
-from .packing import Batches, Blocks, FixedBatches, Tokens
+from .core import atomic_path, check_contract, end_with_parent, show_progress
+from .data import Corpus, corpus, count_documents
+from .packing import Batches, Blocks, FixedBatches, Stateful, Tokens
 from .packing import check_rank, concat, fixed_batches, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -22,6 +22,7 @@ def write_tokens(source:Iterable[str], # documents
                  tok:Tokenizer, # any tokenizer that can be saved
                  folder:str|Path, # a new folder
                  size:int=1024, # documents in hand at a time
+                 progress:bool=True, # show how far it is
                  ) -> Path:
     """Tokenise a source into a folder of `ids.bin`, `sizes.bin`, `starts.npy` and two JSON files
 
@@ -30,22 +31,26 @@ def write_tokens(source:Iterable[str], # documents
     saved, OSError where writing fails (nothing is left), ValueError for documents without tokens.
     """
     folder = Path(folder).expanduser().absolute()
-    part = folder.with_name(f'.{folder.name}.part')
     _check_new(folder)
     if not hasattr(tok, 'save'):
         name = type(tok).__name__
         raise TypeError(f'{name} has no method save, so the tokens could not be read again')
+    blocks = Blocks(source, tok, size)
     try:
-        part.mkdir(parents=True, exist_ok=True)
-        meta = _write_ids(Blocks(source, tok, size), part)
-        meta['tokenizer'] = _crc(tok.save(part/'tokenizer.json'))
-        atomic_write(part/'meta.json', json.dumps(meta, indent=1))
-        os.replace(part, folder)
+        with atomic_path(folder) as part, _counted(source, progress) as bar:
+            part.mkdir()
+            meta = _write_ids(blocks, part, bar)
+            meta['tokenizer'] = _crc(tok.save(part/'tokenizer.json'))
+            (part/'meta.json').write_text(json.dumps(meta, indent=1))
     except OSError as e:
-        raise OSError(f'could not write the tokens to {folder}: {e}; nothing was left there') from e
-    finally:
-        _remove(part)
+        reason = e.__cause__ or e                            # as atomic_path met it
+        raise OSError(f'could not write the tokens to {folder}: {reason}; '
+                      'nothing was left there') from e
     return folder
+
+def _counted(source, progress):
+    "A bar that counts documents, of so many where that is known"
+    return show_progress(None, 'tokenizing', count_documents(source), 'documents', progress)
 
 def _check_new(folder):
     if (folder/'meta.json').exists():
@@ -54,8 +59,8 @@ def _check_new(folder):
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f'{folder} holds something else; give a new folder')
 
-def _write_ids(blocks, part):
-    "Append block after block; returns what `meta.json` says"
+def _write_ids(blocks, part, bar):
+    "Append block after block, and tell the bar; returns what `meta.json` says"
     k, n, crc, lengths = 0, 0, 0, []
     with open(part/'ids.bin', 'wb') as ids, open(part/'sizes.bin', 'wb') as sizes:
         while (t := blocks.block(k)) is not None:
@@ -64,20 +69,13 @@ def _write_ids(blocks, part):
             if t.sizes is not None: sizes.write(t.sizes.astype(np.int32).tobytes())
             lengths.append(np.diff(t.starts))
             k, n, crc = k + 1, n + len(t), zlib.crc32(raw, crc)
-        for f in (ids, sizes):
-            f.flush()
-            os.fsync(f.fileno())
+            bar.update(len(t.starts) - 1)
     if n == 0: raise ValueError('the documents give no tokens: every one is empty')
     np.save(part/'starts.npy', np.cumsum(np.concatenate([[0], *lengths])))
     n_docs = sum(map(len, lengths))
     return dict(tokens=n, documents=n_docs, dtype=str(dtype), crc32=f'{crc:08x}')
 
 def _crc(file): return f'{zlib.crc32(file.read_bytes()):08x}'
-
-def _remove(folder):
-    if not folder.exists(): return
-    for f in folder.iterdir(): f.unlink()
-    folder.rmdir()
 
 # %% ../nbs/19_loader.ipynb #7fc8aeb3
 def open_tokens(folder:str|Path, # what `write_tokens` made
@@ -188,7 +186,9 @@ def _portable(e):
 def _as_is(x): return x
 
 class Ahead:
-    "Blocks prepared by worker processes, handed out in order"
+    "Blocks prepared by worker processes, handed out in order; raises ValueError for fewer than one"
+    _results = _next = None                                  # an iterator, the block it gives next
+
     def __init__(self, blocks:Blocks, # or anything with `tok` and block(k)
                  workers:int=2, # processes
                  depth:int=2, # blocks each may be ahead
@@ -197,7 +197,6 @@ class Ahead:
             raise ValueError(f'workers={workers}, depth={depth}: give 1 or more; '
                              'without workers, use the blocks themselves')
         self.blocks, self.tok, self.workers, self.depth = blocks, blocks.tok, workers, depth
-        self._results = self._next = None                    # an iterator, the block it gives next
         self._cached = None, None                            # (k, tokens) of the latest block
 
     def __repr__(self) -> str:
@@ -241,22 +240,27 @@ class Ahead:
 
     def close(self):
         "End the worker processes; asking for a block starts them again"
-        if getattr(self, '_results', None) is not None: self._results._shutdown_workers()
+        if self._results is not None: self._results._shutdown_workers()
         self._results = self._next = None
 
     def __del__(self): self.close()
 
 # %% ../nbs/19_loader.ipynb #b0c31061
 class Prefetch:
-    "The next batches of a stream, drawn by a thread; state, resize and reseed stay exact"
+    """The next batches of a stream, drawn by a thread; state, resize and reseed stay exact
+
+    Raises ValueError for a depth below 1, TypeError for a stream that cannot be resumed.
+    """
+    _thread, _rewind = None, False
+
     def __init__(self, stream:Batches, # a stream with state_dict and load_state_dict
                  depth:int=4, # batches ahead
                  put:Callable|None=None, # applied to each batch in the thread, as `Pinned('cuda')`
                  ):
         if depth < 1: raise ValueError(f'depth={depth}: give 1 or more')
+        check_contract(stream, Stateful, needed=not hasattr(stream, 'state_dict'))
         self.stream, self.depth, self.put = stream, depth, put or (lambda b: b)
         self.state = stream.state_dict()                     # after the last batch handed out
-        self._thread, self._rewind = None, False
 
     tok, B, T = (property(lambda self, k=k: getattr(self.stream, k)) for k in ('tok', 'B', 'T'))
     def __iter__(self) -> Iterator[dict]: return self
@@ -271,7 +275,7 @@ class Prefetch:
         return batch.arrive() if hasattr(batch, 'arrive') else batch
 
     def __del__(self):
-        if getattr(self, '_thread', None): self._stop.set()
+        if self._thread: self._stop.set()
 
     def state_dict(self) -> dict:
         "The state after the last batch handed out"
@@ -424,16 +428,20 @@ def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of
     The stream is prepared in the background; of mapped tokens the validation list is empty. Raises
     ValueError as `batches` does.
     """
-    c = None if isinstance(text, Tokens) else corpus(text)
-    if c is None: blocks = Slices(text, size, rank, world_size)
-    else: blocks = Blocks(c.train, tok, size, rank, world_size)
+    if isinstance(text, Tokens):
+        blocks, fixed = Slices(text, size, rank, world_size), FixedBatches([])
+    else:
+        c = corpus(text)
+        blocks = Blocks(c.train, tok, size, rank, world_size)
+        whole  = fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows)
+        fixed  = shard(whole, rank, world_size)
     stream = Batches(Ahead(blocks, workers) if workers else blocks, B, T, seed, docs, pack)
-    fixed = FixedBatches([])
-    if c is not None:
-        whole = fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows)
-        fixed = shard(whole, rank, world_size)
+    return _read_ahead(stream, depth, device), fixed
+
+def _read_ahead(stream, depth, device):
+    "The stream, drawn by a thread where there is a depth, and copied to a CUDA device"
     put = Pinned(device) if device and torch.device(device).type == 'cuda' else None
-    return Prefetch(stream, depth, put) if depth else stream, fixed
+    return Prefetch(stream, depth, put) if depth else stream
 
 # %% ../nbs/19_loader.ipynb #7fe69348
 class Grow:

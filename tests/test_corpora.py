@@ -1,6 +1,6 @@
 """Corpora under stress: every place of a mixture, processes killed, disks filled, a server that
 does all that servers do, and what bad input gets."""
-import contextlib, hashlib, http.server, json, math, os, pickle, random, re, shutil, signal
+import contextlib, hashlib, http.server, io, json, math, os, pickle, random, re, shutil, signal
 import subprocess, sys, threading, time
 from collections import Counter
 from functools import partial
@@ -12,6 +12,7 @@ import torch
 
 from gptlab import corpora
 from gptlab.bpe import BPE
+from gptlab.core import show_progress
 from gptlab.corpora import (Mixture, Rows, cap_documents, clip_bytes, count_shards, download_shards,
                             dump_text, fetch_file, four_recipe, four_sources, mixture,
                             corpus_overlap, provenance, reshard)
@@ -283,7 +284,9 @@ from gptlab.corpora import reshard
 from gptlab.data import Source, skip_documents
 def slow(start):
     for i in range(start, 3000): time.sleep(.0004); yield f'd{i} ' + 'x'*(i*37 % 50)
-if __name__ == '__main__': reshard(Source(slow, 'tale'), sys.argv[1], docs_per_shard=400, workers=int(sys.argv[2]))
+if __name__ == '__main__':
+    tale, workers = Source(slow, 'tale'), int(sys.argv[2])
+    reshard(tale, sys.argv[1], docs_per_shard=400, workers=workers)
 '''
 
 @posix
@@ -578,11 +581,44 @@ def test_a_download_onto_a_small_disk(moody, small_disk):
     assert files(small_disk) == [] and len(moody.log) == 1
 
 
-def test_the_bar_shows_how_far(moody, tmp_path, capsys):
+class Terminal(io.StringIO):
+    def isatty(self): return True
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    "Every bar that is made, as at a terminal"
+    made = []
+    def shown(*args, **kw):
+        made.append(show_progress(*args, file=Terminal(), **kw))
+        made[-1].silent = made[-1].disable                     # a closed bar is disabled too
+        return made[-1]
+    monkeypatch.setattr(corpora, 'show_progress', shown)
+    return made
+
+
+def test_the_bar_shows_how_far(moody, tmp_path, bars):
     moody.shop['/film'] = FILM
     fetch_file(moody.url + '/film', tmp_path/'film', backoff=.001)
-    said = capsys.readouterr().err
-    assert 'film: 100%' in said and '700k/700k' in said
+    (bar,) = bars
+    assert (bar.desc, bar.n, bar.total) == ('film', 700_000, 700_000)
+
+
+def test_a_bar_goes_on_where_the_line_was_cut(moody, tmp_path, bars):
+    moody.shop['/film'], moody.faults['/film'] = FILM, ['cut']
+    fetch_file(moody.url + '/film', tmp_path/'film', backoff=.001)
+    first, second = bars
+    assert second.n == 700_000 and second.initial == first.n > 0
+
+
+def test_nothing_is_shown_in_a_pipe_or_when_told(moody, tmp_path, bars, capsys):
+    moody.shop['/film'] = FILM
+    fetch_file(moody.url + '/film', tmp_path/'film', backoff=.001, progress=False)
+    reshard(numbered(300), tmp_path/'told', docs_per_shard=100, progress=False)
+    assert [bar.silent for bar in bars] == [True, True]
+    reshard(numbered(300), tmp_path/'seen', docs_per_shard=100)
+    assert (bars[-1].n, bars[-1].total) == (300, 300) and not bars[-1].silent
+    assert capsys.readouterr().err == ''
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from gptlab.all import *
+from gptlab.packing import resplit, target_bytes
 
 from registry import digest, exact, fact, once, unnamed
 
