@@ -7,12 +7,12 @@ __all__ = ['t_factor', 'Runs', 'ablate', 'Verdicts']
 
 # %% ../nbs/15_ablation.ipynb #190e8c16
 import json, math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
 from typing import Any
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from .core import atomic_write, show_progress
 
@@ -29,8 +29,9 @@ def t_factor(n:int, # number of runs
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
 def _plain(v):
-    "A number in place of a tensor or array that holds one"
-    scalar = hasattr(v, 'item') and getattr(v, 'ndim', 0) == 0
+    "A number in place of a tensor or array that holds one; a tuple of them part by part"
+    if isinstance(v, tuple): return tuple(map(_plain, v))
+    scalar = isinstance(v, (np.generic, np.ndarray)) and v.ndim == 0
     single = isinstance(v, torch.Tensor) and v.numel() == 1
     return v.item() if scalar or single else v
 
@@ -86,26 +87,16 @@ class Runs:
             last[name][seed] = values[-1]
         return last
 
-# %% ../nbs/15_ablation.ipynb #3c0bbb40
-@patch
-def to_json(self:Runs, path:str|Path) -> Path:
-    "Save as plain JSON, whole or not at all"
-    return atomic_write(path, json.dumps(dict(records=self.records)))
-
-@patch(cls_method=True)
-def from_json(cls:Runs, path:str|Path) -> Runs:
-    "What `to_json` saved; raises ValueError for a file that is something else"
-    try:
-        return cls(json.loads(Path(path).read_text())['records'])
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
-        raise ValueError(f'{path} does not hold runs ({e}); '
-                         'delete it or give another path') from None
-
 # %% ../nbs/15_ablation.ipynb #5957f649
 def _one_run(run, variant, name, seed, runs):
-    "The log of one run; its error becomes a RuntimeError that keeps the finished ones"
+    """The log of one run, None if it was interrupted
+
+    Its error becomes a RuntimeError that keeps the finished ones.
+    """
     try:
-        return _log(run(variant, seed))
+        result = run(variant, seed)
+        return None if getattr(result, 'interrupted', False) else _log(result)
+    except KeyboardInterrupt: return None
     except Exception as e:
         error = RuntimeError(f'variant {name!r}, seed {seed}: {type(e).__name__}: {e}')
         error.runs = runs
@@ -119,60 +110,30 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
            ) -> Runs:
     """Run every variant with every seed
 
-    Raises RuntimeError for an error in a run: it names variant and seed, and the finished runs are
-    in its `.runs` and in `path`.
+    An interrupt ends the study with the runs that are finished; a run that returns its trainer
+    tells of it. Raises RuntimeError for an error in a run: it names variant and seed, and the
+    finished runs are in its `.runs` and in `path`.
     """
-    variants = variants if isinstance(variants, dict) else {str(v): v for v in variants}
+    named = variants if isinstance(variants, dict) else {str(v): v for v in variants}
+    variants = {_plain(name): v for name, v in named.items()}
     runs = Runs.from_json(path) if path and Path(path).exists() else Runs([])
-    def pending(): return ((s, n) for s in seeds for n in variants if not runs.has(n, s))
-    total = sum(1 for _ in pending()) if hasattr(seeds, '__len__') else None
+    def pending():
+        return ((s, n) for s in map(_plain, seeds) for n in variants if not runs.has(n, s))
+    total, stopped = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None, None
     with show_progress(pending(), 'ablation', total, 'runs', verbose) as todo:
         for seed, name in todo:
             log = _one_run(run, variants[name], name, seed, runs)
+            if log is None:
+                stopped = f'interrupted in variant {name!r}, seed {seed}, which is not recorded'
+                break
             runs.records.append(dict(variant=name, seed=seed, log=log))
             if path: runs.to_json(path)
+    if stopped: print(f'{stopped}; {len(runs.records)} finished runs are')
     return runs
-
-# %% ../nbs/15_ablation.ipynb #7e4add15
-def _mean(values):
-    "'mean ± half-width' of the t interval; a single number where there is one"
-    n, mean = len(values), sum(values)/len(values)
-    if n == 1: return f'{mean:.4g}'
-    variance = sum((v-mean)**2 for v in values) / (n-1)
-    half = t_factor(n) * math.sqrt(variance / n)
-    return f'{mean:.4g} ± {half:.2g}'
-
-def _common_keys(records):
-    "The first six numbers that every run logged, but for those that count or time"
-    skip = 'step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait'
-    numbers = []
-    for r in records:
-        numbers.append({k for row in r['log'] for k, v in row.items() if isinstance(v, Number)})
-    keys = dict.fromkeys(k for row in records[0]['log'] for k in row) if records else []
-    return [k for k in keys if k not in skip and all(k in n for n in numbers)][:6]
-
-@patch
-def _table(self:Runs):
-    "Rows: variant, number of seeds, and mean and interval of the last numbers"
-    keys = _common_keys(self.records)
-    yield ['variant', 'seeds', *keys]
-    last = {k: self.final(k) for k in keys}
-    for v in self.variants:
-        n = sum(r['variant'] == v for r in self.records)
-        yield [v, str(n), *(_mean(list(last[k][v].values())) for k in keys)]
-
-@patch
-def __repr__(self:Runs) -> str: return '\n'.join(' · '.join(row) for row in self._table())
-
-@patch
-def _repr_markdown_(self:Runs) -> str:
-    head, *rows = (f'| {" | ".join(row)} |' for row in self._table())
-    return '\n'.join([head, '|---'*head.count(' | ') + '|---|', *rows])
 
 # %% ../nbs/15_ablation.ipynb #167558a7
 def _curve(log, key, x):
     "The points (2,n) of a log where it has both"
-    import numpy as np
     points = [(r[x], r[key]) for r in log if r.get(key) is not None and x in r]
     return np.array(points, float).reshape(-1, 2).T
 
@@ -182,13 +143,12 @@ def _band(logs, key, x):
     Where their x differ, they are interpolated on a common grid. Raises ValueError for a log
     without points.
     """
-    import numpy as np
     curves, n = [_curve(log, key, x) for log in logs], len(logs)
     if not all(c.size for c in curves):
         raise ValueError(f'not every run logged {key!r} together with {x!r}')
     grid = curves[0][0]
     if not all(np.array_equal(grid, c[0]) for c in curves):
-        grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 100)
+        grid = _common_grid(curves)
     ys = np.stack([np.interp(grid, *c) for c in curves])              # (seeds,n)
     if n == 1: return grid, ys.mean(0), np.zeros(len(grid))
     return grid, ys.mean(0), t_factor(n) * ys.std(0, ddof=1) / n**.5
@@ -243,11 +203,11 @@ def _levels(ps, alpha, correct):
     alpha; or alpha/k (Bonferroni); or, from the smallest p on, alpha/k, alpha/(k−1), … until one
     fails (Holm 1979). Raises ValueError for another correction.
     """
-    k = len(ps)
-    if correct is None: return [alpha]*k
-    if correct == 'bonferroni': return [alpha/k]*k
-    if correct != 'holm':
+    if correct not in ('holm', 'bonferroni', None):
         raise ValueError(f"correct must be 'holm', 'bonferroni' or None, not {correct!r}")
+    k = len(ps)
+    if correct is None or k == 0: return [alpha]*k
+    if correct == 'bonferroni': return [alpha/k]*k
     levels, level, failed = [alpha/k]*k, None, False
     for rank, i in enumerate(sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))):
         if not failed: level = alpha/(k-rank)
@@ -267,18 +227,13 @@ class Verdicts:
 
     def _cells(self):
         for name, r in self.rows.items():
-            compared = '', '', ''
+            compared = '', '', r.get('verdict', '')
             if name != self.vs:
                 difference = f'{r["diff"]:+.3g} ± {r["half"]:.2g}'
                 compared = difference, f'{r["p"]:.2g}', r['verdict']
-            yield name, f'{r["mean"]:.4g}', *compared
+            yield str(name), f'{r["mean"]:.4g}', *compared
 
     def __repr__(self): return '\n'.join(' · '.join(c for c in row if c) for row in self._cells())
-
-    def _repr_markdown_(self):
-        head = [f'| variant | {self.key} | difference to {self.vs} | p | verdict |',
-                '|---|---:|---:|---:|---|']
-        return '\n'.join(head + [f'| {" | ".join(row)} |' for row in self._cells()])
 
 # %% ../nbs/15_ablation.ipynb #ce53617d
 @patch
@@ -297,8 +252,82 @@ def table(self:Runs,
         raise ValueError(f'there is no variant {vs!r}; there are {", ".join(final)}')
     rows = {v: dict(mean=sum(f.values())/len(f)) for v, f in final.items()}
     others = [v for v in final if v != vs]
+    if not others: rows[vs] |= dict(verdict='nothing to compare with')
     ps = [_difference(final[v], final[vs], alpha)['p'] for v in others]
     for v, level in zip(others, _levels(ps, alpha, correct)):
         difference = _difference(final[v], final[vs], level)
         rows[v] |= difference | dict(verdict=_verdict(**difference))
     return Verdicts(key, vs, rows)
+
+# %% ../nbs/15_ablation.ipynb #3c0bbb40
+@patch
+def to_json(self:Runs, path:str|Path) -> Path:
+    "Save as plain JSON, whole or not at all"
+    return atomic_write(path, json.dumps(dict(records=self.records)))
+
+def _tuples(v):
+    "A list as a tuple, and the lists in it; anything else as it is"
+    return tuple(map(_tuples, v)) if isinstance(v, list) else v
+
+@patch(cls_method=True)
+def from_json(cls:Runs, path:str|Path) -> Runs:
+    "What `to_json` saved; raises ValueError for a file that is something else"
+    try:
+        records = json.loads(Path(path).read_text())['records']
+        return cls([r | {k: _tuples(r[k]) for k in ('variant', 'seed')} for r in records])
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise ValueError(f'{path} does not hold runs ({e}); '
+                         'delete it or give another path') from None
+
+
+# %% ../nbs/15_ablation.ipynb #7e4add15
+def _mean(values):
+    "'mean ± half-width' of the t interval; a single number where there is one"
+    n, mean = len(values), sum(values)/len(values)
+    if n == 1: return f'{mean:.4g}'
+    variance = sum((v-mean)**2 for v in values) / (n-1)
+    half = t_factor(n) * math.sqrt(variance / n)
+    return f'{mean:.4g} ± {half:.2g}'
+
+def _common_keys(records):
+    "The first six numbers that every run logged, but for those that count or time"
+    skip = 'step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait'
+    numbers = []
+    for r in records:
+        numbers.append({k for row in r['log'] for k, v in row.items() if isinstance(v, Number)})
+    keys = dict.fromkeys(k for row in records[0]['log'] for k in row) if records else []
+    return [k for k in keys if k not in skip and all(k in n for n in numbers)][:6]
+
+@patch
+def _table(self:Runs):
+    "Rows: variant, number of seeds, and mean and interval of the last numbers"
+    keys = _common_keys(self.records)
+    yield ['variant', 'seeds', *keys]
+    last = {k: self.final(k) for k in keys}
+    for v in self.variants:
+        n = sum(r['variant'] == v for r in self.records)
+        yield [str(v), str(n), *(_mean(list(last[k][v].values())) for k in keys)]
+
+@patch
+def __repr__(self:Runs) -> str: return '\n'.join(' · '.join(row) for row in self._table())
+
+def _markdown(rows, align):
+    "Rows of text as a Markdown table; `align` is its second line"
+    head, *body = ('| ' + ' | '.join(c.replace('|', r'\|') for c in row) + ' |' for row in rows)
+    return '\n'.join([head, align, *body])
+
+@patch
+def _repr_markdown_(self:Runs) -> str:
+    rows = list(self._table())
+    return _markdown(rows, '|---'*len(rows[0]) + '|')
+
+@patch
+def _repr_markdown_(self:Verdicts) -> str:
+    head = 'variant', self.key, f'difference to {self.vs}', 'p', 'verdict'
+    return _markdown([head, *self._cells()], '|---|---:|---:|---:|---|')
+
+# %% ../nbs/15_ablation.ipynb #94117c4a
+def _common_grid(curves):
+    "100 points from where the last curve (2,n) begins to where the first ends"
+    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    return np.linspace(begin, end, 100)
