@@ -197,9 +197,9 @@ def generate_text(model:nn.Module, # a language model
 
     The prompt itself is not repeated. Raises as `generate_rows` does.
     """
-    special = () if tok.bos is None else (tok.bos,)               # begins a document, so it ends one
-    ids = [*special, *tok.encode(prompt)]
-    yield from tok.decode_stream(generate(model, ids, n, *filters, seed=seed, stop=special))
+    bos = [] if tok.bos is None else [tok.bos]                    # ends a document, begins the next
+    ids = [*bos, *tok.encode(prompt)]
+    yield from tok.decode_stream(generate(model, ids, n, *filters, seed=seed, stop=bos))
 
 # %% ../nbs/14_generation.ipynb #ebadfc39
 def sample_from(trainer:object, # a Trainer, or anything with model and tok
