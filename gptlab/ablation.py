@@ -120,7 +120,8 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
     runs = Runs.from_json(path) if path and Path(path).exists() else Runs([])
     def pending():
         return ((s, n) for s in map(_plain, seeds) for n in variants if not runs.has(n, s))
-    total, stopped = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None, None
+    total = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None
+    stopped = None
     with show_progress(pending(), 'ablation', total, 'runs', verbose) as todo:
         for seed, name in todo:
             log = _one_run(run, variants[name], name, seed, runs)
@@ -250,7 +251,7 @@ def table(self:Runs,
     """
     final = self.final(key)
     if vs not in final:
-        raise ValueError(f'there is no variant {vs!r}; there are {", ".join(final)}')
+        raise ValueError(f'there is no variant {vs!r}; there are {", ".join(map(str, final))}')
     rows = {v: dict(mean=sum(f.values())/len(f)) for v, f in final.items()}
     others = [v for v in final if v != vs]
     if not others: rows[vs] |= dict(verdict='nothing to compare with')
@@ -279,7 +280,6 @@ def from_json(cls:Runs, path:str|Path) -> Runs:
     except (json.JSONDecodeError, KeyError, TypeError) as e:
         raise ValueError(f'{path} does not hold runs ({e}); '
                          'delete it or give another path') from None
-
 
 # %% ../nbs/15_ablation.ipynb #7e4add15
 def _mean(values):
