@@ -375,7 +375,8 @@ def evaluate(self:Trainer):
     "Score the validation batches into the last line of the log"
     if self.valid is None: return
     with run_eagerly(self.model):
-        score = evaluate(self.model, self.valid, getattr(self.valid, 'tok', self.tok))
+        tok = getattr(self.valid, 'tok', self.tok)
+        score = evaluate(self.model, self.valid, tok, verbose=False)
     self.log[-1] |= dict(valid=score.loss, bpb=score.bpb)
     self.call('after_eval')
 

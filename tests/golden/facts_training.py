@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gptlab.all import *
 from gptlab.cli import front_page_run
+from gptlab.generation import pad_left
 
 from facts_models import (computed_again, gradient_model, hlb_model, in_chunks, lab_model,
                           logits_of, recipe, slm_model, weights_of)

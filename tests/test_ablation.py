@@ -1,0 +1,199 @@
+"""Studies that are interrupted, names and seeds of every kind, tables of one variant, bands of runs
+that were logged at different times."""
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from fastcore.test import test_eq as same
+
+from gptlab.ablation import ablate, Runs, _band, _levels, _log, _verdict, t_factor
+from gptlab.core import set_seed
+from gptlab.data import make_stories
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import adamw, Opt
+from gptlab.packing import batches
+from gptlab.tokenizer import ByteTokenizer
+from gptlab.trainer import Trainer
+
+
+def value(variant, seed):
+    "A run of one number"
+    return hash(variant) % 7 + .01*hash(seed)
+
+
+class Stub:
+    "What a trainer looks like to an ablation"
+    def __init__(self, interrupted):
+        self.log, self.interrupted = [dict(loss=1.), dict(loss=.5)], interrupted
+
+
+# ---- interrupts
+
+def ended_by_key(): raise KeyboardInterrupt
+def ended_by_signal(): return Stub('SIGINT')
+def ended_early(): return Stub(True)
+
+
+@pytest.mark.parametrize('end', [ended_by_key, ended_by_signal, ended_early])
+def test_an_interrupted_run_ends_the_study_and_is_run_again(tmp_path, capsys, end):
+    path, calls = tmp_path/'runs.json', []
+
+    def run(variant, seed):
+        calls.append((variant, seed))
+        return end() if len(calls) == 4 else Stub(False)
+
+    runs = ablate(run, 'ab', path=path)
+    same([(r['variant'], r['seed']) for r in runs.records], [('a', 0), ('b', 0), ('a', 1)])
+    same(Runs.from_json(path), runs)
+    told = capsys.readouterr().out
+    same(told.splitlines(), ["interrupted in variant 'b', seed 1, which is not recorded; "
+                             '3 finished runs are'])
+    whole = ablate(run, 'ab', path=path)
+    same(calls[3:], [('b', 1), ('b', 1), ('a', 2), ('b', 2)])
+    same(len(whole.records), 6)
+    same(capsys.readouterr().out, '')
+
+
+def test_the_first_run_may_be_interrupted(tmp_path, capsys):
+    def run(variant, seed): raise KeyboardInterrupt
+    runs = ablate(run, 'ab', path=tmp_path/'runs.json', verbose=False)
+    same((runs.records, (tmp_path/'runs.json').exists()), ([], False))
+    assert '0 finished runs' in capsys.readouterr().out
+
+
+def test_an_interrupted_trainer_is_not_a_run(capsys):
+    train, _ = batches(make_stories(30, seed=0), ByteTokenizer(), B=2, T=16)
+    cfg = GPTConfig(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16)
+
+    def run(steps, seed):
+        set_seed(seed)
+        model = GPT(cfg)
+        trainer = Trainer(model, Opt(model, adamw(1e-3)), train.reseed(seed), callbacks=[])
+        trainer.fit(steps)
+        if (steps, seed) == (2, 1): trainer.interrupted = True      # as Ctrl-C would have left it
+        return trainer
+
+    runs = ablate(run, dict(one=1, two=2), seeds=range(3))
+    same([(r['variant'], r['seed']) for r in runs.records], [('one', 0), ('two', 0), ('one', 1)])
+    same({len(v) for v in runs.final('loss').values()}, {1, 2})
+    assert "variant 'two', seed 1" in capsys.readouterr().out
+
+
+def test_an_error_keeps_what_is_finished():
+    def run(variant, seed): return 1/(2 - seed)
+    with pytest.raises(RuntimeError, match="variant 'a', seed 2: ZeroDivisionError") as e:
+        ablate(run, 'a')
+    same(len(e.value.runs.records), 2)
+
+
+# ---- names and seeds
+
+SEEDS = dict(numpy=np.arange(3), torch=torch.arange(3), item=[np.int64(4)], text=['x', 'y|z'],
+             pairs=[(1, 2), (np.int32(3), 'a')], floats=np.linspace(0, 1, 3))
+NAMES = dict(tuples={('muon', .01): 1, ('adamw', (1, 2)): 2}, numbers={1: 1, 2.5: 2},
+             numpy={np.int64(3): 1, np.str_('q'): 2}, bars={'a|b': 1, 'c': 2}, listed=[('a', 1), 3])
+
+
+@pytest.mark.parametrize('seeds', SEEDS.values(), ids=list(SEEDS))
+@pytest.mark.parametrize('names', NAMES.values(), ids=list(NAMES))
+def test_names_and_seeds_survive_a_file(tmp_path, names, seeds):
+    path, calls = tmp_path/'runs.json', []
+
+    def run(variant, seed):
+        calls.append(seed)
+        return float(len(calls))
+
+    runs = ablate(run, names, seeds, path)
+    same(Runs.from_json(path), runs)
+    n = len(calls)
+    same((ablate(run, names, seeds, path), len(calls)), (runs, n))      # nothing is run twice
+    same(n, len(names)*len(seeds))
+    first = runs.variants[0]
+    assert runs.has(first, calls[0]) and len(runs.final('value')[first]) == len(seeds)
+    assert repr(runs) and repr(runs.table('value', first))
+
+
+def test_seeds_without_end_need_a_run_that_stops(capsys):
+    def run(variant, seed):
+        if seed == 3: raise KeyboardInterrupt
+        return 1.
+    same(len(ablate(run, 'ab', itertools.count()).records), 6)
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{}', '{"records": [{"log": []}]}', '{"records": 3}'])
+def test_a_file_that_holds_something_else_is_refused(tmp_path, text):
+    (tmp_path/'runs.json').write_text(text)
+    with pytest.raises(ValueError, match='does not hold runs'):
+        ablate(value, 'a', path=tmp_path/'runs.json')
+
+
+# ---- what a run returns
+
+class Trained:
+    log = [dict(step=0, loss=torch.tensor(2.)),
+           dict(step=1, loss=torch.tensor(1.), weights=torch.ones(3))]
+
+
+@pytest.mark.parametrize('result, log', [
+    (Trained(), [dict(step=0, loss=2.), dict(step=1, loss=1.)]), (1.5, [dict(value=1.5)]),
+    (np.float64(2), [dict(value=2.)]), (dict(a=1), [dict(a=1)]),
+    (torch.tensor([[3.]]), [dict(value=3.)]), (np.array(4), [dict(value=4)]),
+    (dict(a=np.float32(.5), b=np.ones(1), c='x'), [dict(a=.5, c='x')])])
+def test_all_results_become_a_log_that_json_holds(result, log):
+    same(_log(result), log)
+    same(json.loads(json.dumps(_log(result))), log)
+
+
+# ---- tables
+
+@pytest.mark.parametrize('correct', ['holm', 'bonferroni', None])
+def test_a_single_variant_has_nothing_to_compare_with(correct):
+    table = ablate(lambda v, s: s, 'a').table('value', 'a', correct=correct)
+    same(table['a'], dict(mean=1., verdict='nothing to compare with'))
+    same(repr(table), 'a · 1 · nothing to compare with')
+    same(table._repr_markdown_().splitlines()[-1], '| a | 1 |  |  | nothing to compare with |')
+
+
+@pytest.mark.parametrize('names', ['a', 'ab'])
+def test_another_correction_is_refused(names):
+    with pytest.raises(ValueError, match="'holm', 'bonferroni' or None"):
+        ablate(lambda v, s: s, names).table('value', 'a', correct='none')
+
+
+def test_a_key_that_was_never_logged():
+    with pytest.raises(ValueError, match="never logged 'bpb'"):
+        ablate(lambda v, s: s, 'ab').table('bpb', 'a')
+
+
+def test_a_bar_in_a_name_keeps_its_cell():
+    runs = ablate(lambda v, s: s, ['a|b', 'c'])
+    for shown in (runs, runs.table('value', 'c')):
+        row = next(r for r in shown._repr_markdown_().splitlines() if 'a' in r and 'b' in r[:8])
+        assert row.startswith(r'| a\|b |')
+
+
+def test_levels():
+    same(_levels([.04, .5, .03], .06, 'holm'), [.02, .02, .02])       # if the best fails, all do
+    same(_levels([.04, .5], .06, 'bonferroni'), [.03, .03])
+    same(_levels([], .06, 'holm'), [])
+
+
+@pytest.mark.parametrize('n, diff, half, told', [
+    (3, -.1, .05, 'clearly lower'), (3, .1, .05, 'clearly higher'),
+    (2, -.1, .01, 'no verdict: 2 shared seeds, run at least three'),
+    (3, math.nan, .1, 'no verdict: a run ended in nan or infinity'),
+    (3, 0., 0., 'the same on every seed')])
+def test_verdicts(n, diff, half, told): same(_verdict(n, diff, half), told)
+
+
+# ---- bands
+
+def test_a_band_is_the_mean_and_its_interval():
+    logs = [[dict(step=s, loss=s + d) for s in range(4)] for d in (0., 1., 5.)]
+    at, mean, half = _band(logs, 'loss', 'step')
+    same(list(at), [0, 1, 2, 3])
+    assert np.allclose(mean, at + 2)
+    assert np.allclose(half, t_factor(3)*np.std([0, 1, 5], ddof=1)/3**.5)
