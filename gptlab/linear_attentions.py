@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from .attention import as_position, check_attn, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
 from .blocks import build_part, RMSNorm
+from .core import show_progress
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
 @delegates(OpenAttention, but=['n_kv_heads', 'qk_expand', 'v_expand', 'adds', 'qk_norm', 'bias'])
 class MLA(OpenAttention):
-    "Multi-head latent attention: keys and values from one latent (DeepSeek-AI 2024, 2.1)"
+    """Multi-head latent attention: keys and values from one latent (DeepSeek-AI 2024, 2.1)
+
+    Raises ValueError for key-value heads that are shared."""
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads
@@ -43,26 +46,25 @@ class MLA(OpenAttention):
         self.latent, self.norm = nn.Linear(C, self.L+R, bias=False), RMSNorm(self.L)
         self.k, self.v = (nn.Linear(self.L, H*D, bias=False) for _ in 'kv')
 
+    def forward(self, x:torch.Tensor, seq:Seq) -> torch.Tensor:   # (B,T,C)
+        "Read the past from latents"
+        B, T, _ = x.shape
+        q = self.q(x).view(B, T, self.H, -1).transpose(1,2)       # (B,H,T,D+R)
+        c, r = self.latent(x)[:,None].split([self.L, self.R], -1) # (B,1,T,L), (B,1,T,R)
+        if self.R: q, r = self._turn(seq, q, r)
+        new = torch.cat([_normed(self.norm, c), r], -1)           # (B,1,T,L+R)
+        kept, kpos, kdocs = self._keep(seq, new)                  # (B,1,S,L+R)
+        single = self.absorb and seq.cache is not None and T == 1
+        read = self._in_latent if single else self._in_heads
+        y = read(q, kept, seq, kpos, kdocs)                       # (B,H,T,D)
+        return self.o(y.transpose(1,2).reshape(B, T, -1))         # (B,T,C)
+
 def _own_keys(name, n_heads, n_kv_heads):
     if n_kv_heads in (None, n_heads): return
     raise ValueError(f'{name} gives every head its own keys: n_kv_heads must be None or {n_heads}, '
                      f'not {n_kv_heads}')
 
 # %% ../nbs/36_linear_attentions.ipynb #1346cae2
-@patch
-def forward(self:MLA, x:torch.Tensor, seq:Seq) -> torch.Tensor:   # (B,T,C)
-    "Read the past from latents"
-    B, T, _ = x.shape
-    q = self.q(x).view(B, T, self.H, -1).transpose(1,2)           # (B,H,T,D+R)
-    c, r = self.latent(x)[:,None].split([self.L, self.R], -1)     # (B,1,T,L), (B,1,T,R)
-    if self.R: q, r = self._turn(seq, q, r)
-    new = torch.cat([_normed(self.norm, c), r], -1)               # (B,1,T,L+R)
-    kept, kpos, kdocs = self._keep(seq, new)                      # (B,1,S,L+R)
-    single = self.absorb and seq.cache is not None and T == 1
-    read = self._in_latent if single else self._in_heads
-    y = read(q, kept, seq, kpos, kdocs)                           # (B,H,T,D)
-    return self.o(y.transpose(1,2).reshape(B, T, -1))             # (B,T,C)
-
 # under autocast x is narrower than the gain
 def _normed(norm, x): return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
@@ -143,7 +145,9 @@ class StateCache(LayerCache):
     def __init__(self): self.kept = {}
 
 class DeltaAttention(Layer):
-    "Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)"
+    """Linear attention with the delta rule (Yang et al. 2024, without its short convolutions)
+
+    Raises ValueError for a width that does not divide, for shared keys, and for a bias."""
     def __init__(self,
                  C:int, # width
                  n_heads:int, # tables
@@ -152,7 +156,8 @@ class DeltaAttention(Layer):
                  pos:Callable|None=None, # rotary positions, if any; order is known without
                  chunk:int=32, # tokens solved at once
                  ):
-        super().__init__(); _own_keys('DeltaAttention', n_heads, n_kv_heads)
+        super().__init__()
+        _own_keys('DeltaAttention', n_heads, n_kv_heads)
         if d_head is None and C % n_heads:
             raise ValueError(f'width {C} does not divide into {n_heads} heads: '
                              'choose a multiple, or give d_head')
@@ -166,6 +171,24 @@ class DeltaAttention(Layer):
             raise ValueError(f'the delta rule has no scores to which {name} could add: '
                              'use pos=None or a rotation')
 
+    def forward(self, x:torch.Tensor, seq:Seq) -> torch.Tensor:         # (B,T,C)
+        "Write into the table, and read from it"
+        heads = lambda f: F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2)
+        q, k, v = heads(self.q), heads(self.k), heads(self.v)           # (B,H,T,D)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)           # (B,H,T,D)
+        q, k = self.pos.rotate(seq, q, k)                               # (B,H,T,D)
+        beta = self.beta(x).sigmoid().transpose(1,2)                    # (B,H,T)
+        old = {} if seq.cache is None else seq.cache.kept
+        docs, fresh = _settled(seq.docs, old.get('docs')), None         # (B,1+T)
+        if docs is not None:                              # padding writes nothing
+            beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]
+        y, state = delta_rule(q, k, v, beta, old.get('state'), fresh, self.chunk)
+        if seq.cache is not None:
+            seq.cache.seen += x.shape[1]
+            seq.cache.kept = dict(state=state)
+            if docs is not None: seq.cache.kept['docs'] = docs[:,-1:].clone()
+        return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2)) # (B,T,C)
+
 # %% ../nbs/36_linear_attentions.ipynb #7de7a2f7
 @patch
 def new_cache(self:DeltaAttention) -> StateCache:
@@ -177,27 +200,10 @@ def mix_flops(self:DeltaAttention, T:int) -> int:
     "Operations per token, beside the matrices; the row's length does not matter"
     return self.H*self.D*(6*self.D + 7*min(T, self.chunk))
 
-@patch
-def forward(self:DeltaAttention, x:torch.Tensor, seq:Seq) -> torch.Tensor:  # (B,T,C)
-    "Write into the table, and read from it"
-    heads = lambda f: F.silu(f(x)).unflatten(-1, (self.H, -1)).transpose(1,2)
-    q, k, v = heads(self.q), heads(self.k), heads(self.v)               # (B,H,T,D)
-    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)               # (B,H,T,D)
-    q, k = self.pos.rotate(seq, q, k)                                   # (B,H,T,D)
-    beta = self.beta(x).sigmoid().transpose(1,2)                        # (B,H,T)
-    old = {} if seq.cache is None else seq.cache.kept
-    docs, fresh = _settled(seq.docs, old.get('docs')), None             # (B,1+T)
-    if docs is not None:                                          # padding writes nothing
-        beta, fresh = beta * (seq.docs >= 0)[:,None], docs[:,1:] != docs[:,:-1]
-    y, state = delta_rule(q, k, v, beta, old.get('state'), fresh, self.chunk)
-    if seq.cache is not None:
-        seq.cache.seen += x.shape[1]
-        seq.cache.kept = dict(state=state)
-        if docs is not None: seq.cache.kept['docs'] = docs[:,-1:].clone()
-    return self.o(_normed(self.norm, y).transpose(1,2).flatten(-2))     # (B,T,C)
-
 def _settled(docs, last):
-    "Each token's document, and before them the last one's; padding (−1) counts to the one it follows"
+    """Each token's document, and before them the last one's
+
+    Padding (−1) counts to the document that it follows."""
     if docs is None: return None
     every = torch.cat([docs[:,:1] if last is None else last, docs], 1)  # (B,1+T)
     here = torch.arange(every.shape[1], device=docs.device)             # (1+T)
@@ -230,16 +236,27 @@ class Grid(dict):
 def check_grid(attentions:dict[str, Callable], # name → attn constructor
                positions:dict[str, Callable|None], # name → position scheme
                caches:dict[str, Callable], # name → cache constructor
+               verbose:bool=True, # show how far it is; False is silent
                ) -> Grid:
-    "Run `check_attn` on all combinations; one whose constructor says no (ValueError) makes no sense"
-    def one(attn, kw):
-        try: build_part(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
-        except ValueError: return None
-        return check_attn(partial(attn, **kw))
-    def fits(attn, **kw): return {k: kw[k] for k in kw if k in inspect.signature(attn).parameters}
-    def row(attn, pos):
-        "An attention with a cache of its own is tried once"
-        return {c: one(attn, fits(attn, pos=pos, cache=cache)) for c, cache in caches.items()
-                if c == next(iter(caches)) or fits(attn, cache=cache)}
-    pairs = product(attentions.items(), positions.items())
-    return Grid({(a, p): row(attn, pos) for (a, attn), (p, pos) in pairs})
+    """Run `check_attn` on all combinations; one whose constructor says no makes no sense
+
+    A constructor says no by ValueError. An attention with a cache of its own is tried once."""
+    pairs = list(product(attentions.items(), positions.items()))
+    pairs = show_progress(pairs, 'checking', unit='pairs', verbose=verbose)
+    return Grid({(a, p): _check_row(attn, pos, caches) for (a, attn), (p, pos) in pairs})
+
+def _check_row(attn, pos, caches):
+    "An attention with a position scheme: {cache: Report or None}"
+    tried = {c: _fitting(attn, pos=pos, cache=cache) for c, cache in caches.items()}
+    if not _fitting(attn, cache=None): tried = dict(list(tried.items())[:1])
+    return {c: _check_one(attn, kw) for c, kw in tried.items()}
+
+def _fitting(attn, **kw):
+    "Those keywords that a constructor names"
+    names = inspect.signature(attn).parameters
+    return {k: v for k, v in kw.items() if k in names}
+
+def _check_one(attn, kw):
+    try: build_part(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
+    except ValueError: return None
+    return check_attn(partial(attn, **kw))

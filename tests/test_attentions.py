@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, Position, RoPE, Seq, _rows, _run
 from gptlab.attentions import (Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding,
-                               cache_bytes, flex, matmul, sdpa, window_pattern)
+                               backend_prepares, cache_bytes, flex, matmul, sdpa, window_pattern)
 from gptlab.blocks import build_part, perturb_parameters
 from gptlab.core import set_seed
 from gptlab.generation import generate
@@ -182,6 +182,22 @@ def test_backends_agree(pos):
                 l.to(dtype)(x.to(dtype), seq()).float().square().sum().backward()
                 gs.append(torch.cat([p.grad.float().flatten() for p in l.parameters()]))
             assert (gs[0]-gs[1]).norm() < tol*gs[0].norm()
+
+
+def test_what_a_backend_makes_is_made_before_the_first_block(monkeypatch):
+    "Of a backend that has an entry; one that has none is an ordinary function"
+    events, ids = [], torch.zeros(1, 8, dtype=torch.long)
+    def mine(attn, *args):
+        events.append('read')
+        return sdpa(attn, *args)
+    model = GPT(GPTConfig(**DIMS, attn=partial(OpenAttention, backend=mine))).eval()
+    model(ids)
+    n = len(events)
+    assert events == ['read']*n and n == len(model.blocks)
+    events.clear()
+    monkeypatch.setitem(backend_prepares, mine, lambda attn, seq: events.append('prepare'))
+    model(ids)
+    assert events == ['prepare']*n + ['read']*n
 
 
 KINDS = dict(full={}, window=dict(window=5), softcap=dict(softcap=9.),
