@@ -132,7 +132,7 @@ def hlb_init(model:nn.Module):
 
 # %% ../nbs/16_stacks.ipynb #8de5ad56
 def mup_init(model:nn.Module, # changed in place
-             head:float=0., # untied: N(0, (head/width)²); 0 guesses uniformly
+             head:float=0., # untied: N(0, (head/width)²); 0 predicts uniformly
              ):
     """μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers);
     a tied table is N(0, 1/width²); raises ValueError for a negative head"""
