@@ -70,6 +70,21 @@ def test_cache_bytes_are_those_of_its_tensors(name):
         assert 0 <= sum(found.values()) - sum(4*2*2*K*8*t for t in seen) <= sum(8*2*t for t in seen)
     assert model.memory(2, 20)['cache'] == sum(found.values())
 
+@pytest.mark.parametrize('kw', [dict(block=MoD), dict(block=[Block, MoD]),
+                                dict(block=MoD, attn=DeltaAttention), dict(block=MoD, attn=MLA),
+                                dict(block=partial(MoD, inner=MoD))], ids=range(5))
+def test_cache_bytes_of_a_mixture_of_depths(kw):
+    "Nothing at first, then those of the tokens that were worked on"
+    model = lively(GPTConfig(**SMALL | kw)).eval()
+    for m in model.modules():
+        if isinstance(m, MoD): nn.init.constant_(m.guess.bias, 9.)       # works on every token
+    caches = model.new_caches()
+    assert cache_bytes(caches) == 0
+    with torch.no_grad(): model(torch.zeros(2, 20, dtype=torch.long), caches=caches)
+    need, positions = model.memory(2, 20)['cache'], 8*2*20*len(caches)
+    # layers may share the memory of their positions; here each counts its own
+    assert 0 < need <= cache_bytes(caches) <= need + positions
+
 def test_options_save_memory():
     model = GPT(GPTConfig(**SMALL | dict(vocab_size=5000)))
     def need(remat=False, loss_chunk=None):

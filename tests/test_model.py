@@ -1,6 +1,6 @@
 """The model: every preset through the same probes, options that may change nothing, counts against
 measurement, and what bad input gets."""
-import ast, copy, json
+import ast, copy, json, resource, subprocess, sys, time
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import NBS, cells, tree
 from gptlab.all import *
+from gptlab.model import compiled_in_place, module_inside, parameter_shapes
 
 SMALL = dict(vocab_size=211, context_length=32, n_layers=4, n_heads=4, d_model=32, d_ff=48)
 no_rope = partial(Attention, pos=None)
@@ -254,6 +255,43 @@ def test_meta_then_memory(name):
     assert torch.equal(empty.eval()(batch['ids']), want.eval()(batch['ids']))
 
 
+@every
+def test_shapes_of_a_config(name):
+    cfg = PRESETS[name]()
+    before = torch.get_rng_state()
+    shapes = parameter_shapes(cfg)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert shapes == {n: tuple(t.shape) for n, t in GPT(cfg).state_dict().items()}
+
+def test_shapes_of_a_config_that_no_machine_can_hold():
+    parameter_shapes(GPTConfig(**SMALL))                                 # torch's own first time
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    shapes = parameter_shapes(GPTConfig(**SMALL | dict(d_ff=10**9, vocab_size=10**12)))
+    took = time.perf_counter() - start
+    unit = 1 if sys.platform == 'darwin' else 1024
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)*unit
+    assert shapes['blocks.3.mlp.up.weight'] == (10**9, 32) and shapes['head.weight'][0] == 10**12
+    assert took < 1 and grown < 50e6
+
+
+# ---- what is compiled
+
+def test_what_torch_does_not_tell_about_compiled_modules():
+    "The private names that two functions read still mean what they did"
+    plain, in_place = nn.Linear(4, 4), nn.Linear(4, 4)
+    in_place.compile(backend='eager')
+    around = torch.compile(plain, backend='eager')
+    assert [compiled_in_place(m) for m in (plain, in_place, around)] == [False, True, False]
+    assert module_inside(around) is plain
+    assert module_inside(plain) is None and module_inside(in_place) is None
+
+def test_counts_come_with_the_trainer_alone():
+    code = ('import sys, gptlab.trainer\nfrom gptlab.model import GPT, GPTConfig\n'
+            'assert GPT(GPTConfig(n_layers=1)).flops_per_token() > 0\n'
+            'assert "gptlab.costs" not in sys.modules')
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
 # ---- counts
 
 @every
@@ -368,6 +406,10 @@ def test_calls_that_make_no_sense():
     for call, words in ((lambda: model([[1, 2]]), 'must be a tensor'),
                         (lambda: model(ids[:,:0]), 'nothing to read'),
                         (lambda: model(ids[:0]), 'nothing to read'),
+                        (lambda: model(ids[0]), 'for one row use'),
+                        (lambda: model(ids.float()), 'whole numbers'),
+                        (lambda: model(ids, ids[:,:4]), 'targets must have the shape'),
+                        (lambda: model(ids, ids - 1), 'target -1 is outside the vocabulary'),
                         (lambda: model(ids, docs=ids[:,:4]), 'docs must have the shape'),
                         (lambda: model(ids, pos=torch.arange(6)), 'pos must have the shape'),
                         (lambda: model(ids, caches=[]), '0 caches for 4 layers'),

@@ -143,6 +143,18 @@ def test_other_attentions_are_refused(name, says):
     with pytest.raises(TypeError, match=says): to_gqa(make(name).blocks[0].attn, 2)
 
 
+def test_what_is_no_attention_is_refused():
+    for other in (make('delta').blocks[0].attn, make('plain').blocks[0].mlp, None):
+        with pytest.raises(TypeError, match='to_gqa changes an Attention, not'): to_gqa(other, 2)
+
+
+def test_wrapped_queries_stay_wrapped():
+    model = make('plain')
+    add_lora(model, at=lambda name, p, m: name.endswith('attn.q.weight'))
+    attn = to_gqa(model.blocks[0].attn, 2)
+    assert isinstance(attn.q, LoRA) and attn.K == 2
+
+
 def test_wrapped_keys_are_refused():
     model = make('plain')
     add_lora(model)
