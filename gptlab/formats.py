@@ -8,11 +8,12 @@ __all__ = ['model_card', 'push_to_hub', 'save_gguf']
 # %% ../nbs/37_formats.ipynb #f7a10c05
 import json, tempfile
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from .bpe import BPE, GPT2_PATTERN
-from .core import atomic_write
+from .core import atomic_path, atomic_write, show_progress
 from .generation import generate_text, temperature, top_k
-from .hub import export_tensor, exportable_weights, family_obstacles, family_of
+from .hub import export_tensor, exportable_weights, family_obstacles, family_of, hub_bars
 from .hub import model_traits, part_args, save, tensor_names, write_config
 from .model import GPT, layer_part
 from .positions import ScaledRoPE
@@ -69,7 +70,8 @@ def model_card(model:GPT, # what the card is about
              '## Open it': _open_with(name, family),
              '## Config': _config_table(model.cfg),
              '## Data': _data_text(data)}
-    if getattr(run, 'log', None): parts['## Training'] = _training(run)
+    log = [] if run is None else run.log
+    if log: parts['## Training'] = _training(log, run.info)
     if tok is not None:
         parts['## Samples'] = '\n\n'.join(_sample(model, tok, p, 80) for p in prompts)
     body = '\n\n'.join(f'{title}\n\n{text}' for title, text in parts.items())
@@ -96,10 +98,9 @@ def _data_text(data):
     if data is None: return 'Not stated.'
     return data._repr_markdown_() if hasattr(data, '_repr_markdown_') else str(data)
 
-def _training(run):
-    info = getattr(run, 'info', {})
+def _training(log, info):
     identity = [f'{k} {info[k]}' for k in ('run_id', 'date', 'commit', 'torch') if k in info]
-    return _losses(run.log) + '\n\n' + ', '.join(identity)
+    return _losses(log) + '\n\n' + ', '.join(identity)
 
 # %% ../nbs/37_formats.ipynb #72b4cb64
 _weight_files = ['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']
@@ -124,11 +125,12 @@ def push_to_hub(name:str, # on the hub: owner/name
         atomic_write(Path(folder)/'README.md', card)
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message,
-                                       delete_patterns=_weight_files)
+            with hub_bars():
+                commit = api.upload_folder(repo_id=name, folder_path=folder,
+                                           commit_message=message, delete_patterns=_weight_files)
             return commit.commit_url
         except HfHubHTTPError as e:
-            if getattr(e.response, 'status_code', 0) not in (401, 403): raise
+            if e.response is None or e.response.status_code not in (401, 403): raise
             raise PermissionError(
                 f'the hub does not let you write to {name}: log in with `hf auth login`, with a '
                 'token that may write, and name a repository of your own') from e
@@ -172,7 +174,7 @@ def _gguf_tokens(w, tok, V):
     "The vocabulary, padded to V tokens, and the merges"
     if tok is None: return w.add_tokenizer_model('no_vocab')
     tok = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
-    if getattr(tok, 'pattern', None) != GPT2_PATTERN:
+    if not isinstance(tok, BPE) or tok.pattern != GPT2_PATTERN:
         raise ValueError("GGUF knows the pattern of a tokenizer by its name only, and this one is "
                          "not GPT-2's: pass tok=None, and keep the tokenizer beside the file")
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +197,7 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
               path:str|Path, # the file
               dtype:str='f16', # of the matrices: 'f32' or 'f16'
               ) -> Path:
-    """Write a model for llama.cpp
+    """Write a model for llama.cpp; the file is there when it is whole
 
     Raises ValueError for what is no LLaMA or has no field there, and ImportError without the
     package gguf."""
@@ -203,22 +205,25 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
     gguf, c, own, path = _gguf(), model.cfg, exportable_weights(model), Path(path)
     d = write_config(c, 'llama', tok)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
-    part = path.with_name(path.name + '.part')
-    w = gguf.GGUFWriter(part, 'llama')
-    _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype])
-    _gguf_tokens(w, tok, c.vocab_size)
-    _gguf_rope(w, c, d)
-    for theirs, ours in tensor_names(c, 'llama').items():
-        t, (stem, kind) = export_tensor(own, ours, theirs, c.d_model), theirs.rsplit('.', 1)
-        if stem.endswith('q_proj'): t = _pair_rows(t, c.n_heads)
-        if stem.endswith('k_proj'): t = _pair_rows(t, c.n_kv_heads or c.n_heads)
-        t = t.half() if dtype == 'f16' and t.ndim > 1 else t.float()
-        w.add_tensor(f'{names.get_name(stem)}.{kind}', t.contiguous().numpy())
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-    return part.rename(path)
+    with atomic_path(path) as scratch, closing(gguf.GGUFWriter(scratch, 'llama')) as w:
+        _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype])
+        _gguf_tokens(w, tok, c.vocab_size)
+        _gguf_rope(w, c, d)
+        stacks = tensor_names(c, 'llama').items()
+        for theirs, ours in show_progress(stacks, 'converting', unit='tensors'):
+            stem, kind = theirs.rsplit('.', 1)
+            t = _gguf_tensor(export_tensor(own, ours, theirs, c.d_model), stem, c, dtype)
+            w.add_tensor(f'{names.get_name(stem)}.{kind}', t.contiguous().numpy())
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+    return path
+
+def _gguf_tensor(t, stem, c, dtype):
+    "A tensor as llama.cpp has it: rows of queries and keys in pairs, matrices in the dtype"
+    if stem.endswith('q_proj'): t = _pair_rows(t, c.n_heads)
+    if stem.endswith('k_proj'): t = _pair_rows(t, c.n_kv_heads or c.n_heads)
+    return t.half() if dtype == 'f16' and t.ndim > 1 else t.float()
 
 def _check_gguf(cfg, dtype):
     "Raise ValueError for what GGUF cannot say"
