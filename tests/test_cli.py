@@ -137,10 +137,11 @@ def test_more_time_for_a_run(home, tmp_path, monkeypatch, capsys):
 
 # ---- help and mistakes of form: answered before PyTorch is loaded
 
-QUICK = [[], ['--help'], ['-h'], ['--version'], ['tokenizer'], ['tokenizer', '--help'], ['train', '--help'],
-         ['sample', '-h'], ['tokenizer', 'train', '-h'], ['tokenizer', 'show', '-h'],
-         ['tokenizer', 'compare', '-h'], ['trian'], ['tokenizer', 'trian'], ['tokenizer', 'show'],
-         ['train', '--seconds', 'x'], ['train', '--seconds', '-1'], ['train', '--sceonds', '5'],
+QUICK = [[], ['--help'], ['-h'], ['--version'], ['tokenizer'], ['tokenizer', '--help'],
+         ['train', '--help'], ['sample', '-h'], ['tokenizer', 'train', '-h'],
+         ['tokenizer', 'show', '-h'], ['tokenizer', 'compare', '-h'], ['trian'],
+         ['tokenizer', 'trian'], ['tokenizer', 'show'], ['train', '--seconds', 'x'],
+         ['train', '--seconds', '-1'], ['train', '--sceonds', '5'],
          ['tokenizer', 'train', '--out', '.']]
 
 

@@ -283,7 +283,8 @@ from gptlab.corpora import reshard
 from gptlab.data import Source, skip_documents
 def slow(start):
     for i in range(start, 3000): time.sleep(.0004); yield f'd{i} ' + 'x'*(i*37 % 50)
-if __name__ == '__main__': reshard(Source(slow, 'tale'), sys.argv[1], docs_per_shard=400, workers=int(sys.argv[2]))
+if __name__ == '__main__':
+    reshard(Source(slow, 'tale'), sys.argv[1], docs_per_shard=400, workers=int(sys.argv[2]))
 '''
 
 @posix
