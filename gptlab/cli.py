@@ -10,6 +10,7 @@ __all__ = ['SECONDS', 'COMMANDS', 'front_page_run', 'train', 'sample', 'tokenize
 import argparse, inspect, json, os, re, shlex, sys, time
 from difflib import get_close_matches
 from pathlib import Path
+import gptlab
 
 # %% ../nbs/91_cli.ipynb #5747bc1e
 SECONDS = 200.  # how long the front page trains
@@ -54,6 +55,30 @@ def _absolute(text, data):
     "The name of a text that is still right from another folder"
     return str(Path(text).expanduser().resolve()) if data.licence == 'your own' else data.name
 
+def _check_seconds(seconds):
+    "Raise ValueError for what is no time to train"
+    if seconds is not None and not 0 < seconds < float('inf'):
+        raise ValueError(f'--seconds is a time above 0, not {seconds:g}')
+
+def _run_folder(dir, text, resume):
+    """The folder of a run, and the checkpoint to go on from, None for a new run
+
+    Raises ValueError if a new run is to go where there is one."""
+    from gptlab.all import checkpoints_in, latest_checkpoint
+    if resume:
+        point = latest_checkpoint(dir or 'runs')
+        return point.parent, point
+    folder = Path(dir) if dir else _new_dir(text)
+    if old := checkpoints_in(folder):
+        raise ValueError(f'{folder} already holds a run, up to {old[-1].name}: go on with '
+                         f'--resume --dir {folder}, or give another --dir')
+    return folder, None
+
+def _write_settings(folder, **settings):
+    "Write down what --resume must know"
+    from gptlab.all import atomic_write
+    atomic_write(folder/'settings.json', json.dumps(settings))
+
 def _settings(folder):
     "Text, seed and vocabulary of the run in a folder"
     file = folder/'settings.json'
@@ -74,24 +99,19 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
           vocab:int=2048, # tokens of the BPE
           resume:bool=False, # go on with the run in --dir, or with the latest
           ):
-    "Train a small GPT on a text, save it, and show what it writes"
-    if seconds is not None and not 0 < seconds < float('inf'):
-        raise ValueError(f'--seconds is a time above 0, not {seconds:g}')
+    """Train a small GPT on a text, save it, and show what it writes
+
+    Raises ValueError for a time that is none, and for a folder that already holds a run."""
+    _check_seconds(seconds)
     _loading(sys.stdout)
-    from gptlab.all import atomic_write, checkpoints_in, format_duration, corpus, latest_checkpoint
-    point = latest_checkpoint(dir or 'runs') if resume else None
-    folder = point.parent if resume else Path(dir) if dir else _new_dir(text)
+    from gptlab.all import corpus, format_duration
+    folder, point = _run_folder(dir, text, resume)
     if resume: text, seed, vocab = _settings(folder)
-    elif (old := checkpoints_in(folder)):
-        raise ValueError(f'{folder} already holds a run, up to {old[-1].name}: go on with '
-                         f'--resume --dir {folder}, or give another --dir')
     data = corpus(text)
     print(data, flush=True)
     run = front_page_run(data, seed, vocab, dir=folder, save_every=200)
     if resume: run.resume(point)
-    else:
-        settings = dict(text=_absolute(text, data), seed=seed, vocab=vocab)
-        atomic_write(folder/'settings.json', json.dumps(settings))
+    else: _write_settings(folder, text=_absolute(text, data), seed=seed, vocab=vocab)
     seconds = seconds or (run.budget[1] if resume else SECONDS)
     print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, '
           f'{format_duration(seconds)} of training, saved in {folder}', flush=True)
@@ -177,12 +197,16 @@ def tokenizer_compare(toks:list[str], # names (gpt2, cl100k, bytes, byt5, ascii 
 COMMANDS = {'train': train, 'sample': sample, 'tokenizer train': tokenizer_train,
             'tokenizer show': tokenizer_show, 'tokenizer compare': tokenizer_compare}
 
+def _summary(func):
+    "The first line of a docstring, which says what a command does"
+    return func.__doc__.splitlines()[0]
+
 def _parser(name):
     "The parser of a command, made from its signature and the comments beside its parameters"
     from fastcore.docments import docments
     func = COMMANDS[name]
     notes = docments(func)
-    parser = argparse.ArgumentParser(prog=f'gptlab {name}', description=func.__doc__)
+    parser = argparse.ArgumentParser(prog=f'gptlab {name}', description=_summary(func))
     for p in inspect.signature(func).parameters.values():
         note, flag = (notes[p.name] or '').replace('%', '%%'), p.name
         kind = dict(type=p.annotation)
@@ -196,9 +220,9 @@ def _parser(name):
 
 # %% ../nbs/91_cli.ipynb #5a2e6bd1
 def _usage(first=''):
-    rows = [f'  {n:18} {f.__doc__}' for n, f in COMMANDS.items() if n.startswith(first)]
+    rows = [f'  {n:18} {_summary(f)}' for n, f in COMMANDS.items() if n.startswith(first)]
     return '\n'.join(['gptlab: a laboratory for small GPTs', '', *rows, '',
-                      'gptlab COMMAND --help says more.'])
+                      'gptlab COMMAND --help says more; gptlab --version names the version.'])
 
 def _split_command(argv):
     "The name of a command, of one word or two, and the rest"
@@ -238,6 +262,9 @@ def main(argv:list[str]|None=None) -> int:
     first = name.removesuffix(' -h').removesuffix(' --help')
     if first in ('-h', '--help', 'tokenizer'):
         print(_usage('' if first[0] == '-' else first))
+        return 0
+    if name == '--version':
+        print(f'gptlab {gptlab.__version__}')
         return 0
     if name not in COMMANDS:
         print(_unknown(name), file=sys.stderr)

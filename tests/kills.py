@@ -69,7 +69,10 @@ import os, sys, traceback
 for _line in sys.stdin:
     _said, *_args = _line.rstrip('\\n').split('|')
     if not (_pid := os.fork()):
-        _fd = os.open(_said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC); os.dup2(_fd, 1); os.dup2(_fd, 2); _code = 1
+        _fd = os.open(_said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(_fd, 1)
+        os.dup2(_fd, 2)
+        _code = 1
         try: go(*_args); _code = 0
         except BaseException: traceback.print_exc()
         sys.stdout.flush(); sys.stderr.flush(); os._exit(_code)

@@ -487,7 +487,8 @@ for room in (0, 1000, 20_000, 50_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     run = trainer(d).resume()
     try: run.fit(4); sys.exit('it should have failed')
-    except OSError as e: assert 'step_000004' in str(e) and 'earlier checkpoints are untouched' in str(e), e
+    except OSError as e:
+        assert 'step_000004' in str(e) and 'earlier checkpoints are untouched' in str(e), e
     try: atomic_write(d/'x.json', 'x'*(room+1)); sys.exit('it should have failed')
     except OSError as e: assert 'x.json' in str(e), e
     assert files(d) == before, files(d)
@@ -641,21 +642,41 @@ import torch
 from gptlab.all import *
 from gptlab.attention import check_attn
 from gptlab.packing import check_data
-def bad(**kw): return lambda: GPT(GPTConfig(**dict(vocab_size=10, d_model=16, n_heads=2, n_layers=1, context_length=8) | kw))
+def bad(**kw):
+    sizes = dict(vocab_size=10, d_model=16, n_heads=2, n_layers=1, context_length=8)
+    return lambda: GPT(GPTConfig(**sizes | kw))
 d = Path(tempfile.mkdtemp())
 (d/'empty.txt').write_bytes(b''); (d/'latin.txt').write_bytes(b'caf\\xe9')
 model = bad()()
-c = save_checkpoint(d/'c', model=model.state_dict()); blob = (c/'model.safetensors').read_bytes(); (c/'model.safetensors').write_bytes(blob[:-1])
+c = save_checkpoint(d/'c', model=model.state_dict())
+blob = (c/'model.safetensors').read_bytes()
+(c/'model.safetensors').write_bytes(blob[:-1])
 nan = lambda m, b: (m(**b)[0].sum()*float('nan'), torch.tensor(1))
-one = lambda **kw: Trainer(model, Opt(model, adamw()), iter([dict(ids=torch.zeros(1, 4).long(), targets=torch.zeros(1, 4).long())]), callbacks=[], dir=d/'run', device='cpu', **kw)
+zeros, ones = torch.zeros(1, 4).long(), torch.ones(1, 4).long()
+one = lambda **kw: Trainer(model, Opt(model, adamw()), iter([dict(ids=zeros, targets=zeros)]),
+                           callbacks=[], dir=d/'run', device='cpu', **kw)
+lossy = dict(decode_bytes=lambda self, ids: b'?')
 CASES = dict(
-    empty=(ValueError, lambda: corpus(d/'empty.txt')), utf8=(ValueError, lambda: corpus(d/'latin.txt')), missing=(FileNotFoundError, lambda: corpus('shakespere')),
-    short=(ValueError, lambda: batches(['a b ', 'c d '], ByteTokenizer())), char=(ValueError, lambda: CharTokenizer('abc').encode('x')), ids=(ValueError, lambda: ByteTokenizer().decode([999])),
-    heads=(ValueError, bad(d_model=15)), kv=(ValueError, bad(n_heads=4, n_kv_heads=3)), field=(ValueError, lambda: GPTConfig.from_dict(dict(n_layer=1))),
-    token=(ValueError, lambda: model(torch.tensor([[10]]))), context=(ValueError, lambda: next(generate(model, [1]*9, 1))), claim=(ValueError, lambda: Opt(model, muon())),
-    damaged=(ValueError, lambda: load_checkpoint(c)), shape=(ValueError, lambda: load_weights(model, bad(d_model=32)().state_dict())), none=(FileNotFoundError, lambda: load_model(d/'no')),
-    nan=(FloatingPointError, lambda: one(loss=nan).fit(1)), budget=(ValueError, lambda: one().fit(-1)), data=(ValueError, lambda: check_data([dict(ids=torch.zeros(1, 4).long(), targets=torch.ones(1, 4).long())])),
-    tok=(ValueError, lambda: check_tokenizer(type('Bad', (ByteTokenizer,), dict(decode_bytes=lambda self, ids: b'?'))())), vocab=(ValueError, lambda: BPE.train('a', 9)))
+    empty=(ValueError, lambda: corpus(d/'empty.txt')),
+    utf8=(ValueError, lambda: corpus(d/'latin.txt')),
+    missing=(FileNotFoundError, lambda: corpus('shakespere')),
+    short=(ValueError, lambda: batches(['a b ', 'c d '], ByteTokenizer())),
+    char=(ValueError, lambda: CharTokenizer('abc').encode('x')),
+    ids=(ValueError, lambda: ByteTokenizer().decode([999])),
+    heads=(ValueError, bad(d_model=15)),
+    kv=(ValueError, bad(n_heads=4, n_kv_heads=3)),
+    field=(ValueError, lambda: GPTConfig.from_dict(dict(n_layer=1))),
+    token=(ValueError, lambda: model(torch.tensor([[10]]))),
+    context=(ValueError, lambda: next(generate(model, [1]*9, 1))),
+    claim=(ValueError, lambda: Opt(model, muon())),
+    damaged=(ValueError, lambda: load_checkpoint(c)),
+    shape=(ValueError, lambda: load_weights(model, bad(d_model=32)().state_dict())),
+    none=(FileNotFoundError, lambda: load_model(d/'no')),
+    nan=(FloatingPointError, lambda: one(loss=nan).fit(1)),
+    budget=(ValueError, lambda: one().fit(-1)),
+    data=(ValueError, lambda: check_data([dict(ids=zeros, targets=ones)])),
+    tok=(ValueError, lambda: check_tokenizer(type('Bad', (ByteTokenizer,), lossy)())),
+    vocab=(ValueError, lambda: BPE.train('a', 9)))
 for name, (kind, f) in CASES.items():
     try: f(); sys.exit(f'{{name}}: nothing was raised')
     except kind as e: assert_ = str(e)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gptlab
 from gptlab.checkpoints import latest_checkpoint, load_checkpoint
 from gptlab.cli import main
 from gptlab.data import make_stories
@@ -136,10 +137,11 @@ def test_more_time_for_a_run(home, tmp_path, monkeypatch, capsys):
 
 # ---- help and mistakes of form: answered before PyTorch is loaded
 
-QUICK = [[], ['--help'], ['-h'], ['tokenizer'], ['tokenizer', '--help'], ['train', '--help'],
-         ['sample', '-h'], ['tokenizer', 'train', '-h'], ['tokenizer', 'show', '-h'],
-         ['tokenizer', 'compare', '-h'], ['trian'], ['tokenizer', 'trian'], ['tokenizer', 'show'],
-         ['train', '--seconds', 'x'], ['train', '--seconds', '-1'], ['train', '--sceonds', '5'],
+QUICK = [[], ['--help'], ['-h'], ['--version'], ['tokenizer'], ['tokenizer', '--help'],
+         ['train', '--help'], ['sample', '-h'], ['tokenizer', 'train', '-h'],
+         ['tokenizer', 'show', '-h'], ['tokenizer', 'compare', '-h'], ['trian'],
+         ['tokenizer', 'trian'], ['tokenizer', 'show'], ['train', '--seconds', 'x'],
+         ['train', '--seconds', '-1'], ['train', '--sceonds', '5'],
          ['tokenizer', 'train', '--out', '.']]
 
 
@@ -162,7 +164,7 @@ def test_help_and_mistakes_of_form_load_nothing_heavy():
     status, loaded = json.loads(done.stdout.splitlines()[-1])
     assert set(loaded) == {'gptlab', 'fastcore'}
     assert 'loading' not in done.stdout and 'Traceback' not in done.stderr
-    assert status == [0]*10 + [2]*4 + [1, 2, 1]
+    assert status == [0]*11 + [2]*4 + [1, 2, 1]
 
 
 def test_help(capsys):
@@ -173,6 +175,11 @@ def test_help(capsys):
     assert e.value.code == 0
     for word in ('--text', '--seconds', '--resume', '--dir', 'shakespeare', 'of weights'):
         assert word in said
+
+
+def test_version(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out == f'gptlab {gptlab.__version__}\n'
 
 
 @pytest.mark.parametrize('args', ['train --seconds long', 'train --sceonds 5', 'sample --n many',

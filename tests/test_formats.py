@@ -86,9 +86,11 @@ SHA = '0123456789abcdef0123456789abcdef01234567'
 
 PUSH = """
 import sys, gptlab.formats
-assert not any(m.split('.')[0] in ('transformers', 'huggingface_hub', 'gguf') for m in sys.modules), 'the import is not light'
+heavy = 'transformers', 'huggingface_hub', 'gguf'
+assert not any(m.split('.')[0] in heavy for m in sys.modules), 'the import is not light'
 from transformers import AutoConfig
-config = type(AutoConfig.for_model('gptlab'))             # whoever imports the Auto classes later finds ours in them (here in the other order than in the tests)
+config = type(AutoConfig.for_model('gptlab'))
+# whoever imports the Auto classes later finds ours in them; in the tests it is the other order
 from transformers import AutoModelForCausalLM
 assert config in AutoModelForCausalLM._model_mapping.keys()
 import torch
@@ -98,16 +100,24 @@ from gptlab.hub import load
 from gptlab.model import GPT, GPTConfig, llama_config
 from gptlab.tokenizer import ByteTokenizer
 
-class Run: log, info = [dict(step=i, tokens=i*100, loss=5.-i/10) | (dict(valid=5.-i/10, bpb=3.) if i % 5 == 4 else {}) for i in range(20)], dict(run_id='abc')
-model = perturb_parameters(GPT(llama_config(vocab_size=257, n_layers=2, n_heads=4, d_model=32, d_ff=48, context_length=64)), .2).eval()
-print(push_to_hub('me/small', model, ByteTokenizer(), run=Run(), data='Two plays, public domain.', licence='mit', prompts=['To be']))
+class Run:
+    info = dict(run_id='abc')
+    log = [dict(step=i, tokens=i*100, loss=5.-i/10) for i in range(20)]
+    for row in log[4::5]: row |= dict(valid=row['loss'], bpb=3.)
+
+shape = dict(vocab_size=257, n_layers=2, n_heads=4, d_model=32, d_ff=48, context_length=64)
+model = perturb_parameters(GPT(llama_config(**shape)), .2).eval()
+print(push_to_hub('me/small', model, ByteTokenizer(), run=Run(), data='Two plays, public domain.',
+                  licence='mit', prompts=['To be']))
 ids = torch.arange(40)[None]
 back, tok = load('me/small', device='cpu')
 assert torch.equal(back(ids), model(ids)) and tok.encode('né') == ByteTokenizer().encode('né')
 own = perturb_parameters(GPT(GPTConfig(97, 64, 2, 4, 2, 32)), .2).eval()
 push_to_hub('me/own', own)
 assert torch.equal(load('me/own', device='cpu')[0](ids), own(ids))
-for f, message in [(lambda: push_to_hub('other/small', model), 'hf auth login'), (lambda: load('me/nothing'), 'cannot be had from the hub'), (lambda: load('me/pickled'), 'holds no weights')]:
+for f, message in [(lambda: push_to_hub('other/small', model), 'hf auth login'),
+                   (lambda: load('me/nothing'), 'cannot be had from the hub'),
+                   (lambda: load('me/pickled'), 'holds no weights')]:
     try: f()
     except (PermissionError, FileNotFoundError) as e: assert message in str(e), e
     else: raise AssertionError(message)
@@ -191,6 +201,16 @@ def test_gguf_holds_every_number(tmp_path):
     assert (read.fields['llama.attention.head_count_kv'].contents() == 2
             and read.fields['llama.context_length'].contents() == 160)
 
+def test_gguf_is_whole_or_absent(tmp_path, monkeypatch):
+    gguf = extra('gguf')
+    model, file = make_ours(gated()), tmp_path/'m.gguf'
+    file.write_bytes(b'before')
+    def full(self, **_): raise OSError('no space left on device')
+    monkeypatch.setattr(gguf.GGUFWriter, 'write_tensors_to_file', full)
+    with pytest.raises(OSError, match='could not write .*m.gguf: no space left on device'):
+        save_gguf(model, None, file)
+    assert [*tmp_path.iterdir()] == [file] and file.read_bytes() == b'before'
+
 def test_gguf_says_what_it_cannot(tmp_path):
     gguf = extra('gguf')
     save_gguf(make_ours(OURS['llama, llama3 rope'][1]), None, tmp_path/'m.gguf')
@@ -207,3 +227,4 @@ def test_gguf_says_what_it_cannot(tmp_path):
         save_gguf(make_ours(OURS['llama, yarn'][1]), None, tmp_path/'n.gguf')
     with pytest.raises(ValueError, match='pattern'):
         save_gguf(make_ours(gated()), CharTokenizer.train('abc'), tmp_path/'n.gguf')
+    assert [p.name for p in tmp_path.iterdir()] == ['m.gguf']

@@ -580,6 +580,33 @@ def test_a_disk_that_is_full_changes_nothing(llama, monkeypatch):
         save(make_ours(small2()), ByteTokenizer(), llama, shard=40_000)
     assert files(llama) == before and done
 
+def test_a_new_folder_is_there_when_it_is_whole(tmp_path, monkeypatch):
+    "What fails on the way leaves nothing behind, neither the folder nor what was written aside"
+    seen = []
+    def half(*a, **kw):
+        seen.append((tmp_path/'new').exists())
+        if len(seen) > 1: cannot()
+        save_file(*a, **kw)
+    monkeypatch.setattr(hub, 'save_file', half)
+    with pytest.raises(OSError, match='could not write .*new: no space left on device'):
+        save(make_ours(small2()), ByteTokenizer(), tmp_path/'new', shard=40_000)
+    assert seen == [False, False] and not [*tmp_path.iterdir()]
+    monkeypatch.undo()
+    save(make_ours(small2()), None, tmp_path/'deep'/'new')
+    names = {p.name for p in (tmp_path/'deep').rglob('*')}
+    assert names == {'new', 'config.json', 'model.safetensors'}
+
+def test_bars_of_the_hub_follow_ours(monkeypatch):
+    "Hugging Face's own bars are off where ours are, and on again afterwards"
+    from huggingface_hub import constants, utils
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_PROGRESS_BARS', None)
+    bars = sys.modules[utils.are_progress_bars_disabled.__module__]
+    monkeypatch.setattr(bars, 'HF_HUB_DISABLE_PROGRESS_BARS', None)
+    monkeypatch.setenv('GPTLAB_SILENT', '1')
+    assert not utils.are_progress_bars_disabled()
+    with hub.hub_bars(): assert utils.are_progress_bars_disabled()
+    assert not utils.are_progress_bars_disabled()
+
 def test_moving_in_is_undone_or_says_so(tmp_path, monkeypatch):
     """Every move fails once, then the disk is gone from every move on: what is there afterwards is
     the old model, the new one, or says what happened"""
@@ -706,6 +733,11 @@ def test_a_family_that_does_not_fit(tmp_path):
                                          r'blocks.1.mlp.gate.weight is missing'):
         save(model, None, tmp_path)
     assert not list(tmp_path.iterdir())
+
+def test_a_family_says_what_it_allows_in_plain_values():
+    assert hub.FAMILIES['llama']['head width'] == ['C/H', 'own']
+    assert all(type(answers) is list for asked in hub.FAMILIES.values()
+               for answers in asked.values())
 
 def test_families_are_decided_by_parts():
     a = partial(Attention, qk_norm=False)

@@ -22,14 +22,19 @@ QUIET = {'notebook-extension/tracker': dict(windowingMode='none'),
          'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False,
                                                  doNotDisturbMode=True)}
 WATCH = '''() => { window.seen = new Set();
-  const look = () => document.querySelectorAll('.gptlab-live').forEach(e => { if (e.innerText.trim()) window.seen.add(e.innerText) });
-  new MutationObserver(look).observe(document.body, {childList: true, subtree: true, characterData: true}); look(); }'''
+  const look = () => document.querySelectorAll('.gptlab-live').forEach(
+    e => { if (e.innerText.trim()) window.seen.add(e.innerText) });
+  new MutationObserver(look).observe(
+    document.body, {childList: true, subtree: true, characterData: true}); look(); }'''
 # more than the front page's eval_every: the slider needs two samples to move between
 STEPS = 30
-READY = '''() => { const k = document.querySelector('.jp-KernelName'), s = document.querySelector('.jp-Notebook-ExecutionIndicator');
+READY = '''() => { const k = document.querySelector('.jp-KernelName'),
+  s = document.querySelector('.jp-Notebook-ExecutionIndicator');
   return k && !k.innerText.includes('No Kernel') && s && s.dataset.status === 'idle' }'''
-DONE = '''() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
-  return p.length > 0 && !p.some(t => t.includes('*')) && document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status === 'idle' }'''
+DONE = '''() => {
+  const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.innerText);
+  return p.length > 0 && !p.some(t => t.includes('*'))
+    && document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status === 'idle' }'''
 
 
 # the map, a run's report and figures; curves of schedules

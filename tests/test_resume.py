@@ -39,7 +39,8 @@ from gptlab.schedules import linear
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 
-CASES = dict(                      # budget, settings of the trainer, batches with documents kept apart?, samples on the way?
+# budget, settings of the trainer, batches with documents kept apart?, samples on the way?
+CASES = dict(
     steps    = (dict(steps=24), dict(), False, True),
     tokens   = (dict(tokens=24*2*4*32), dict(accumulate=2), False, False),
     flops    = (dict(flops=24*4*32), dict(), True, False),       # times operations per token, below
@@ -59,11 +60,13 @@ def make(case, folder, pause):
     budget, kw, docs, samples = CASES[case]
     set_seed(7)
     train, valid = batches(make_stories(60), ByteTokenizer(), B=4, T=32, docs=docs, valid_rows=4)
-    model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=2, n_heads=2, d_model=32, dropout=.1))
+    model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=2, n_heads=2, d_model=32,
+                          dropout=.1))
     if 'flops' in budget: budget = dict(flops=budget['flops']*model.flops_per_token(32))
     opt = Opt(model, muon(at=hidden, wd=.1), adamw(lr=3e-3, wd=.01))
-    return budget, Trainer(model, opt, train, valid, schedule=linear(), callbacks=[Steps(pause)] + [Samples()]*samples, dir=folder, save_every=2,
-                           eval_every=5, device='cpu', **kw)
+    return budget, Trainer(model, opt, train, valid, schedule=linear(),
+                           callbacks=[Steps(pause)] + [Samples()]*samples, dir=folder,
+                           save_every=2, eval_every=5, device='cpu', **kw)
 
 def go(pause, case, folder):
     budget, run = make(case, folder, float(pause))

@@ -105,7 +105,9 @@ def test_continued_in_another_process(sources, tmp_path):
     code = """if True:
         import hashlib, pickle, sys
         from gptlab.data import skip_documents
-        for kind, s in pickle.load(open(sys.argv[1], 'rb')).items(): print(kind, hashlib.sha256(''.join(skip_documents(s, 777)).encode()).hexdigest())"""
+        for kind, s in pickle.load(open(sys.argv[1], 'rb')).items():
+            rest = ''.join(skip_documents(s, 777))
+            print(kind, hashlib.sha256(rest.encode()).hexdigest())"""
     out = subprocess.run([sys.executable, '-c', code, str(tmp_path/'sources.pkl')],
                          capture_output=True, text=True, check=True).stdout
     assert (dict(line.split() for line in out.splitlines())
