@@ -17,7 +17,7 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import (ask_parts, first_cache, has_values, Attention, Layer, LayerCache,
+from .attention import (check_layers, first_cache, has_values, Attention, Layer, LayerCache,
                               LearnedPositions, Position, Seq)
 from .blocks import (build_part, gelu_tanh, GLU, LayerNorm, MLP, no_gradient,
                            perturb_parameters, Report, RMSNorm, silu)
@@ -122,7 +122,7 @@ class GPT(nn.Module):
         self.widen  = nn.Linear(E, C, bias=False) if cfg.d_embed else None
         self.blocks = nn.ModuleList(self._block(i) for i in range(cfg.n_layers))
         self.norm, self.head = layer_part(cfg.norm, 0)(C), nn.Linear(E, V, bias=False)
-        ask_parts(self.children())
+        check_layers(self.children())
         (cfg.init or modern_init)(self)
         if cfg.tie: self._tie()
 
@@ -263,7 +263,7 @@ def swap(model:nn.Module, # changed in place
 def _check_swap(model, name, old, new):
     if not isinstance(new, nn.Module):
         raise TypeError(f'make must give a module in place of {name}, not {type(new).__name__}')
-    ask_parts([new])
+    check_layers([new])
     inside = {*old.modules()}
     outside = [m for m in model.modules() if m not in inside]
     others = {p for m in outside for p in m.parameters(recurse=False)}
