@@ -36,6 +36,7 @@ from .corpora import *
 from .positions import *
 from .attentions import *
 from .moe import *
+from .diagnostics import *
 from .hub import *
 from .linear_attentions import *
 from .formats import *
