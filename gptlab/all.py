@@ -41,6 +41,7 @@ from .hub import *
 from .linear_attentions import *
 from .formats import *
 from .costs import *
+from .trackers import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
