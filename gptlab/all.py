@@ -36,10 +36,12 @@ from .corpora import *
 from .positions import *
 from .attentions import *
 from .moe import *
+from .diagnostics import *
 from .hub import *
 from .linear_attentions import *
 from .formats import *
 from .costs import *
+from .trackers import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]

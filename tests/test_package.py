@@ -15,7 +15,7 @@ except ImportError: import tomli as tomllib      # Python 3.10; pytest brings it
 from common import LIB, ROOT
 
 HEAVY = ['datasets', 'trackio', 'transformers', 'torch._dynamo', 'torchao', 'gradio', 'pyarrow',
-         'tokenizers']
+         'tokenizers', 'wandb', 'tensorboard']
 UNSEEN = ('PYTHONPATH', 'VIRTUAL_ENV', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')
 
 

@@ -26,7 +26,7 @@ PLAIN = FLAGS | {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_li
 QUARTO = {'eval:', 'echo:', 'output:', 'include:', 'warning:', 'code-fold:', 'code-summary:',
           'fig-alt:', 'fig-cap:', 'label:'}
 HEAVY = {'datasets', 'trackio', 'transformers', 'torchao', 'gradio', 'torch._dynamo',
-         'torch.distributed.fsdp'}
+         'torch.distributed.fsdp', 'torch.utils.tensorboard', 'wandb'}
 # the seams' methods: their arguments are explained once, with the contract
 CONTRACT = {'forward', 'prepare', 'rotate', 'bias', 'new_cache', 'add', 'once', 'mask'}
 each = pytest.mark.parametrize('nb', ALL, ids=name)
