@@ -9,11 +9,17 @@ __all__ = ['polar_series', 'sgd_rule', 'adamw_rule', 'polar_factor', 'muon_rule'
 # %% ../nbs/09_optimizers.ipynb #d1f2382e
 import copy, functools, inspect, io, math, warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from numbers import Real
 import torch
 from fastcore.basics import patch
 from torch import nn
 from .blocks import Report
+# private interfaces of torch, all in this place; a table near the end says what would replace each
+from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp, _foreach_lerp_,
+                   _foreach_mul_, _foreach_sqrt)
+_has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)         # bool() is False
 
 # %% ../nbs/09_optimizers.ipynb #4064e417
 def _buffer(state, name, like):
@@ -76,8 +82,7 @@ def _coefficients(series, steps):
 def _fast_dtype(G):
     "bfloat16 where the device multiplies it faster, else float32; float64 stays"
     if G.dtype == torch.float64: return G.dtype
-    has_amx = getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
-    fast = G.is_cuda or (G.device.type == 'cpu' and has_amx())
+    fast = G.is_cuda or (G.device.type == 'cpu' and _has_amx())
     return torch.bfloat16 if fast else torch.float32
 
 def _need_matrix(shape):
@@ -141,60 +146,18 @@ def muon_rule(grad:torch.Tensor, # gradient of a matrix (m,n); never changed
     orthogonal = polar_factor(ahead, ns_steps, series, precision)
     return orthogonal * _muon_scale(grad.shape, scale)
 
-# %% ../nbs/09_optimizers.ipynb #fc801b37
-def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
-    "`adamw_rule` for lists of tensors and of step numbers, in as few passes as can be"
-    beta1, beta2 = betas
-    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
-    vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
-    torch._foreach_lerp_(ms, grads, 1 - beta1)
-    torch._foreach_mul_(vs, beta2)
-    torch._foreach_addcmul_(vs, grads, grads, 1 - beta2)
-    corrections1 = [1 - beta1**t for t in step]                       # m̂ = m/c₁
-    corrections2 = [1 - beta2**t for t in step]                       # v̂ = v/c₂
-    # m̂/(√v̂ + eps) = m/(√v·c₁/√c₂ + eps·c₁): both corrections go into the denominator
-    factors = [c1 / math.sqrt(c2) for c1, c2 in zip(corrections1, corrections2)]
-    denominators = torch._foreach_sqrt(vs)
-    torch._foreach_mul_(denominators, factors)
-    torch._foreach_add_(denominators, [eps*c1 for c1 in corrections1])
-    return torch._foreach_div(ms, denominators)
-
-adamw_rule.many = _adamw_many
-
-def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
-               scale='original', precision=None):
-    "`muon_rule` for a list of matrices: those of one shape, dtype and device as one stack"
-    averages = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)]
-    torch._foreach_lerp_(averages, grads, 1 - momentum)
-    ahead = torch._foreach_lerp(grads, averages, momentum)
-    alike, directions = defaultdict(list), [None]*len(grads)
-    for i, g in enumerate(grads): alike[g.shape, g.dtype, g.device].append(i)
-    for (shape, *_), which in alike.items():
-        stack = torch.stack([ahead[i] for i in which])                # (N,m,n)
-        orthogonal = polar_factor(stack, ns_steps, series, precision)
-        scaled = orthogonal * _muon_scale(shape, scale)
-        for i, direction in zip(which, scaled): directions[i] = direction
-    return directions
-
-muon_rule.many = _muon_many
-
 # %% ../nbs/09_optimizers.ipynb #2b03e98b
 @functools.cache
 def _signature(rule): return inspect.signature(rule).parameters
 
-def _name(f): return getattr(f, '__name__', type(f).__name__).removesuffix('_rule')
-
-def _live(k, v): return callable(v) or k == 'schedule'                # not in a state dict
-
-def _shown(settings):
-    hide = 'params', 'param_names', 'rule', *(k for k in settings if k.startswith('initial_'))
-    plain = {k: v for k, v in settings.items() if k not in hide and v is not None}
-    return ', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in plain.items())
+def _defaults(rule):
+    return {k: p.default for k, p in _signature(rule).items() if p.default is not p.empty}
 
 class Group:
     """A rule, its settings, and which parameters it takes
 
-    Raises ValueError for a setting that the rule does not have.
+    Raises ValueError for a setting that the rule does not have or cannot use, TypeError for what is
+    no rule.
     """
     def __init__(self,
                  rule:Callable, # (grad, state, **settings) → direction
@@ -203,19 +166,13 @@ class Group:
                  wd:float=0., # weight decay: each step takes the fraction lr·wd of a weight
                  schedule:Callable|dict|None=None, # the group's own curves; None: the trainer's
                  **settings): # the rule's own; the rest keep the defaults in its signature
-        parameters = _signature(rule).items()
-        defaults = {k: p.default for k, p in parameters if p.default is not p.empty}
-        unknown = sorted(settings.keys() - defaults)
-        if unknown:
-            known = ', '.join(['lr', 'wd', *defaults])
-            raise ValueError(f'{_name(rule)} has no setting {", ".join(unknown)}; it has {known}')
-        self.rule, self.at = rule, at
-        self.settings = dict(lr=lr, wd=wd) | defaults | settings
+        self.rule, self.at, self.many = rule, at, getattr(rule, 'many', None)
+        given = dict(lr=lr, wd=wd) | settings
+        self._check(given, schedule)
+        self.settings = dict(lr=lr, wd=wd) | _defaults(rule) | given
         if schedule: self.settings['schedule'] = schedule
 
-    def __repr__(self):
-        at = f', at={_name(self.at)}' if self.at else ''
-        return f'{_name(self.rule)}({_shown(self.settings)}{at})'
+    def _check(self, given, schedule): "Filled in below, under the heading Refuse at once"
 
 # %% ../nbs/09_optimizers.ipynb #36ae801f
 def hidden(name:str, # as in model.named_parameters()
@@ -237,7 +194,6 @@ def sgd(lr:float=.1, # learning rate: length of a step
     "A group that follows `sgd_rule`"
     return Group(sgd_rule, at, lr, wd, schedule, momentum=momentum)
 
-# %% ../nbs/09_optimizers.ipynb #9e21c3af
 def adamw(lr:float=1e-3, # learning rate: length of a step
           betas:tuple=(.9,.95), # decay rates of the two averages
           eps:float=1e-8, # keeps the division finite
@@ -257,15 +213,20 @@ def muon(lr:float=.02, # learning rate: length of a step of an orthogonal matrix
          ) -> Group:
     """A group that follows `muon_rule`, for the matrices inside the blocks
 
-    Raises ValueError for a setting that the rule does not have.
+    Raises ValueError for a setting that the rule does not have or cannot use.
     """
     return Group(muon_rule, at, lr, wd, momentum=momentum, ns_steps=ns_steps, **settings)
 
 # %% ../nbs/09_optimizers.ipynb #2a09b377
+def uncompiled(model:nn.Module) -> nn.Module:
+    "The model inside torch.compile(model), whose parameters have plain names"
+    return getattr(model, '_orig_mod', model)
+
 def _owned(model):
     "Each parameter once: its first name, itself, and the module that owns it"
+    if not isinstance(model, nn.Module): return (yield from _listed(model))
     seen = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in uncompiled(model).named_modules():
         for name, p in module.named_parameters(recurse=False):
             if p not in seen: yield f'{prefix}.{name}' if prefix else name, p, module
             seen.add(p)
@@ -290,32 +251,21 @@ def _assign(model, groups):
 class Opt(torch.optim.Optimizer):
     """Rules applied to groups of a model's parameters
 
-    Raises ValueError naming the parameters that no group claims; warns of a group without any.
+    A compiled model's parameters have the names of the uncompiled one. Raises ValueError naming the
+    parameters that no group claims; warns of a group without any.
     """
     extras = {}          # more that a rule may ask for by name: {'hessian': f(param)}
 
     def __init__(self,
-                 model:nn.Module, # whose parameters to train
+                 model:nn.Module|Iterable, # whose parameters to train; or these, or pairs with names
                  *groups:Group|Callable): # first come, first served; a bare rule keeps its defaults
         groups = [g if isinstance(g, Group) else Group(g) for g in groups]
         taken = _assign(model, groups)
         for g, mine in zip(groups, taken):
             if not mine: warnings.warn(f'{g} claims no parameter')
         used = [(g, mine) for g, mine in zip(groups, taken) if mine]
-        super().__init__([dict(params=mine, rule=g.rule) | g.settings for g, mine in used], {})
-
-    def _rows(self):
-        for g in self.param_groups:
-            params = g['params']
-            size = sum(p.numel() for p in params)
-            yield _name(g['rule']), f'{size:,}', str(len(params)), _shown(g)
-
-    def __repr__(self):
-        return '\n'.join(['Opt', *('  ' + ' · '.join(row) for row in self._rows())])
-
-    def _repr_markdown_(self):
-        head = ['| rule | parameters | tensors | settings |', '|---|---:|---:|---|']
-        return '\n'.join(head + [f'| {" | ".join(row)} |' for row in self._rows()])
+        super().__init__([dict(params=mine, rule=g.rule, many=g.many) | g.settings
+                          for g, mine in used], {})
 
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 @patch
@@ -327,7 +277,8 @@ def _directions(self:Opt, group, params):
     offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
     extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
     settings = {k: v for k, v in group.items() if k in asks and k not in extras}
-    if hasattr(rule, 'many'): return rule.many(grads, states, **extras, **settings)
+    many = group.get('many')
+    if many: return many(grads, states, **extras, **settings)
     directions = []
     for grad, state, *values in zip(grads, states, *extras.values()):
         directions.append(rule(grad, state, **dict(zip(extras, values)), **settings))
@@ -348,11 +299,249 @@ def step(self:Opt,
         if not params: continue
         directions = self._directions(g, params)
         lr, wd = g['lr'], g['wd']
-        if wd: torch._foreach_mul_(params, 1 - lr*wd)
-        torch._foreach_add_(params, directions, alpha=-lr)
+        if wd: _foreach_mul_(params, 1 - lr*wd)
+        _foreach_add_(params, directions, alpha=-lr)
     return loss
 
+# %% ../nbs/09_optimizers.ipynb #fc801b37
+def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
+    "`adamw_rule` for lists of tensors and of step numbers, in as few passes as can be"
+    beta1, beta2 = betas
+    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
+    vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+    _foreach_lerp_(ms, grads, 1 - beta1)
+    _foreach_mul_(vs, beta2)
+    _foreach_addcmul_(vs, grads, grads, 1 - beta2)
+    corrections1 = [1 - beta1**t for t in step]                       # m̂ = m/c₁
+    corrections2 = [1 - beta2**t for t in step]                       # v̂ = v/c₂
+    # m̂/(√v̂ + eps) = m/(√v·c₁/√c₂ + eps·c₁): both corrections go into the denominator
+    factors = [c1 / math.sqrt(c2) for c1, c2 in zip(corrections1, corrections2)]
+    denominators = _foreach_sqrt(vs)
+    _foreach_mul_(denominators, factors)
+    _foreach_add_(denominators, [eps*c1 for c1 in corrections1])
+    return _foreach_div(ms, denominators)
+
+adamw_rule.many = _adamw_many
+
+def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
+               scale='original', precision=None):
+    "`muon_rule` for a list of matrices: those of one shape, dtype and device as one stack"
+    averages = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)]
+    _foreach_lerp_(averages, grads, 1 - momentum)
+    ahead = _foreach_lerp(grads, averages, momentum)
+    alike, directions = defaultdict(list), [None]*len(grads)
+    for i, g in enumerate(grads): alike[g.shape, g.dtype, g.device].append(i)
+    for (shape, *_), which in alike.items():
+        stack = torch.stack([ahead[i] for i in which])                # (N,m,n)
+        orthogonal = polar_factor(stack, ns_steps, series, precision)
+        scaled = orthogonal * _muon_scale(shape, scale)
+        for i, direction in zip(which, scaled): directions[i] = direction
+    return directions
+
+muon_rule.many = _muon_many
+
+# %% ../nbs/09_optimizers.ipynb #a6336d8f
+def _is_number(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
+
+def _is_fraction(x): return _is_number(x) and 0 <= x < 1
+
+def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+def _is_pair(x):
+    return isinstance(x, (tuple, list)) and len(x) == 2 and all(map(_is_fraction, x))
+
+def _is_float(name):
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return name is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+_at_least_0 = 'a finite number, 0 or more', lambda x: _is_number(x) and x >= 0
+_fraction   = 'a number from 0 to below 1', _is_fraction
+# rule -> {setting: (what it must be, does a value pass?)}; a rule of your own has lr and wd
+_limits = {sgd_rule: dict(momentum=_fraction),
+           adamw_rule: dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0),
+           muon_rule: dict(momentum=_fraction,
+                           ns_steps=('a whole number, 0 or more', _is_count),
+                           series=('a key of polar_series',
+                                   lambda x: isinstance(x, str) and _coefficients(x, 1)),
+                           scale=('the name of a scale',
+                                  lambda x: isinstance(x, str) and _muon_scale((1,1), x)),
+                           precision=('the name of a float dtype, or None', _is_float))}
+
+def _inner(rule): return rule.func if isinstance(rule, functools.partial) else rule
+
+def _name(f):
+    "What a function is called; an object that is called like one has its class's name"
+    f = _inner(f)
+    return getattr(f, '__name__', type(f).__name__).removesuffix('_rule')
+
+def _short(x):
+    "A plain value itself; of anything larger its type"
+    plain = x is None or isinstance(x, (Real, str, tuple, list))
+    return repr(x) if plain else f'a {type(x).__name__}'
+
+def _check_values(rule, given):
+    "Raises ValueError for a number out of range, and for a name that is not in its table"
+    limits = dict(lr=_at_least_0, wd=_at_least_0) | _limits.get(_inner(rule), {})
+    for k, (wanted, passes) in limits.items():
+        if k in given and not passes(given[k]):
+            raise ValueError(f'{_name(rule)}: {k} is {wanted}, not {_short(given[k])}')
+
+def _check_form(rule):
+    "The names that a rule takes after gradient and state; raises TypeError for what is no rule"
+    if not callable(rule):
+        raise TypeError(f'a rule is a function (grad, state, …), not {_short(rule)}')
+    try: parameters = [*_signature(rule).values()]
+    except ValueError:
+        raise TypeError(f'{_name(rule)} does not say what it takes: write a function around it, '
+                        '(grad, state, …)') from None
+    first, rest = parameters[:2], parameters[2:]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in first)
+    bare = [p for p in first if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    if len(bare) < 2 and not any_number:
+        raise TypeError(f'{_name(rule)} is no rule, (grad, state, …); a function that makes a '
+                        f'group is called: {_name(rule)}()')
+    for p in rest:
+        near = get_close_matches(p.name, ('param', 'step'), 1, .75)
+        if p.default is p.empty and near and p.name != near[0]:
+            raise TypeError(f'{_name(rule)} asks for {p.name}; did you mean {near[0]}?')
+    return {p.name for p in rest if p.kind is not p.VAR_KEYWORD}
+
+def _check_many(rule, many, names):
+    "Raises TypeError if `many` is misspelt, cannot be called, or takes other settings than the rule"
+    if many is None:
+        found = vars(rule) if inspect.isfunction(rule) else []
+        near = get_close_matches('many', found, 1, .75)
+        if near: raise TypeError(f'{_name(rule)} has {near[0]}; did you mean many?')
+        return
+    if not callable(many):
+        raise TypeError(f'{_name(rule)}.many is a function (grads, states, …), not {_short(many)}')
+    other = _check_form(many) ^ names
+    anything = any(p.kind is p.VAR_KEYWORD for p in _signature(many).values())
+    if other and not anything:
+        raise TypeError(f'{_name(rule)} and its many take the same settings; only one of them '
+                        f'has {", ".join(sorted(other))}')
+
+@patch
+def _check(self:Group, given, schedule):
+    "Is this a rule, and can it use the settings that are given?"
+    names = _check_form(self.rule)
+    _check_many(self.rule, self.many, names)
+    known = dict.fromkeys(['lr', 'wd', *_defaults(self.rule)])
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        near = get_close_matches(unknown[0], known, 1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ValueError(f'{_name(self.rule)} has no setting {", ".join(unknown)}{hint}; '
+                         f'it has {", ".join(known)}')
+    _check_values(self.rule, given)
+    if self.at is not None and not callable(self.at):
+        raise TypeError('at is a function (name, param, module) → bool, not ' + _short(self.at))
+    curves = schedule.values() if isinstance(schedule, dict) else [schedule] if schedule else []
+    if not all(map(callable, curves)):
+        raise TypeError('schedule is a curve, progress → multiplier, or {setting: curve}, not '
+                        + _short(schedule))
+
+def _listed(params):
+    """Each parameter of a list once: its name or else its number, itself, and no module
+
+    Raises TypeError for what is not such a list.
+    """
+    if isinstance(params, torch.Tensor) or not isinstance(params, Iterable):
+        raise TypeError('Opt takes a model, its parameters, or pairs (name, parameter), not '
+                        + _short(params))
+    seen = set()
+    for i, item in enumerate(params):
+        name, p = item if isinstance(item, tuple) and len(item) == 2 else (str(i), item)
+        if not (isinstance(name, str) and isinstance(p, torch.Tensor)):
+            raise TypeError(f'Opt takes parameters, or pairs (name, parameter), not {_short(item)}')
+        if p not in seen: yield name, p, None
+        seen.add(p)
+
+# %% ../nbs/09_optimizers.ipynb #3c9862ad
+def _precision(group):
+    "What the products of a group's rule are rounded to, and by which units: for Muon alone"
+    given = group.get('precision')
+    if _inner(group['rule']) is not muon_rule: return given
+    names = set()
+    for p in group['params']:
+        name = given or str(_fast_dtype(p)).removeprefix('torch.')
+        amx = p.device.type == 'cpu' and _has_amx()
+        units = ' (CUDA)' if p.is_cuda else ' (AMX)' if amx else ''
+        names.add(name + units if name == 'bfloat16' else name)
+    return ', '.join(sorted(names))
+
+def _apart(settings):
+    "The settings that are a rule's own, without what `Opt` and a schedule keep beside them"
+    hide = 'params', 'param_names', 'rule', 'many'
+    return {k: v for k, v in settings.items()
+            if k not in hide and not k.startswith('initial_')}
+
+def _shown(settings):
+    plain = {k: v for k, v in _apart(settings).items() if v is not None}
+    return ', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in plain.items())
+
+@patch
+def __repr__(self:Group):
+    at = f', at={_name(self.at)}' if self.at else ''
+    return f'{_name(self.rule)}({_shown(self.settings)}{at})'
+
+def _size(group): return sum(p.numel() for p in group['params'])
+
+@patch
+def _rows(self:Opt):
+    for g in self.param_groups:
+        shown = _shown(g | dict(precision=_precision(g)))
+        yield _name(g['rule']), f'{_size(g):,}', str(len(g['params'])), shown
+
+@patch
+def __repr__(self:Opt):
+    return '\n'.join(['Opt', *('  ' + ' · '.join(row) for row in self._rows())])
+
+@patch
+def _repr_markdown_(self:Opt):
+    head = ['| rule | parameters | tensors | settings |', '|---|---:|---:|---|']
+    return '\n'.join(head + [f'| {" | ".join(row)} |' for row in self._rows()])
+
+def _plain(v):
+    "A value as JSON can hold it: a function by its name, a tuple as a list, what is left as text"
+    if v is None or isinstance(v, (bool, int, float, str)): return v
+    if isinstance(v, Real): return float(v)
+    if isinstance(v, dict): return {str(k): _plain(x) for k, x in v.items()}
+    if isinstance(v, (tuple, list)): return [_plain(x) for x in v]
+    return _name(v) if callable(v) else str(v)
+
+def _group_keys(opt):
+    "A name for each group: its rule's, with a number where an earlier group has it"
+    names = []
+    for g in opt.param_groups:
+        name, n = _name(g['rule']), 1
+        while (key := f'{name}_{n}' if n > 1 else name) in names: n += 1
+        names.append(key)
+    return names
+
+@patch
+def settings(self:Opt) -> list[dict]:
+    """What each group was made with, as plain values that JSON can hold
+
+    Its name and rule, the settings (before any schedule), the precision that Muon's products have
+    on this machine, and how many tensors and parameters it has.
+    """
+    found = []
+    for name, g in zip(_group_keys(self), self.param_groups):
+        own = {k: g.get(f'initial_{k}', v) for k, v in _apart(g).items()}
+        if 'precision' in g: own['precision'] = _precision(g)
+        sizes = dict(tensors=len(g['params']), parameters=_size(g))
+        found.append(_plain(dict(name=name, rule=_name(g['rule'])) | own | sizes))
+    return found
+
+@patch
+def lrs(self:Opt) -> dict[str, float]:
+    "Name of a group, as in `settings` → its learning rate now"
+    return {k: g['lr'] for k, g in zip(_group_keys(self), self.param_groups)}
+
 # %% ../nbs/09_optimizers.ipynb #77f5a6bf
+def _live(k, v): return callable(v) or k in ('schedule', 'many')      # not in a state dict
+
 @patch
 def state_dict(self:Opt) -> dict:
     "State and settings as plain values; functions stay behind"
@@ -377,9 +566,8 @@ def load_state_dict(self:Opt, state_dict:dict):
     for new, old in zip(self.param_groups, live):
         new.update({k: v for k, v in old.items() if _live(k, v)})
 
-# %% ../nbs/09_optimizers.ipynb #6bda8136
 @patch
-def check(self:Opt, model:nn.Module):
+def check(self:Opt, model:nn.Module|Iterable):
     """Compare with the parameters that `model` has now
 
     Raises ValueError if this optimizer holds some that are gone, or lacks some that should learn.
@@ -433,10 +621,8 @@ def _continued(group):
 
 def _one_by_one(group):
     "The same group, its rule without `many`"
-    rule, single = group.rule, copy.copy(group)
-    @functools.wraps(rule, updated=())
-    def bare(*args, **kwargs): return rule(*args, **kwargs)
-    single.rule = bare
+    single = copy.copy(group)
+    single.many = None
     return single
 
 def check_rule(group:Group|Callable # a rule, or a group that follows it
@@ -458,7 +644,7 @@ def check_rule(group:Group|Callable # a rule, or a group that follows it
     five, again = _five_steps(group), _five_steps(group)
     slow = _five_steps(_one_by_one(group))
     model.descend(opt, 100)
-    many = torch.allclose(five, slow, atol=1e-2) if hasattr(group.rule, 'many') else '–'
+    many = torch.allclose(five, slow, atol=1e-2) if group.many else '–'
     return Report({'goes down': bool(model.loss() < start),
                    'leaves the gradient alone': untouched,
                    'keeps shape and dtype': all(kept),
