@@ -4,9 +4,11 @@ The tensors are those of the front page's model (4 blocks of width 128, vocabula
 gradients random numbers; nothing else is computed. Muon takes the matrices of the blocks, AdamW
 everything. In each round both take a few steps, in turn and in one process, the one that begins
 changing from round to round; the ratio is the median over rounds (below 1: ours is faster), with a
-95 % interval from the order of the ratios.
+95 % interval from the order of the ratios. On a machine that does other work as well, `--processor`
+counts the time of the processor in place of the clock's, on one thread.
 
-    python benchmarks/optimizers.py [--rounds 60] [--steps 5] [--size frontpage] [--name optimizers]
+    python benchmarks/optimizers.py [--rounds 60] [--steps 5] [--size frontpage] [--processor]
+                                    [--name optimizers]
 """
 import argparse
 import math
@@ -62,11 +64,11 @@ def torch_adamw(size):
     return torch.optim.AdamW(params, lr=1e-2, betas=(.9, .95), weight_decay=0., fused=True)
 
 
-def seconds(opt, steps):
+def seconds(opt, steps, clock=time.perf_counter):
     "Seconds of one of `steps` steps"
-    start = time.perf_counter()
+    start = clock()
     for _ in range(steps): opt.step()
-    return (time.perf_counter() - start) / steps
+    return (clock() - start) / steps
 
 
 def interval(values):
@@ -88,9 +90,10 @@ def compare(name, ours, theirs, args):
     pair = dict(ours=ours(args.size), theirs=theirs(args.size))
     for opt in pair.values(): seconds(opt, 3)                         # first steps make the state
     times = dict(ours=[], theirs=[])
+    clock = time.process_time if args.processor else time.perf_counter
     for r in range(args.rounds):
         for who in (pair if r % 2 else reversed(pair)):
-            times[who].append(seconds(pair[who], args.steps))
+            times[who].append(seconds(pair[who], args.steps, clock))
     ratios = [a/b for a, b in zip(times['ours'], times['theirs'])]
     ratio, low, high = (round(x, 3) for x in interval(ratios))
     ms = {who: round(1000*statistics.median(t), 3) for who, t in times.items()}
@@ -107,11 +110,13 @@ def main():
     parser.add_argument('--steps', type=int, default=5, help='steps in a measurement')
     parser.add_argument('--size', choices=SIZES, default='frontpage')
     parser.add_argument('--name', default='optimizers', help='of the result')
+    parser.add_argument('--processor', action='store_true', help='count time of the processor')
     args = parser.parse_args()
+    if args.processor: torch.set_num_threads(1)
     rows = [compare('muon', our_muon, torch_muon, args),
             compare('adamw', our_adamw, torch_adamw, args)]
     keep(args.name, size=args.size, sizes=SIZES[args.size], rounds=args.rounds, steps=args.steps,
-         rows=rows)
+         clock='processor' if args.processor else 'wall', rows=rows)
 
 
 if __name__ == '__main__': main()
