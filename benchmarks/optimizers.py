@@ -1,0 +1,122 @@
+"""Is a step of ours as fast as torch's? Muon beside `torch.optim.Muon`, AdamW beside torch's fused.
+
+The tensors are those of the front page's model (4 blocks of width 128, vocabulary 2048), their
+gradients random numbers; nothing else is computed. Muon takes the matrices of the blocks, AdamW
+everything. In each round both take a few steps, in turn and in one process, the one that begins
+changing from round to round; the ratio is the median over rounds (below 1: ours is faster), with a
+95 % interval from the order of the ratios. On a machine that does other work as well, `--processor`
+counts the time of the processor in place of the clock's, on one thread.
+
+    python benchmarks/optimizers.py [--rounds 60] [--steps 5] [--size frontpage] [--processor]
+                                    [--name optimizers]
+"""
+import argparse
+import math
+import statistics
+import time
+
+from common import keep
+import torch
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import adamw, hidden, muon, Opt
+
+# name: the model's sizes; context is irrelevant to an optimizer
+SIZES = dict(tiny=dict(vocab_size=257, n_layers=2, n_heads=2, d_model=64),
+             frontpage=dict(vocab_size=2048, n_layers=4, n_heads=4, d_model=128),
+             width_384=dict(vocab_size=4096, n_layers=6, n_heads=6, d_model=384))
+GOALS = dict(muon=.8, adamw=1.1)
+
+
+def with_gradients(size):
+    "A model, always of the same weights, whose parameters have random gradients"
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SIZES[size]))
+    for p in model.parameters(): p.grad = torch.randn_like(p)
+    return model
+
+
+def matrices(model):
+    "The parameters that `hidden` gives to Muon"
+    named = dict(model.named_parameters())
+    owner = {name: model.get_submodule(name.rpartition('.')[0]) for name in named}
+    return [p for name, p in named.items() if hidden(name, p, owner[name])]
+
+
+def only_matrices(size):
+    "A model in which nothing else learns"
+    model = with_gradients(size)
+    mine = {id(p) for p in matrices(model)}
+    for p in model.parameters(): p.requires_grad_(id(p) in mine)
+    return model
+
+
+def our_muon(size): return Opt(only_matrices(size), muon(lr=.014))
+
+
+def torch_muon(size): return torch.optim.Muon(matrices(with_gradients(size)), lr=.014)
+
+
+def our_adamw(size): return Opt(with_gradients(size), adamw(lr=1e-2))
+
+
+def torch_adamw(size):
+    params = with_gradients(size).parameters()
+    return torch.optim.AdamW(params, lr=1e-2, betas=(.9, .95), weight_decay=0., fused=True)
+
+
+def seconds(opt, steps, clock=time.perf_counter):
+    "Seconds of one of `steps` steps"
+    start = clock()
+    for _ in range(steps): opt.step()
+    return (clock() - start) / steps
+
+
+def interval(values):
+    """Median of some values, and the 95 % interval of that of all such values
+
+    Its ends are two of the values in order; how many of n fall below a median is binomial.
+    """
+    ordered, n = sorted(values), len(values)
+    below, k = 0., 0
+    while below + math.comb(n, k)/2**n <= .025:
+        below += math.comb(n, k)/2**n
+        k += 1
+    k = max(k - 1, 0)
+    return statistics.median(ordered), ordered[k], ordered[n-1-k]
+
+
+def compare(name, ours, theirs, args):
+    "A row: milliseconds of a step of both, and the ratio of ours to theirs"
+    pair = dict(ours=ours(args.size), theirs=theirs(args.size))
+    for opt in pair.values(): seconds(opt, 3)                         # first steps make the state
+    times = dict(ours=[], theirs=[])
+    clock = time.process_time if args.processor else time.perf_counter
+    for r in range(args.rounds):
+        for who in (pair if r % 2 else reversed(pair)):
+            times[who].append(seconds(pair[who], args.steps, clock))
+    ratios = [a/b for a, b in zip(times['ours'], times['theirs'])]
+    ratio, low, high = (round(x, 3) for x in interval(ratios))
+    ms = {who: round(1000*statistics.median(t), 3) for who, t in times.items()}
+    row = dict(rule=name, milliseconds=ms, ratio=ratio, interval=[low, high], goal=GOALS[name],
+               settings=pair['ours'].settings())
+    print(f'{name}: {ms["ours"]} against {ms["theirs"]} ms, ratio {ratio} [{low}, {high}], '
+          f'goal {GOALS[name]}', flush=True)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--rounds', type=int, default=60, help='pairs of measurements')
+    parser.add_argument('--steps', type=int, default=5, help='steps in a measurement')
+    parser.add_argument('--size', choices=SIZES, default='frontpage')
+    parser.add_argument('--name', default='optimizers', help='of the result')
+    parser.add_argument('--processor', action='store_true', help='count time of the processor')
+    args = parser.parse_args()
+    if args.processor: torch.set_num_threads(1)
+    rows = [compare('muon', our_muon, torch_muon, args),
+            compare('adamw', our_adamw, torch_adamw, args)]
+    keep(args.name, size=args.size, sizes=SIZES[args.size], rounds=args.rounds, steps=args.steps,
+         clock='processor' if args.processor else 'wall', rows=rows)
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,302 @@
+"""Rules, groups and `Opt`: agreement with torch's own, what is refused at once, and what an
+optimizer tells of itself."""
+import copy
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gptlab import optimizers
+from gptlab.core import set_seed
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import (adamw, adamw_rule, check_rule, Group, hidden, muon, muon_rule, Opt,
+                               polar_factor, polar_series, sgd, sgd_rule, uncompiled)
+from gptlab.schedules import apply_schedule, cosine
+
+NAN = float('nan')
+DIMS = dict(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=16)
+
+
+def tiny():
+    set_seed(0)
+    return GPT(GPTConfig(**DIMS))
+
+
+def groups(): return muon(lr=.02, precision='float32'), adamw(lr=3e-3, wd=.1)
+
+
+def train(model, opt, steps=3):
+    "Learn a fixed rule of succession; returns the losses"
+    g, losses = torch.Generator().manual_seed(0), []
+    for _ in range(steps):
+        ids = torch.randint(11, (4, 8), generator=g)
+        loss = F.cross_entropy(model(ids).flatten(0, 1), (3*ids + 1).remainder(11).flatten())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    return losses
+
+
+def names(opt): return [g['param_names'] for g in opt.param_groups]
+
+
+def same_state(a, b):
+    "Are the tensors of two state dicts of optimizers equal, bit for bit?"
+    pairs = [(a['state'][i][k], b['state'][i][k]) for i in a['state'] for k in a['state'][i]]
+    return all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in pairs)
+
+
+# ---- the polar factor
+
+def exact_polar(G):
+    U, _, Vt = torch.linalg.svd(G, full_matrices=False)
+    return U @ Vt
+
+
+@pytest.mark.parametrize('shape', [(4, 4), (3, 7), (7, 3), (2, 5, 3)], ids=str)
+def test_the_polar_factor(shape):
+    "Exact in the limit, free of scale; a transpose has the transpose, a stack its members"
+    W = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(polar_factor(W, 60, 'newton'), exact_polar(W), atol=1e-9, rtol=0)
+    torch.testing.assert_close(polar_factor(1e4*W), polar_factor(W))
+    torch.testing.assert_close(polar_factor(W.mT), polar_factor(W).mT)
+    if W.ndim > 2: torch.testing.assert_close(polar_factor(W)[1], polar_factor(W[1]))
+
+
+def test_a_zero_gradient_stays_zero(): assert not polar_factor(torch.zeros(3, 4)).any()
+
+
+@pytest.mark.parametrize('make', [sgd, adamw, partial(muon, precision='float32'),
+                                  partial(sgd, momentum=.9)])
+def test_many_at_once_are_one_by_one(make):
+    "Over ten steps, with decay, and for tensors of several shapes"
+    def walk(many):
+        g = torch.Generator().manual_seed(0)
+        shapes = (5, 3), (3, 5), (5, 3), (4, 4)
+        params = nn.ParameterList([torch.randn(s, generator=g) for s in shapes])
+        group = make(wd=.1, at=None)
+        if not many: group.many = None
+        opt = Opt(params, group)
+        for _ in range(10):
+            for p in params: p.grad = torch.randn(p.shape, generator=g)
+            opt.step()
+        return torch.cat([p.detach().flatten() for p in params])
+    torch.testing.assert_close(walk(True), walk(False))
+
+
+# ---- what is refused when a group is made
+
+WRONG = dict(lr=['x', NAN, float('inf'), -1e-3, None, True, torch.ones(())],
+             wd=['x', NAN, -.1, None, (1,)])
+OF_ADAMW = WRONG | dict(betas=[.9, 'x', (.9,), (.9, 1.), (-.1, .9), (NAN, .9), (.9, .95, .9), None],
+                        eps=[-1e-8, NAN, 'x', None])
+OF_MUON = WRONG | dict(momentum=[1., -.1, NAN, 'x', None], ns_steps=[-1, 2.5, 'x', True, None],
+                       series=['x', 3, None, ['jordan']], scale=['x', 3, None],
+                       precision=['x', 32, 'int8', torch.float32, 'nn'])
+
+
+def cases(make, table): return [(make, k, v) for k, values in table.items() for v in values]
+
+
+@pytest.mark.parametrize(
+    'make, setting, value',
+    cases(sgd, WRONG | dict(momentum=[1., -.1, NAN])) + cases(adamw, OF_ADAMW)
+    + cases(muon, OF_MUON) + cases(partial(Group, lambda grad, state: grad), WRONG),
+    ids=lambda x: getattr(x, '__name__', None) or repr(x))
+def test_a_value_that_makes_no_sense(make, setting, value):
+    "One line that names the setting; from a name that is in no table, the table"
+    with pytest.raises(ValueError) as e: make(**{setting: value})
+    message = str(e.value)
+    assert setting in message and '\n' not in message and len(message) < 160
+
+
+@pytest.mark.parametrize('group', [
+    lambda: adamw(lr=0), lambda: adamw(lr=1, wd=0., eps=0), lambda: adamw(betas=[0, .99]),
+    lambda: muon(lr=0., ns_steps=0, momentum=0), lambda: muon(precision='float16'),
+    lambda: muon(series='jordan', scale='match_rms_adamw'), lambda: sgd(momentum=.99)])
+def test_a_value_that_does(group): assert isinstance(group(), Group)
+
+
+def test_a_series_of_ones_own(monkeypatch):
+    monkeypatch.setitem(polar_series, 'mine', ((1.5, -.5, 0.),))
+    assert muon(series='mine').settings['series'] == 'mine'
+
+
+def test_a_setting_that_is_misspelt():
+    with pytest.raises(ValueError, match='no setting beta; did you mean betas?'):
+        Group(adamw_rule, beta=(.9, .95))
+    with pytest.raises(ValueError, match='no setting moment; did you mean momentum?'):
+        muon(moment=.9)
+    with pytest.raises(ValueError, match='no setting weight_decay; it has lr, wd, betas, eps'):
+        Group(adamw_rule, weight_decay=.1)
+
+
+def test_what_is_no_rule():
+    for rule, said in ((adamw, r'called: adamw\(\)'), ('adamw', 'not \'adamw\''), (None, 'None'),
+                       (torch.sign, 'write a function'), (lambda grad: grad, 'no rule')):
+        with pytest.raises(TypeError, match=said): Opt(tiny(), rule)
+    def asks(grad, state, stepp): return grad
+    with pytest.raises(TypeError, match='asks for stepp; did you mean step?'): Group(asks)
+
+
+class Sign:
+    "A rule may be an object that is called"
+    def __call__(self, grad, state): return grad.sign()
+
+
+@pytest.mark.parametrize('rule', [
+    Sign(), lambda g, s: g, lambda *args: args[0], partial(sgd_rule, momentum=.9),
+    lambda grad, state, hessian: grad, lambda grad, state, **kw: grad])
+def test_what_is_one(rule): assert Group(rule).rule is rule
+
+
+def test_many_that_do_not_fit():
+    def rule(grad, state, strength=1.): return grad
+    rule.manny = lambda grads, states, strength=1.: grads
+    with pytest.raises(TypeError, match='has manny; did you mean many?'): Group(rule)
+    del rule.manny
+    rule.many = 3
+    with pytest.raises(TypeError, match='many is a function'): Group(rule)
+    rule.many = lambda grads, states, force=1.: grads
+    with pytest.raises(TypeError, match='only one of them has force, strength'): Group(rule)
+    rule.many = lambda grads, states, **settings: grads
+    assert Group(rule).many is rule.many
+
+
+def test_at_and_schedule_are_functions():
+    with pytest.raises(TypeError, match="at is a function .*not 'blocks'"): adamw(at='blocks')
+    for bad in ('cosine', dict(lr='cosine'), 3):
+        with pytest.raises(TypeError, match='schedule is a curve'): adamw(schedule=bad)
+
+
+def test_the_rate_of_a_rule_that_asks_for_it():
+    "A default of the rule does not replace what the group was given"
+    def rule(grad, state, lr=.1): return grad
+    assert Group(rule, lr=5.).settings['lr'] == 5.
+
+
+# ---- whose parameters
+
+def test_a_compiled_model_has_plain_names_and_trains_alike():
+    plain, inside = tiny(), tiny()
+    compiled = torch.compile(inside, backend='eager')
+    assert uncompiled(compiled) is inside and uncompiled(plain) is plain
+    ours, theirs = Opt(plain, *groups()), Opt(compiled, *groups())
+    assert names(theirs) == names(ours) and '_orig_mod' not in str(names(theirs))
+    assert train(compiled, theirs) == train(plain, ours)
+    for p, q in zip(plain.parameters(), inside.parameters()): assert torch.equal(p, q)
+    a, b = ours.state_dict(), theirs.state_dict()
+    assert a['param_groups'] == b['param_groups'] and same_state(a, b)
+    theirs.check(compiled)
+    theirs.check(inside)
+
+
+def test_a_state_goes_from_a_plain_model_to_a_compiled_one():
+    plain = tiny()
+    opt = Opt(plain, *groups())
+    train(plain, opt)
+    twin = copy.deepcopy(plain)
+    compiled = torch.compile(twin, backend='eager')
+    other = Opt(compiled, *groups())
+    other.load_state_dict(opt.state_dict())
+    assert train(compiled, other) == train(plain, opt)
+
+
+def by_shape(**kw): return muon(at=lambda name, p, module: p.ndim == 2, precision='float32', **kw)
+
+
+@pytest.mark.parametrize('give', [
+    lambda m: m.parameters(), lambda m: [*m.parameters()], lambda m: m.named_parameters(),
+    lambda m: [*m.named_parameters()], lambda m: dict(m.named_parameters()).items()])
+def test_parameters_in_place_of_a_model(give):
+    "As with the model: the same groups, in the same order, and bit-equal steps"
+    a, b = tiny(), tiny()
+    whole, listed = Opt(a, by_shape(), adamw()), Opt(give(b), by_shape(), adamw())
+    assert train(a, whole) == train(b, listed)
+    for p, q in zip(a.parameters(), b.parameters()): assert torch.equal(p, q)
+    listed.check(give(b))
+
+
+def test_names_of_listed_parameters():
+    model, modules = nn.Linear(3, 2), []
+    def see(name, p, module): return modules.append((name, module)) or True
+    assert names(Opt(model.parameters(), adamw(at=see))) == [['0', '1']]
+    assert names(Opt(model.named_parameters(), adamw(at=see))) == [['weight', 'bias']]
+    assert modules == [('0', None), ('1', None), ('weight', None), ('bias', None)]
+    twice = [('a', model.weight), ('b', model.weight)]
+    assert names(Opt(twice, adamw())) == [['a']]
+    assert not hidden('blocks.0.weight', model.weight, None)
+
+
+@pytest.mark.parametrize('bad', [None, 3, nn.Linear, torch.ones(3), 'model', dict(a=torch.ones(2)),
+                                 [1, 2], [('a', 'b')], [(torch.ones(2), 'a')]], ids=repr)
+def test_what_has_no_parameters(bad):
+    with pytest.raises(TypeError, match='Opt takes'): Opt(bad, adamw())
+
+
+# ---- what it tells of itself
+
+def test_settings_are_plain_and_complete():
+    model = tiny()
+    opt = Opt(model, muon(lr=.02, wd=.1), adamw(lr=.1, at=lambda n, p, m: p.ndim == 2),
+              adamw(lr=1e-3, schedule=dict(lr=cosine())))
+    found = json.loads(json.dumps(opt.settings()))
+    assert found == opt.settings()
+    assert [s['name'] for s in found] == ['muon', 'adamw', 'adamw_2'] == list(opt.lrs())
+    assert [s['rule'] for s in found] == ['muon', 'adamw', 'adamw']
+    assert found[1]['betas'] == [.9, .95] and found[0]['momentum'] == .95
+    assert sum(s['tensors'] for s in found) == len([*model.parameters()])
+    assert sum(s['parameters'] for s in found) == sum(p.numel() for p in model.parameters())
+    assert opt.lrs() == dict(muon=.02, adamw=.1, adamw_2=1e-3)
+
+
+def test_settings_stay_while_rates_follow_a_schedule():
+    opt = Opt(tiny(), *groups())
+    before = opt.settings()
+    apply_schedule(opt, dict(lr=lambda p: 1 - p, momentum=lambda p: .5), .5)
+    assert opt.lrs() == dict(muon=.01, adamw=.0015) and opt.settings() == before
+
+
+def test_settings_of_a_rule_of_ones_own():
+    def rule(grad, state, power=2, table={'a': (1,)}, f=len, dtype=torch.float32): return grad
+    settings = Opt(tiny(), rule).settings()[0]
+    assert settings | dict(power=2, table={'a': [1]}, f='len', dtype='torch.float32') == settings
+    assert Opt(tiny(), Sign()).settings()[0]['rule'] == 'Sign'
+    assert Opt(tiny(), partial(sgd_rule, momentum=.5)).settings()[0] | dict(
+        rule='sgd', momentum=.5) == Opt(tiny(), partial(sgd_rule, momentum=.5)).settings()[0]
+
+
+@pytest.mark.parametrize('amx, given, dtype, shown', [
+    (True, None, torch.float32, 'bfloat16 (AMX)'), (False, None, torch.float32, 'float32'),
+    (True, 'float32', torch.float32, 'float32'), (False, 'bfloat16', torch.float32, 'bfloat16'),
+    (True, 'bfloat16', torch.float32, 'bfloat16 (AMX)'), (True, None, torch.float64, 'float64')])
+def test_the_precision_that_muon_really_uses(monkeypatch, amx, given, dtype, shown):
+    monkeypatch.setattr(optimizers, '_has_amx', lambda: amx)
+    opt = Opt(tiny().to(dtype), muon(precision=given), adamw())
+    assert f'precision={shown}' in repr(opt) and f'precision={shown}' in opt._repr_markdown_()
+    first, second = opt.settings()
+    assert first['precision'] == shown and 'precision' not in second
+    used, products = [], torch.baddbmm
+    monkeypatch.setattr(torch, 'baddbmm', lambda *a, **kw: used.append(a[0].dtype)
+                        or products(*a, **kw))
+    for p in opt.param_groups[0]['params']: p.grad = torch.ones_like(p)
+    opt.step()
+    assert {str(d) for d in used} == {f'torch.{shown.split()[0]}'}
+
+
+def test_a_state_holds_no_functions():
+    state = Opt(tiny(), *groups()).state_dict()
+    kept = {k for g in state['param_groups'] for k, v in g.items() if callable(v)}
+    assert not kept and not {'rule', 'many', 'schedule'} & set(state['param_groups'][0])
+
+
+def test_every_rule_passes_its_check():
+    for group in (sgd(), sgd(momentum=.9), adamw(wd=.1), muon(), Group(muon_rule)):
+        report = check_rule(group)
+        assert report.ok, report
+    assert check_rule(Sign())['many at once = one by one'] == '–'
+    assert check_rule(adamw())['many at once = one by one'] is True
