@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'latest_checkpoint', 'prune_checkpoints', 'uncompiled', 'load_weights', 'load_model']
+           'find_checkpoint', 'latest_checkpoint', 'uncompiled', 'load_weights', 'non_finite', 'load_model',
+           'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import contextlib, hashlib, json, os, random, shutil, uuid
+import concurrent.futures, contextlib, datetime, glob, hashlib, itertools, json, os, random, re
+import shutil, signal, socket, threading, uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import best_device, file_sha256, sync_to_disk
+from .core import atomic_path, atomic_write, best_device, file_sha256
 from .model import GPT, GPTConfig
 from .tokenizer import Tokenizer
 
@@ -65,9 +68,10 @@ _tags = {'tensor'}, {'tuple'}, {'items'}
 
 def _add_tensor(t, tensors, name):
     "Put a tensor into `tensors` under its name, or find the one it is tied to; returns the name"
+    look = lambda t: (t.data_ptr(), t.dtype, t.shape, t.stride())
     for n, other in tensors.items():
-        same = other.shape == t.shape and other.stride() == t.stride()
-        if t.data_ptr() and other.data_ptr() == t.data_ptr() and same: return n
+        if t.data_ptr() and look(t) == look(other): return n
+    while name in tensors: name += "'"                            # as a.b in {'a.b': …, 'a': {'b': …}}
     tensors[name] = t.detach()
     return name
 
@@ -84,67 +88,66 @@ def unflatten_tree(tree:object, # as `flatten_tree` gave
     return {k: unflatten_tree(v, tensors) for k, v in tree.items()}
 
 # %% ../nbs/11_checkpoints.ipynb #bb6520c8
-def _write(folder, name, tree):
+def _write_tree(folder, name, text, tensors):
     "NAME.json, and NAME.safetensors when the tree holds tensors; returns {file: checksum}"
-    tensors = {}
-    text = json.dumps(flatten_tree(tree, tensors))
     files = [folder/f'{name}.json']
     files[0].write_text(text, encoding='utf-8')
     if tensors:
         files.append(folder/f'{name}.safetensors')
-        save_file({k: t.contiguous().clone() for k, t in tensors.items()}, files[1])
-    for path in files: sync_to_disk(path)
+        try:
+            save_file({k: _alone(t) for k, t in tensors.items()}, files[1])
+        except SafetensorError as e:
+            raise OSError(e) from e
+        files[1].chmod(files[0].stat().st_mode & 0o777)           # the mode of new files here
     return {p.name: file_sha256(p) for p in files}
 
+def _alone(t):
+    "The tensor in one piece, in storage that is all its own"
+    t = t.contiguous()
+    return t if t.untyped_storage().nbytes() == t.nbytes else t.clone()
+
+def _write_manifest(folder, sums):
+    "manifest.json, written last: when, the checksum of each file, and of them all"
+    written = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')
+    manifest = dict(files=sums, written=written, sha256=_digest(sums, written))
+    (folder/'manifest.json').write_text(json.dumps(manifest, indent=1))
+
+def _digest(sums, written):
+    what = sums if written is None else [sums, written]           # 0.1 did not say when
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
 # %% ../nbs/11_checkpoints.ipynb #715a49a9
-def save_checkpoint(path:str|Path, # a folder; replaced if it exists, once the new one is complete
+def save_checkpoint(path:str|Path, # a folder; an older checkpoint there is replaced at the end
                     **trees, # each becomes NAME.json, its tensors NAME.safetensors
                     ) -> Path:
     """Write a checkpoint that is whole or absent
 
-    Raises OSError naming the folder when it cannot, TypeError for what no file can hold; neither
-    leaves anything behind.
+    Raises OSError naming the folder when it cannot, FileExistsError for a place that holds
+    something else, TypeError for what no file can hold; none leaves anything behind.
     """
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
-    try:
-        tmp.mkdir(parents=True)
+    flat = {}
+    for name, tree in trees.items():
+        tensors = {}
+        flat[name] = flatten_tree(tree, tensors), tensors
+    return _write_checkpoint(Path(path).expanduser(), flat)
+
+def _write_checkpoint(path, flat):
+    "Write trees that are flattened: name → (what JSON holds, tensors)"
+    _check_place(path)
+    with atomic_path(path) as scratch:
+        scratch.mkdir()
         sums = {}
-        for name, tree in trees.items(): sums |= _write(tmp, name, tree)
-        _write_manifest(tmp, sums)
-        _replace(tmp, path)
-    except (OSError, SafetensorError) as e:
-        raise OSError(f'could not write the checkpoint {path}: {e}; '
-                      'earlier checkpoints are untouched') from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        for name, (tree, tensors) in flat.items():
+            sums |= _write_tree(scratch, name, json.dumps(tree), tensors)
+        _write_manifest(scratch, sums)
     return path
 
-def _write_manifest(folder, sums):
-    "manifest.json, written last: the checksum of each file, and of them all"
-    file = folder/'manifest.json'
-    file.write_text(json.dumps(dict(files=sums, sha256=_digest(sums)), indent=1))
-    sync_to_disk(file)
-    sync_to_disk(folder)
-
-def _digest(sums): return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-
-def _replace(tmp, path):
-    "The new folder takes the place of the old; what earlier crashes left beside it is removed"
-    if path.exists(): path.rename(path.with_name(tmp.name + '.old'))
-    tmp.rename(path)
-    sync_to_disk(path.parent)
-    for p in path.parent.glob(f'.{path.name}.*'): shutil.rmtree(p, ignore_errors=True)
-
-def _recover(folder):
-    """After a crash between the two renames the old folder gets its name back
-
-    Looks for `folder` itself, for what is in it, and for what is in those.
-    """
-    beside = folder.parent.glob(f'.{folder.name}.*.old')
-    for old in (*beside, *folder.glob('.*.old'), *folder.glob('*/.*.old')):
-        path = old.with_name(old.name[1:-len('.12345678.old')])
-        with contextlib.suppress(OSError):
-            if not path.exists(): old.rename(path)
+def _check_place(path):
+    "Raises FileExistsError where there is something else than a checkpoint"
+    if not path.exists() or (path/'manifest.json').is_file(): return
+    if path.is_dir() and not any(path.iterdir()): return
+    raise FileExistsError(f'could not write the checkpoint {path}: it holds something else; '
+                          'give a new folder')
 
 # %% ../nbs/11_checkpoints.ipynb #fe1c7550
 def load_checkpoint(path:str|Path, # a checkpoint's folder
@@ -155,26 +158,38 @@ def load_checkpoint(path:str|Path, # a checkpoint's folder
     Raises ValueError naming a file that is damaged or missing, FileNotFoundError if the folder is
     no checkpoint.
     """
-    path = Path(path)
-    _recover(path)
-    sums = _manifest(path/'manifest.json')
+    path = _standing(Path(path).expanduser())
+    sums = _manifest(path)['files']
     names = names or [f.removesuffix('.json') for f in sums if f.endswith('.json')]
     for f in sums:
         if f.rpartition('.')[0] in names: _check_file(path/f, sums[f])
     return {n: _read(path, n, sums) for n in names}
 
-def _manifest(file):
+def _read(path, name, sums):
+    if f'{name}.json' not in sums:
+        there = ', '.join(n.removesuffix('.json') for n in sums if n.endswith('.json'))
+        raise ValueError(f'{path} holds no {name!r}; it holds {there}')
+    file = path/f'{name}.safetensors'
+    tensors = load_file(file) if file.name in sums else {}
+    try:
+        return unflatten_tree(json.loads((path/f'{name}.json').read_bytes()), tensors)
+    except (ValueError, KeyError, RecursionError) as e:
+        raise ValueError(f'{path/name}.json is not what a checkpoint holds: {e!r}') from None
+
+def _manifest(path):
+    file = path/'manifest.json'
     if not file.is_file():
-        raise FileNotFoundError(f'{file.parent} is not a checkpoint: it has no manifest.json; '
+        raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json; '
                                 'name a folder such as runs/mine/step_000200')
     try:
         m = json.loads(file.read_bytes())
-        whole = m['sha256'] == _digest(m['files'])
-    except (ValueError, KeyError, TypeError): whole = False
+        whole = m['sha256'] == _digest(m['files'], m.get('written'))
+        whole = whole and all(Path(f).name == f for f in m['files'])
+    except (ValueError, KeyError, TypeError, RecursionError): whole = False
     if not whole:
         raise ValueError(f'{file} is damaged: it is not what was written; '
                          'use an earlier checkpoint')
-    return m['files']
+    return m
 
 def _check_file(file, sha):
     if not file.is_file():
@@ -183,41 +198,74 @@ def _check_file(file, sha):
         raise ValueError(f'{file} is damaged: its checksum is not the one written with it; '
                          'use an earlier checkpoint')
 
-def _read(path, name, sums):
-    if f'{name}.json' not in sums:
-        there = ', '.join(n.removesuffix('.json') for n in sums if n.endswith('.json'))
-        raise ValueError(f'{path} holds no {name!r}; it holds {there}')
-    file = path/f'{name}.safetensors'
-    tensors = load_file(file) if file.name in sums else {}
-    return unflatten_tree(json.loads((path/f'{name}.json').read_text(encoding='utf-8')), tensors)
+def _standing(path):
+    "The folder itself, or what a crash in the middle of its replacement set aside"
+    if path.exists(): return path
+    aside = path.parent.glob(f'.{glob.escape(path.name)}.*.old')
+    return next((p for p in aside if _SCRATCH.fullmatch(p.name)), path)
 
 # %% ../nbs/11_checkpoints.ipynb #f2979ac5
+_STEP = re.compile(r'step_\d{6,}')
+_SCRATCH = re.compile(r'\.(step_\d{6,})\.[0-9a-f]{8}(\.old)?')
+
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    found = (p.parent for p in Path(folder).glob('step_*/manifest.json'))
-    return sorted(found, key=lambda p: (len(p.name), p.name))
+    folder = Path(folder).expanduser()
+    left = {m[1] for p in folder.glob('.step_*.old') if (m := _SCRATCH.fullmatch(p.name))}
+    names = {p.name for p in folder.glob('step_*') if _STEP.fullmatch(p.name)}
+    whole = [folder/n for n in names | left if (_standing(folder/n)/'manifest.json').is_file()]
+    return sorted(whole, key=_step)
+
+def _step(path): return int(path.name.removeprefix('step_'))
+
+def find_checkpoint(path:str|Path, # a checkpoint, a run, or a folder of runs (the latest of them)
+                    which:str|int='latest', # or 'best', a step, or -2 for the one before the last
+                    ) -> Path:
+    """One of the complete checkpoints of a run; the best has the lowest validation loss
+
+    Raises FileNotFoundError where there is none, ValueError for one that cannot be told.
+    """
+    path = Path(path).expanduser()
+    if (_standing(path)/'manifest.json').is_file(): return path
+    found = checkpoints_in(path) or _latest_run(path)
+    if not found:
+        raise FileNotFoundError(f'there is no checkpoint in {path}; '
+                                'train one first, or name the folder of a run')
+    return _chosen(found, which)
 
 def latest_checkpoint(folder:str|Path) -> Path:
     """The last complete checkpoint: `folder` itself, or in it, or in the most recent run in it
 
     Raises FileNotFoundError where there is none.
     """
-    folder = Path(folder)
-    _recover(folder)
-    if (folder/'manifest.json').is_file(): return folder
-    runs = {p.stat().st_mtime: p.parent.parent for p in folder.glob('*/step_*/manifest.json')}
-    found = checkpoints_in(folder) or (runs and checkpoints_in(runs[max(runs)]))
-    if not found:
-        raise FileNotFoundError(f'there is no checkpoint in {folder}; '
-                                'train one first, or name the folder of a run')
-    return found[-1]
+    return find_checkpoint(folder)
 
-def prune_checkpoints(folder:str|Path, # a run's folder
-                      keep:int=2, # how many of the newest stay
-                      ):
-    "Delete all but the newest checkpoints of a run, and what a killed process left half-written"
-    old, unfinished = checkpoints_in(folder)[:-keep], Path(folder).glob('.step_*')
-    for p in [*old, *unfinished]: shutil.rmtree(p)
+def _chosen(found, which):
+    if which == 'latest': return found[-1]
+    if which == 'best': return _best(found)
+    if isinstance(which, bool) or not isinstance(which, int):
+        raise ValueError(f"which checkpoint is {which!r}? give 'latest', 'best', a step, "
+                         'or -2 for the one before the last')
+    if which < 0 and -which <= len(found): return found[which]
+    for path in found:
+        if _step(path) == which: return path
+    steps = ', '.join(str(_step(p)) for p in found)
+    raise FileNotFoundError(f'there is no checkpoint {which} in {found[0].parent}; '
+                            f'there are step {steps}')
+
+def _latest_run(folder):
+    "The checkpoints of that run in a folder of runs whose newest was written last"
+    runs = (checkpoints_in(p) for p in folder.glob('*/'))
+    return max((r for r in runs if r), key=lambda r: _written(r[-1]), default=[])
+
+def _written(path):
+    "When a checkpoint was written, as text that sorts; for those of 0.1, when its run began"
+    try:
+        return _manifest(_standing(path)).get('written') or _date(path)
+    except (ValueError, OSError):
+        return ''
+
+def _date(path): return load_checkpoint(path, 'trainer')['trainer']['info']['date']
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
 def uncompiled(model:nn.Module) -> nn.Module:
@@ -229,15 +277,15 @@ def load_weights(model:nn.Module, # changed in place
                  ):
     """Copy weights into a model, compiled or not
 
-    Raises ValueError that lists every tensor that is missing, unknown, of another shape, or tied
-    in the model and not in `state`.
+    Raises ValueError that lists every tensor that is missing, unknown, of another shape, not
+    finite, of a type that would lose digits here, or tied in the model and not in `state`.
     """
     model = uncompiled(model)
     wrong = _misfits(model.state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
-        raise ValueError(f'these weights belong to another architecture: {listed}')
+        raise ValueError(f'these weights do not fit, as those of another architecture: {listed}')
     model.load_state_dict(state)
 
 def _misfits(own, state):
@@ -246,6 +294,12 @@ def _misfits(own, state):
     wrong  = [f'{n} is {a} in the checkpoint and {b} here' for n, a, b in shapes if a != b]
     wrong += [f'{n} is missing from the checkpoint' for n in own if n not in state]
     wrong += [f'{n} is unknown here' for n in state if n not in own]
+    if any('.lora' in n or n.endswith('.wrapped.weight') for n in state):
+        wrong.insert(0, 'they hold low-rank updates (LoRA): apply lora(model) first')
+    dtypes = [(n, state[n].dtype, own[n].dtype) for n in own if n in state]
+    wrong += [f'{n} is {a} in the checkpoint and {b} here, which would lose digits'
+              for n, a, b in dtypes if torch.promote_types(a, b) != b]
+    wrong += [f'{n} is not finite' for n in non_finite(state)]
     untied = _untied(own, state)
     return wrong + [f'{n} differs from {first}, and here they are one' for n, first in untied]
 
@@ -258,21 +312,275 @@ def _untied(own, state):
         if not t.data_ptr() or tied == n or tied not in state or n not in state: continue
         if not torch.equal(state[n].cpu(), state[tied].cpu()): yield n, tied
 
+def non_finite(state:dict # name → tensor
+               ) -> list[str]:
+    "The names of tensors that hold NaN or infinity"
+    floats = {n: t for n, t in state.items() if t.is_floating_point() and t.device.type != 'meta'}
+    return [n for n, t in floats.items() if not t.isfinite().all()]
+
 # %% ../nbs/11_checkpoints.ipynb #3a782dc4
 def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its latest)
                parts:dict|None=None, # your own parts: {'Mine': Mine}
                device:str|None=None, # where to put it; None is the best here
+               which:str|int='latest', # as for `find_checkpoint`
                ) -> tuple:
     """The model of a checkpoint, in evaluation mode, and its tokenizer (or None)
 
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`.
     """
-    d = load_checkpoint(latest_checkpoint(path), 'config', 'tokenizer', 'model')
+    d = load_checkpoint(find_checkpoint(path, which), 'config', 'tokenizer', 'model')
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
-    model = GPT(GPTConfig.from_dict(d['config'], parts))
+    cfg = GPTConfig.from_dict(d['config'], parts)
+    _check_shapes(cfg, d['model'])
+    model = GPT(cfg)
     load_weights(model, d['model'])
     tok = d['tokenizer']
     return model.eval().to(best_device(device)), tok and Tokenizer.from_dict(tok, parts)
+
+def _check_shapes(cfg, state):
+    "Raises ValueError where a config describes another model than the weights, before it is built"
+    try:
+        with torch.device('meta'): own = GPT(cfg).state_dict()
+    except (NotImplementedError, RuntimeError): return            # a part that needs real numbers
+    wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
+    wrong += sorted(own.keys() ^ state.keys())
+    if wrong:
+        raise ValueError('the config describes another architecture than the weights: '
+                         f'{", ".join(wrong[:5])} differ')
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50006
+def prune_checkpoints(folder:str|Path, # a run's folder
+                      keep:int=2, # how many of the newest stay
+                      best:int=0, # how many of those with the lowest validation loss
+                      every:int=0, # and those at multiples of so many steps
+                      ):
+    """Delete the other checkpoints of a run, and what a killed process left half-written
+
+    Raises ValueError unless at least one stays.
+    """
+    if keep < 1: raise ValueError(f'keep is how many of the newest stay, at least 1, not {keep!r}')
+    found = checkpoints_in(folder)
+    scores = {p: s for p in found if (s := _valid_loss(p)) is not None} if best else {}
+    stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
+    stay |= {p for p in found if every and _step(p) % every == 0}
+    for p in found:
+        if p not in stay: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
+    _sweep(Path(folder).expanduser())
+
+def _sweep(folder):
+    "Delete what crashes left of checkpoints; of one that was set aside only if it stands again"
+    for p in folder.glob('.step_*'):
+        m = _SCRATCH.fullmatch(p.name)
+        if not m or not all(_ours(q) for q in p.glob('*')): continue
+        if m[2] and not (folder/m[1]/'manifest.json').is_file(): continue
+        shutil.rmtree(p, ignore_errors=True)
+
+def _ours(file):
+    "Is it a file such as checkpoints hold, or one that was being written?"
+    return file.suffix in ('.json', '.safetensors') or file.name.startswith('.tmp')
+
+def _best(found):
+    scores = {p: s for p in found if (s := _valid_loss(p)) is not None}
+    if not scores:
+        raise ValueError(f'no checkpoint in {found[0].parent} was scored: '
+                         'train with validation batches, or name a step')
+    return min(scores, key=scores.get)
+
+def _valid_loss(path):
+    "The validation loss that a checkpoint was saved with, or None"
+    try:
+        return load_checkpoint(path, 'summary')['summary'].get('valid')
+    except (ValueError, OSError):
+        return None
+
+# %% ../nbs/11_checkpoints.ipynb #c1a5000b
+@contextlib.contextmanager
+def run_lock(folder:str|Path # a run's folder, which exists
+             ) -> Iterator[None]:
+    """Hold a run's folder while the block runs: nobody else may train in it
+
+    Raises BlockingIOError that names the process which holds it.
+    """
+    from filelock import FileLock, Timeout
+    folder = Path(folder)
+    lock, owner = FileLock(folder/'.lock', thread_local=False), folder/'.lock.json'
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f'{folder} is in use{_owner(owner)}: wait until it is done, '
+                              'or give another dir') from None
+    except NotImplementedError:                                   # a file system without locks
+        print(f'{folder} cannot be locked: see that no other program trains in it')
+    try:
+        me = dict(pid=os.getpid(), host=socket.gethostname())
+        with contextlib.suppress(OSError): atomic_write(owner, json.dumps(me))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+def _owner(file):
+    try:
+        m = json.loads(file.read_bytes())
+        return f' by process {m["pid"]} on {m["host"]}'
+    except (OSError, ValueError, KeyError, TypeError):
+        return ' by another process'
+
+def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
+               ) -> Path:
+    "Make a folder that did not exist: `path`, or with -2, -3 … at its end"
+    path = Path(path).expanduser()
+    for n in range(1, 10_000):
+        tried = path if n == 1 else path.with_name(f'{path.name}-{n}')
+        with contextlib.suppress(FileExistsError):
+            tried.mkdir(parents=True)
+            return tried
+    raise FileExistsError(f'{path} and 9,998 more exist: give another name')
+
+class CheckpointWriter:
+    "Writes checkpoints in a thread, one after another; whoever saves waits while it is copied"
+    def __init__(self):
+        self._pool, self._last = concurrent.futures.ThreadPoolExecutor(1), None
+
+    def save(self,
+             path:str|Path, # as for `save_checkpoint`
+             then=None, # called when it is written
+             **trees):
+        "Copy the trees and return; raises the error of the checkpoint before this one"
+        self.wait()
+        flat = {}
+        for name, tree in trees.items():
+            tensors = {}
+            plain = flatten_tree(tree, tensors)
+            flat[name] = plain, {k: t.to('cpu', copy=True) for k, t in tensors.items()}
+        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, then)
+
+    @staticmethod
+    def _write(path, flat, then):
+        _write_checkpoint(path, flat)
+        if then: then()
+
+    def wait(self):
+        "Wait until all is written; raises what went wrong"
+        last, self._last = self._last, None
+        if last: last.result()
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50011
+class BatchReader:
+    "Draws batches from any iterable, again and again; its state is the stream's, or a count"
+    def __init__(self, source:Iterable): # batches
+        self.source, self.n = source, 0                           # n: batches drawn in all
+        self._stateful = hasattr(source, 'state_dict') and hasattr(source, 'load_state_dict')
+        self._batches = source if hasattr(source, '__next__') else _endlessly(source)
+        self._drawn, self._again, self._before = [], [], None
+
+    def begin_step(self):
+        "Remember the place: what is drawn from now on can be drawn again"
+        if not self._again: self._before = self._place()
+        self._drawn = []
+
+    def undo_step(self): self._again, self._drawn = self._drawn + self._again, []
+
+    def draw(self) -> dict|None:
+        "The next batch; None where the data has ended"
+        batch = self._again.pop(0) if self._again else next(self._batches, None)
+        self.n += 1
+        self._drawn.append(batch)
+        return batch
+
+    def _place(self): return self.source.state_dict() if self._stateful else dict(n=self.n)
+
+    def state_dict(self) -> dict: return self._before if self._again else self._place()
+
+    def load_state_dict(self, state:dict):
+        "Go on where a state was saved; raises ValueError as the stream does"
+        if self._stateful: self.source.load_state_dict(state)
+        else: self._pass_over(state)
+        self._drawn, self._again = [], []
+
+    def _pass_over(self, state):
+        n = (state or {}).get('n', 0)
+        self.n = n
+        if self._batches is self.source:
+            print(f'the training data has no state_dict: {n} batches were read before, '
+                  'and the run goes on with whatever comes next')
+            return
+        size = len(self.source) if hasattr(self.source, '__len__') else 0
+        self._batches = _endlessly(self.source)
+        for _ in itertools.islice(self._batches, n % size if size else n): pass
+
+def _endlessly(batches):
+    while True:
+        last = None
+        for last in batches: yield last
+        if last is None: return                                   # there are none
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50014
+@contextlib.contextmanager
+def catch_signals(note:Callable # note(name of a signal)
+                  ) -> Iterator[None]:
+    "While the block runs, SIGINT, SIGTERM and SIGHUP call `note`; only in the main thread"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [n for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+    handler = lambda number, frame: note(signal.Signals(number).name)
+    old = {n: signal.signal(getattr(signal, n), handler) for n in names}
+    try: yield
+    finally:
+        for n, f in old.items(): signal.signal(getattr(signal, n), f)
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50016
+def join_ranks() -> 'Ranks':
+    """Under torchrun, connect with the other processes; otherwise there is one
+
+    With CUDA each takes the card of its local rank, and they talk by NCCL; otherwise by gloo.
+    """
+    dist = torch.distributed
+    if 'RANK' in os.environ and not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+        dist.init_process_group('nccl' if cuda else 'gloo')
+    return Ranks()
+
+class Ranks:
+    "The processes that train one model: `rank` of `world_size`"
+    def __init__(self):
+        dist = torch.distributed
+        self.many = dist.is_available() and dist.is_initialized()
+        self.rank, self.world_size = 0, 1
+        if self.many: self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def sum(self, t:torch.Tensor) -> torch.Tensor:
+        "The sum of a tensor over all ranks, in place"
+        if self.many: torch.distributed.all_reduce(t)
+        return t
+
+    def gather(self, tree:object) -> list:
+        "A tree of each rank, on every rank"
+        if not self.many: return [tree]
+        tensors = {}
+        plain = flatten_tree(tree, tensors)
+        lists = {k: (str(t.dtype), t.tolist()) for k, t in tensors.items()}
+        said = torch.frombuffer(bytearray(json.dumps([plain, lists]).encode()), dtype=torch.uint8)
+        return [_as_tree(t) for t in self._gather_bytes(said)]
+
+    def _gather_bytes(self, t):
+        "Byte tensors (n,) of each rank; they are filled up to the longest"
+        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        sizes[self.rank] = len(t)
+        sizes = self.sum(sizes).tolist()
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+        mine[:len(t)] = t.to(device)
+        every = [torch.empty_like(mine) for _ in sizes]
+        torch.distributed.all_gather(every, mine)
+        return [e[:n].cpu() for e, n in zip(every, sizes)]
+
+def _as_tree(t):
+    plain, lists = json.loads(bytes(t.tolist()))
+    dtype = lambda name: getattr(torch, name.removeprefix('torch.'))
+    tensors = {k: torch.tensor(v, dtype=dtype(name)) for k, (name, v) in lists.items()}
+    return unflatten_tree(plain, tensors)

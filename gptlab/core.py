@@ -202,6 +202,7 @@ def atomic_path(path:str|Path, # the file or folder to make; the folder it is in
         for p in (*scratch.rglob('*'), scratch): sync_to_disk(p)
         if path.is_dir(): path.rename(old)
         os.replace(scratch, path)
+        sync_to_disk(path.parent)
     except OSError as e:
         raise OSError(f'could not write {path}: {e}; what was there before is untouched') from e
     finally:
