@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'find_checkpoint', 'latest_checkpoint', 'uncompiled', 'load_weights', 'non_finite', 'load_model',
-           'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
+           'find_checkpoint', 'latest_checkpoint', 'uncompiled', 'load_weights', 'check_weights', 'non_finite',
+           'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import concurrent.futures, contextlib, datetime, glob, hashlib, itertools, json, os, random, re
-import shutil, signal, socket, threading, uuid
+import collections, concurrent.futures, contextlib, copy, datetime, glob, hashlib, itertools, json
+import math, os, random, re, shutil, signal, socket, tempfile, threading, time, uuid
 from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 import numpy as np, torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import atomic_path, atomic_write, best_device, file_sha256
+from .core import atomic_path, atomic_write, best_device, file_sha256, in_kernel, run_info
 from .model import GPT, GPTConfig
 from .tokenizer import Tokenizer
 
@@ -134,13 +136,24 @@ def save_checkpoint(path:str|Path, # a folder; an older checkpoint there is repl
 def _write_checkpoint(path, flat):
     "Write trees that are flattened: name → (what JSON holds, tensors)"
     _check_place(path)
-    with atomic_path(path) as scratch:
-        scratch.mkdir()
-        sums = {}
-        for name, (tree, tensors) in flat.items():
-            sums |= _write_tree(scratch, name, json.dumps(tree), tensors)
-        _write_manifest(scratch, sums)
+    try:
+        with atomic_path(path) as scratch:
+            scratch.mkdir()
+            sums = {}
+            for name, (tree, tensors) in flat.items():
+                sums |= _write_tree(scratch, name, json.dumps(tree), tensors)
+            _write_manifest(scratch, sums)
+    except OSError as e:
+        raise OSError(f'could not write the checkpoint {path}: {e.__cause__ or e}; '
+                      'earlier checkpoints are untouched') from e
+    _sweep(path)
     return path
+
+def _sweep(path):
+    "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
+    for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
+        ours = all(q.suffix in ('.json', '.safetensors') for q in p.glob('*'))
+        if _SCRATCH.fullmatch(p.name) and ours: shutil.rmtree(p, ignore_errors=True)
 
 def _check_place(path):
     "Raises FileExistsError where there is something else than a checkpoint"
@@ -206,14 +219,15 @@ def _standing(path):
 
 # %% ../nbs/11_checkpoints.ipynb #f2979ac5
 _STEP = re.compile(r'step_\d{6,}')
-_SCRATCH = re.compile(r'\.(step_\d{6,})\.[0-9a-f]{8}(\.old)?')
+_SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_path` writes to
 
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
     folder = Path(folder).expanduser()
-    left = {m[1] for p in folder.glob('.step_*.old') if (m := _SCRATCH.fullmatch(p.name))}
-    names = {p.name for p in folder.glob('step_*') if _STEP.fullmatch(p.name)}
-    whole = [folder/n for n in names | left if (_standing(folder/n)/'manifest.json').is_file()]
+    aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
+    names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
+    named = [folder/n for n in names if _STEP.fullmatch(n)]
+    whole = [p for p in named if (_standing(p)/'manifest.json').is_file()]
     return sorted(whole, key=_step)
 
 def _step(path): return int(path.name.removeprefix('step_'))
@@ -280,13 +294,16 @@ def load_weights(model:nn.Module, # changed in place
     Raises ValueError that lists every tensor that is missing, unknown, of another shape, not
     finite, of a type that would lose digits here, or tied in the model and not in `state`.
     """
-    model = uncompiled(model)
-    wrong = _misfits(model.state_dict(), state)
+    check_weights(model, state)
+    uncompiled(model).load_state_dict(state)
+
+def check_weights(model:nn.Module, state:dict):
+    "Raises ValueError where `load_weights` would"
+    wrong = _misfits(uncompiled(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
         raise ValueError(f'these weights do not fit, as those of another architecture: {listed}')
-    model.load_state_dict(state)
 
 def _misfits(own, state):
     "What is wrong with `state` for a model whose own weights are `own`, one line each"
@@ -368,19 +385,13 @@ def prune_checkpoints(folder:str|Path, # a run's folder
     stay |= {p for p in found if every and _step(p) % every == 0}
     for p in found:
         if p not in stay: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
-    _sweep(Path(folder).expanduser())
+    _sweep_unfinished(Path(folder).expanduser())
 
-def _sweep(folder):
-    "Delete what crashes left of checkpoints; of one that was set aside only if it stands again"
+def _sweep_unfinished(folder):
+    "What crashes left of checkpoints that never were"
     for p in folder.glob('.step_*'):
         m = _SCRATCH.fullmatch(p.name)
-        if not m or not all(_ours(q) for q in p.glob('*')): continue
-        if m[2] and not (folder/m[1]/'manifest.json').is_file(): continue
-        shutil.rmtree(p, ignore_errors=True)
-
-def _ours(file):
-    "Is it a file such as checkpoints hold, or one that was being written?"
-    return file.suffix in ('.json', '.safetensors') or file.name.startswith('.tmp')
+        if m and _STEP.fullmatch(m[1]) and not m[2]: _sweep(folder/m[1])
 
 def _best(found):
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None}
@@ -466,6 +477,10 @@ class CheckpointWriter:
         "Wait until all is written; raises what went wrong"
         last, self._last = self._last, None
         if last: last.result()
+
+    def poll(self):
+        "Raises what went wrong, if the last one is done"
+        if self._last and self._last.done(): self.wait()
 
 # %% ../nbs/11_checkpoints.ipynb #c1a50011
 class BatchReader:
@@ -584,3 +599,520 @@ def _as_tree(t):
     dtype = lambda name: getattr(torch, name.removeprefix('torch.'))
     tensors = {k: torch.tensor(v, dtype=dtype(name)) for k, (name, v) in lists.items()}
     return unflatten_tree(plain, tensors)
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50002
+class SafeRun:
+    "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
+    EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
+              'after_eval', 'after_fit')
+
+@patch
+def _begin_run(self:SafeRun):
+    "What the trainer keeps for itself"
+    self.read_late = self.device.type == 'cuda'                   # there, reading waits
+    self._wide = torch.float32 if self.device.type == 'mps' else torch.float64
+    self.scaler = self._make_scaler()
+    self.ends_program = not in_kernel()                          # after SIGTERM and SIGHUP
+    self._called = self._wrapped()                                # what the loss calls
+    self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
+    self._waited, self._moving, self._open = 0., False, False     # of the step
+    self._unread, self._failed = [], set()
+    self._saved, self._unsaved, self._next_save = None, None, math.inf
+    self._memory, self._bad_in_row, self._bad_step = None, 0, -1
+    self.recent = collections.deque(maxlen=8)                     # (step, batches) of late
+    self.info = run_info(self._config())
+    self.info |= dict(name=self._name(), settings=self.settings())
+
+@patch
+def _name(self:SafeRun):
+    "A name that a person can read: the folder's, or the text's and the date"
+    if self.dir: return self.dir.resolve().name
+    return f'{self.notes.get("text", "run")}-{self.info["date"][:16]}-{self.info["run_id"][:4]}'
+
+@patch
+def settings(self:SafeRun) -> dict:
+    "All that was chosen for this run, as plain data: the identity of what came of it"
+    data = {k: getattr(self.train, k) for k in ('B', 'T', 'seed') if hasattr(self.train, k)}
+    return dict(optimizer=_groups(self.opt), schedule=_described(self.schedule), clip=self.clip,
+                accumulate=self.accumulate, data=data, loss=_described(self.loss),
+                dtype=str(self.dtype or 'float32').removeprefix('torch.'),
+                device=str(self.device), compile=self.compiled, on_nan=self.on_nan,
+                world_size=self.ranks.world_size, seed=torch.initial_seed(),
+                tokenizer=repr(self.tok), **self.notes)
+
+def _groups(opt):
+    "The settings of each group, before any schedule"
+    if hasattr(opt, 'settings'): return opt.settings()
+    plain = int, float, str, bool, tuple, list, type(None)
+    return [{k: g.get(f'initial_{k}', v) for k, v in g.items()
+             if isinstance(v, plain) and k not in ('params', 'param_names')
+             and not k.startswith('initial_')} for g in opt.param_groups]
+
+def _described(f):
+    if isinstance(f, dict): return {k: _described(v) for k, v in f.items()}
+    return getattr(f, '__qualname__', None) or repr(f)
+
+@patch
+def _say(self:SafeRun, text):
+    if self.ranks.rank == 0: print(text, flush=True)
+
+@patch
+def _check_same(self:SafeRun, d, point):
+    "Refuse a checkpoint of another model or tokenizer before anything is changed"
+    check_weights(self.model, d['model'])
+    config, tok = self._config(), self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
+    if config and d['config']:
+        other = [k for k, v in d['config'].items() if k != 'dropout' and config.get(k) != v]
+        if other:
+            raise ValueError(f'{point} holds a model with another {", ".join(other)}: '
+                             'build the model as it was, or begin a new run from its weights')
+    if tok and d['tokenizer'] and tok != d['tokenizer']:
+        raise ValueError(f'{point} was trained with another tokenizer than this data: '
+                         'take the one of load_model(…), or begin a new run')
+
+@patch
+def _prefer_new(self:SafeRun, info, mine):
+    "Settings that this trainer was built with differently win; says which, and keeps the identity"
+    old = info.get('settings')
+    self.info = info | dict(settings=mine, name=info.get('name') or self._name())
+    if old is None: return                                        # a run of 0.1
+    self.info['settings'] = dict(mine, budget=old.get('budget'))
+    changed = {k: (old.get(k), v) for k, v in mine.items() if k != 'budget' and old.get(k) != v}
+    for k, (was, now) in changed.items():
+        if k in ('seed', 'device', 'world_size'): continue
+        if k == 'optimizer': self._keep_rates(was, now)
+        elif k == 'data': self._keep_shape(was, now)
+        else: self._say(f'resumed with {k} {now}, before it was {was}')
+
+@patch
+def _keep_rates(self:SafeRun, was, now):
+    for group, a, b in zip(self.opt.param_groups, was or [], now):
+        for k in b:
+            if k not in group or a.get(k) == b[k]: continue
+            self._say(f'resumed with {k} {b[k]}, before it was {a.get(k)}')
+            group[k] = tuple(b[k]) if isinstance(b[k], list) else b[k]
+            group.pop(f'initial_{k}', None)
+
+@patch
+def _keep_shape(self:SafeRun, was, now):
+    "Batch and row length are those of the new stream; the order of its rows stays the saved one's"
+    for k in now:
+        if was.get(k) == now[k]: continue
+        if k == 'seed':
+            self._say(f'the data go on in the order of seed {was.get(k)}, not {now[k]}')
+            continue
+        self._say(f'resumed with {k} {now[k]}, before it was {was.get(k)}')
+        self.train.resize(**{k: now[k]})
+
+@patch
+def _part_of(self:SafeRun, state):
+    ranks = state.get('ranks', [state])
+    if len(ranks) != self.ranks.world_size:
+        raise ValueError(f'saved by {len(ranks)} processes, and here are {self.ranks.world_size}: '
+                         'start as many, or begin a new run from its weights')
+    return ranks[self.ranks.rank]
+
+@patch
+def _summary(self:SafeRun):
+    "What a list of runs shows, without reading all of a checkpoint"
+    scores = {k: v for line in self.log for k, v in line.items() if k in ('valid', 'bpb')}
+    last = self.log[-1] if self.log else {}
+    now = {k: last.get(k) for k in ('loss', 'valid', 'bpb')}
+    return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, last_scores=scores,
+                run_id=self.info['run_id'], name=self.info['name']) | now
+
+def as_number(v): return v.item() if hasattr(v, 'item') else v
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50004
+_dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bfloat16,
+               float16=torch.float16, fp16=torch.float16)
+
+@patch
+def _precision(self:SafeRun, dtype, compile):
+    "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
+    cuda = self.device.type == 'cuda'
+    if dtype is None and cuda: dtype = torch.bfloat16
+    name = str(dtype or 'float32').removeprefix('torch.')
+    if name not in _dtypes:
+        raise ValueError(f'dtype is float32, bfloat16 or float16, not {dtype!r}')
+    compiled = (cuda if compile is None else compile) and self._compile()
+    if _dtypes[name] == torch.bfloat16 and self.device.type == 'cpu' and not compiled:
+        self._say('bfloat16 on a CPU is often slower than float32 unless it is compiled: '
+                  'compare, or give compile=True')
+    return _dtypes[name], bool(compiled)
+
+@patch
+def _compile(self:SafeRun):
+    "Compile block by block, in place; without a compiler, say so and go on"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    try:
+        if self.device.type == 'cpu': get_cpp_compiler()
+    except Exception:
+        self._say('no C++ compiler was found: training goes on without compilation')
+        return False
+    for block in getattr(self.model, 'blocks', [self.model]): block.compile(dynamic=False)
+    return True
+
+@patch
+def _make_scaler(self:SafeRun):
+    return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+
+@patch
+def _wrapped(self:SafeRun):
+    "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
+    if not self.ranks.many: return self.model
+    return nn.parallel.DistributedDataParallel(self.model)
+
+@patch
+def _warm_up(self:SafeRun):
+    "Compile before the clock starts: a forward and a backward pass whose results are dropped"
+    start, rng = time.perf_counter(), torch.get_rng_state()
+    self._say(f'compiling for {self.device} …')
+    buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+    self._reading().begin_step()
+    total, weight = self._as_pair(self.get_loss(self.get_batch()))
+    (total/weight).backward()
+    self.opt.zero_grad(set_to_none=True)
+    self._reading().undo_step()
+    with torch.no_grad():
+        for n, b in self.model.named_buffers(): b.copy_(buffers[n])
+    torch.set_rng_state(rng)
+    self._say(f'compiled in {time.perf_counter() - start:.0f} s')
+
+@patch
+def _as_pair(self:SafeRun, result):
+    "What a loss returned, as (sum, weight), two tensors"
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError('a loss returns two things, the sum over its tokens and how many they are, '
+                        f'such as nll.sum(), nll.numel(); this one gave a {type(result).__name__} '
+                        '(a mean? the trainer divides by the weight of all batches itself)')
+    total, weight = result
+    if weight is None or total.ndim:
+        raise TypeError('a loss returns a sum, which is one number, and a weight, not '
+                        f'{tuple(total.shape)} and {weight!r}')
+    return total, torch.as_tensor(weight, dtype=self._wide, device=total.device).detach()
+
+@patch
+def _over_ranks(self:SafeRun, t): return self.ranks.sum(t.clone()) if self.ranks.many else t
+
+@patch
+def _scale_grads(self:SafeRun, c):
+    for p in self.model.parameters():
+        if p.grad is not None: p.grad.mul_(c.to(p.grad.dtype))
+
+@patch
+def _joined(self:SafeRun, score):
+    "Loss and bits per byte over all ranks, whether each has all batches or its part"
+    if not self.ranks.many: return dict(valid=score.loss, bpb=score.bpb)
+    sums = [score.loss*score.tokens, score.tokens, score.n_bytes]
+    nats, tokens, n_bytes = self.ranks.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+    bpb = nats/math.log(2)/n_bytes if n_bytes else math.nan
+    return dict(valid=nats/tokens, bpb=bpb)
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50006
+@patch
+@contextlib.contextmanager
+def _holding_folder(self:SafeRun):
+    "Keep everybody else out of the run's folder"
+    self._check_dir()
+    if self.dir is None or self.ranks.rank: yield
+    else:
+        with run_lock(self.dir): yield
+
+@patch
+def _check_dir(self:SafeRun):
+    "Raise now, not after hours, when the run cannot be saved or would push out another's files"
+    if self.dir is None: return
+    old = checkpoints_in(self.dir)
+    if self.step == 0 and old:
+        raise ValueError(f'{self.dir} already holds a run, up to {old[-1].name}: '
+                         'go on with it by resume(), or give another dir')
+    if old and old[-1].name > f'step_{self.step:06}' and len(old[-1].name) < 12:
+        raise ValueError(f'{self.dir} holds {old[-1].name}, and this run stands at step '
+                         f'{self.step}: resume() takes the newest; to branch, give another dir')
+    try:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self.dir).close()
+    except OSError as e:
+        raise OSError(f'cannot save in {self.dir}: {e}; give a dir that can be written') from e
+
+@patch
+def _begin_fit(self:SafeRun):
+    "Compile, remember where to go back to, and open the callbacks"
+    self.model.train()
+    if self.compiled and self.progress < 1 and not self.log: self._warm_up()
+    if self.read_late or self.on_nan == 'rewind': self._memory = self._snapshot()
+    self._next_save = time.monotonic() + min(60, self.save_seconds or math.inf)
+    self.call('before_fit')
+
+@patch
+@contextlib.contextmanager
+def _interruptible(self:SafeRun):
+    "While fitting, a signal asks the trainer to stop after the step; a second one interrupts"
+    def note(name):
+        if self.interrupted and not self._moving: raise KeyboardInterrupt
+        self.stop, self.interrupted = True, name
+    self.stop, self.interrupted = False, None
+    with catch_signals(note): yield
+
+@patch
+def _obey_signal(self:SafeRun):
+    "What ends a program ends it, now that the run is saved; a kernel or another thread goes on"
+    status = dict(SIGTERM=143, SIGHUP=129).get(self.interrupted)
+    if status and self.ends_program: raise SystemExit(status)
+
+@patch
+def _look_around(self:SafeRun):
+    "After each step, the same on all ranks: is there a STOP file, does anybody want to stop or save?"
+    if self.dir and self.ranks.rank == 0 and (self.dir/'STOP').exists():
+        (self.dir/'STOP').unlink(missing_ok=True)
+        self.stop, self.interrupted = True, 'the file STOP'
+    if not self.ranks.many: return
+    flags = torch.tensor([self.stop, self.interrupted is not None, self._by_clock()])
+    stop, interrupted, save = self.ranks.sum(flags.int().to(self.device)).tolist()
+    self.stop, self.save_soon = bool(stop), bool(save)
+    if interrupted: self.interrupted = self.interrupted or 'another rank'
+
+@patch
+def _by_clock(self:SafeRun):
+    "Is it time to save? Rank 0 has the clock"
+    due = self.save_seconds and time.monotonic() >= self._next_save
+    return bool(self.save_soon or due and self.ranks.rank == 0)
+
+@patch
+def _save_is_due(self:SafeRun):
+    if self.dir is None: return False
+    by_step = self.save_every and self.step % self.save_every == 0
+    return bool(by_step or (self.save_soon if self.ranks.many else self._by_clock()))
+
+@patch
+def _try_save(self:SafeRun):
+    "Save in the background; what goes wrong is said, and training goes on"
+    try:
+        self._unsaved = None
+        self.save(wait=False)
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED at step {self.step}, training goes on: {e}')
+    self.save_soon = False
+    self._next_save = time.monotonic() + (self.save_seconds or math.inf)
+
+@patch
+def _poll_writer(self:SafeRun):
+    "Has the writer thread failed since we last looked?"
+    try: self._writer.poll()
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED, training goes on: {e}')
+
+@patch
+def _wait_for_disk(self:SafeRun):
+    "Wait for the last checkpoint; raises OSError where the run's last state could not be saved"
+    try: self._writer.wait()
+    except Exception as e: self._unsaved = e
+    if self._unsaved: raise self._unsaved
+
+@patch
+def _rescue(self:SafeRun):
+    "An error is about to leave fit: undo the step it broke, and save what is not saved yet"
+    broken = self._moving
+    self._undo_step()
+    if self.dir is None or not self.log or self.step == self._saved or self.ranks.many: return
+    if broken:
+        self._say('the error came in the middle of an update: this state is not saved')
+        return
+    self._try_save()
+    with contextlib.suppress(Exception): self._writer.wait()
+
+@patch
+def _try_evaluate(self:SafeRun):
+    "A score is for show: where it fails, that is said, and training goes on"
+    self._read_log()
+    try: self.evaluate()
+    except Exception as e:
+        self._say(f'no validation at step {self.step}, training goes on: {type(e).__name__}: {e}')
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50008
+@patch
+def _begin_step(self:SafeRun):
+    "From here on a failure can be undone: nothing is lost, no batch and no random number"
+    self._reading().begin_step()
+    self._before = self.tokens, self.flops, torch.get_rng_state()
+    self.skip, self._waited, self._open = False, 0., True
+    self.recent.append((self.step, self._reader._drawn))
+
+@patch
+def _end_step(self:SafeRun):
+    self._moving = self._open = False
+    if not self.skip and not self.read_late: self._bad_in_row = 0
+    self._read_log(but=1 if self.read_late else 0)
+    self._look_around()
+    if self.dir: self._poll_writer()
+
+@patch
+def _undo_step(self:SafeRun):
+    if not self._open or self._moving: return
+    self.tokens, self.flops, rng = self._before
+    torch.set_rng_state(rng)
+    self._reading().undo_step()
+    self._open = False
+
+@patch
+def _watch_loss(self:SafeRun, total):
+    if not self.read_late or self.on_nan == 'skip': self._finite(total.item(), 'loss')
+
+@patch
+def _watch_norm(self:SafeRun, norm):
+    if self.scaler is None: self._finite(norm.item(), 'norm of the gradient')
+
+@patch
+def _finite(self:SafeRun, value, what):
+    "Before the weights move: stop, or mark the step to be skipped"
+    if not self._is_bad(value, what): return
+    self.skip = True
+    if self.on_nan != 'stop' and self._bad_in_row < 10:
+        if self._bad_step != self.step: self._bad_in_row += 1
+        self._bad_step = self.step
+        return
+    where = self._keep_batch(what, value)
+    self._open = False                                            # the batch is not read again
+    many = f', the {self._bad_in_row}th such step in a row' if self._bad_in_row else ''
+    raise FloatingPointError(f'the {what} is {value} at step {self.step}{many}; {where}. '
+                             'The weights are those before this step: '
+                             "try a lower learning rate, or on_nan='skip'")
+
+@patch
+def _is_bad(self:SafeRun, value, what):
+    if not math.isfinite(value): return True
+    if what != 'loss' or self.spike is None or len(self.log) < 20: return False
+    recent = [as_number(line['loss']) for line in self.log[-50:] if not line.get('skipped')]
+    weight = max(1., self.log[-1]['tokens']/max(1, self.step)/self.accumulate)
+    return value/weight > self.spike*sum(recent)/max(1, len(recent))
+
+@patch
+def _watch_line(self:SafeRun, line):
+    "A step late: go back to the last state that was good"
+    bad = [k for k in ('loss', 'grad_norm') if not math.isfinite(line[k])]
+    if self.scaler and 'loss' not in bad: bad = []                # the scaler left it out
+    if not bad or line.get('skipped'):
+        self._bad_in_row = 0 if not bad else self._bad_in_row
+        return
+    where = self._keep_batch(bad[0], line[bad[0]], line['step'] - 1)
+    self._go_back()
+    self._bad_in_row += 1
+    if self.on_nan == 'rewind' and self._bad_in_row <= 10:
+        self._say(f'the {bad[0]} was {line[bad[0]]} at step {line["step"]-1}; {where}; '
+                  f'back to step {self.step}, and on behind that batch')
+        return
+    self._open = False
+    raise FloatingPointError(f'the {bad[0]} was {line[bad[0]]} at step {line["step"]-1}; {where}. '
+                             f'The run is back at step {self.step}, its last good state: '
+                             "try a lower learning rate, or on_nan='skip'")
+
+@patch
+def _snapshot(self:SafeRun):
+    "The run in memory: weights and state"
+    model = {k: v.detach().clone() for k, v in uncompiled(self.model).state_dict().items()}
+    return dict(model=model, trainer=copy.deepcopy(self.state_dict()))
+
+@patch
+def _go_back(self:SafeRun):
+    "Weights, optimizer and log of the last good state; the data stay where they are"
+    self._unread = []
+    d, saved = self._memory, self.dir and checkpoints_in(self.dir)
+    if saved and int(saved[-1].name[5:]) >= d['trainer']['step']:
+        d = load_checkpoint(saved[-1], 'model', 'trainer')
+    state = copy.deepcopy(d['trainer'])
+    load_weights(self.model, d['model'])
+    self.opt.load_state_dict(state['opt'])
+    for k in 'step tokens flops log'.split(): setattr(self, k, state[k])
+
+@patch
+def _keep_batch(self:SafeRun, what, value, step=None):
+    "Save the batches of a step, their text and the layers' gradients; says where"
+    step = self.step if step is None else step
+    drawn = next((b for s, b in reversed(self.recent) if s == step), [self.batch])
+    norms = {n: as_number(p.grad.norm()) for n, p in self.model.named_parameters()
+             if p.grad is not None}
+    report = dict(step=step, what=what, value=repr(value), grad_norms=norms,
+                  text=self._text_of(drawn), batches=[dict(b) for b in drawn])
+    path = (self.dir or Path('.'))/f'bad_batch_{step:06}'
+    try:
+        return f'the batch is kept in {save_checkpoint(path, batch=dict(self.batch), report=report)}'
+    except (OSError, TypeError) as e:
+        return f'the batch could not be kept ({e})'
+
+@patch
+def _text_of(self:SafeRun, batches):
+    "The rows of batches as text, where they are ids and there is a tokenizer"
+    try: return [self.tok.decode(row.tolist()) for b in batches for row in b['ids']]
+    except Exception: return None
+
+@patch
+def _check(self:SafeRun):
+    "Refuse what would fail silently later"
+    if self.valid is not None and not hasattr(self.valid, '__len__'):
+        raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
+                        'use the second result of batches(…)')
+    if self.on_nan not in ('stop', 'skip', 'rewind'):
+        raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
+    whole = dict(accumulate=(self.accumulate, 1), eval_every=(self.eval_every, 0),
+                 save_every=(self.save_every, 0))
+    for name, (value, least) in whole.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f'{name} is a whole number, at least {least}, not {value!r}')
+    for name in ('clip', 'save_seconds', 'spike'):
+        value = getattr(self, name)
+        if value is None or isinstance(value, (int, float)) and value >= 0: continue
+        raise ValueError(f'{name} is a number, at least 0, not {value!r}')
+    for cb in self.callbacks: _check_events(cb)
+    self._check_parameters()
+
+@patch
+def _check_parameters(self:SafeRun):
+    "Does the optimizer hold the parameters of this model, all that should learn and no others?"
+    named = dict(uncompiled(self.model).named_parameters())
+    own = {id(p) for p in named.values()}
+    held = {id(p) for g in self.opt.param_groups for p in g['params']}
+    if held - own:
+        raise ValueError(f'the optimizer holds {len(held-own)} parameters that the model no longer '
+                         'has (was a part swapped?): make a new optimizer')
+    left = [n for n, p in named.items() if p.requires_grad and id(p) not in held]
+    if left:
+        raise ValueError(f'no optimizer group holds {", ".join(left[:5])}: '
+                         'add a group, or freeze them with requires_grad_(False)')
+
+def _check_events(cb):
+    for name in dir(type(cb)):
+        if name in SafeRun.EVENTS or not name.startswith(('before_', 'after_', 'on_')): continue
+        near = get_close_matches(name.replace('on_', 'after_'), SafeRun.EVENTS, 1, 0.)[0]
+        raise ValueError(f'{type(cb).__name__} has {name}, which is no event: did you mean {near}? '
+                         f'There are {", ".join(SafeRun.EVENTS)}')
+
+@patch
+def _set_budget(self:SafeRun, steps, budget):
+    given = {k: v for k, v in dict(steps=steps, **budget).items() if v is not None}
+    if not given and self.budget is None:
+        raise ValueError('how long? give fit(steps), '
+                         'or fit(seconds=…), fit(tokens=…), fit(flops=…), fit(epochs=…)')
+    units = 'steps', 'seconds', 'tokens', 'flops', 'epochs'
+    if len(given) > 1 or set(given) - set(units):
+        raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
+    for k, v in given.items():
+        v = as_number(v)
+        if not isinstance(v, (int, float)) or not 0 < v < math.inf:
+            raise ValueError(f'{k} must be a number above 0, not {v!r}')
+        if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())
+        self.budget = (k, v)
+    self.info['settings']['budget'] = list(self.budget)
+
+@patch
+def _epoch(self:SafeRun):
+    "Tokens in one pass over the training data"
+    if hasattr(self.train, '__len__'):
+        return sum(math.prod(b['ids'].shape) for b in self.train)*self.ranks.world_size
+    tokens = getattr(self.train, 'tokens', None)
+    if not hasattr(tokens, '__len__'):
+        raise ValueError('the length of this training data is not known: '
+                         'give fit(tokens=…) in place of epochs')
+    return len(tokens)*self.ranks.world_size

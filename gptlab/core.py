@@ -206,10 +206,11 @@ def atomic_path(path:str|Path, # the file or folder to make; the folder it is in
     except OSError as e:
         raise OSError(f'could not write {path}: {e}; what was there before is untouched') from e
     finally:
-        if old.exists() and not path.exists(): old.rename(path)
-        for p in (scratch, old):
-            if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
-            else: p.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if old.exists() and not path.exists(): old.rename(path)
+            for p in (scratch, old):
+                if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+                else: p.unlink(missing_ok=True)
 
 def atomic_write(path:str|Path, # the file to write; its folder is made
                  data:str|bytes, # all of its content

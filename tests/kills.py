@@ -71,6 +71,7 @@ for _line in sys.stdin:
     if not (_pid := os.fork()):
         _fd = os.open(_said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC); os.dup2(_fd, 1); os.dup2(_fd, 2); _code = 1
         try: go(*_args); _code = 0
+        except SystemExit as _e: _code = _e.code
         except BaseException: traceback.print_exc()
         sys.stdout.flush(); sys.stderr.flush(); os._exit(_code)
     print(_pid, flush=True)
