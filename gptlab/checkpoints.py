@@ -97,16 +97,21 @@ def _write_tree(folder, name, text, tensors):
     if tensors:
         files.append(folder/f'{name}.safetensors')
         try:
-            save_file({k: _alone(t) for k, t in tensors.items()}, files[1])
+            save_file(_unshared(tensors), files[1])
         except SafetensorError as e:
             raise OSError(e) from e
         files[1].chmod(files[0].stat().st_mode & 0o777)           # the mode of new files here
     return {p.name: file_sha256(p) for p in files}
 
-def _alone(t):
-    "The tensor in one piece, in storage that is all its own"
-    t = t.contiguous()
-    return t if t.untyped_storage().nbytes() == t.nbytes else t.clone()
+def _unshared(tensors):
+    "The tensors, each in one piece, in storage that is all its own"
+    out, taken = {}, set()
+    for k, t in tensors.items():
+        t, storage = t.contiguous(), t.untyped_storage()
+        shared = storage.nbytes() != t.nbytes or storage.data_ptr() in taken
+        taken.add(storage.data_ptr())
+        out[k] = t.clone() if shared else t
+    return out
 
 def _write_manifest(folder, sums):
     "manifest.json, written last: when, the checksum of each file, and of them all"
@@ -311,14 +316,17 @@ def _misfits(own, state):
     wrong  = [f'{n} is {a} in the checkpoint and {b} here' for n, a, b in shapes if a != b]
     wrong += [f'{n} is missing from the checkpoint' for n in own if n not in state]
     wrong += [f'{n} is unknown here' for n in state if n not in own]
-    if any('.lora' in n or n.endswith('.wrapped.weight') for n in state):
-        wrong.insert(0, 'they hold low-rank updates (LoRA): apply lora(model) first')
+    if _has_lora(state) and not _has_lora(own): wrong.insert(0, _LORA)
     dtypes = [(n, state[n].dtype, own[n].dtype) for n in own if n in state]
     wrong += [f'{n} is {a} in the checkpoint and {b} here, which would lose digits'
               for n, a, b in dtypes if torch.promote_types(a, b) != b]
     wrong += [f'{n} is not finite' for n in non_finite(state)]
     untied = _untied(own, state)
     return wrong + [f'{n} differs from {first}, and here they are one' for n, first in untied]
+
+_LORA = 'they hold low-rank corrections (LoRA): build the model, add_lora(model), load_weights'
+
+def _has_lora(names): return any(n.endswith('.old.weight') for n in names)
 
 def _untied(own, state):
     "(name, first name) of the tensors that are one in `own` and two, of other values, in `state`"
@@ -365,8 +373,9 @@ def _check_shapes(cfg, state):
     wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
     wrong += sorted(own.keys() ^ state.keys())
     if wrong:
+        lora = f'; {_LORA}' if _has_lora(state) else ''
         raise ValueError('the config describes another architecture than the weights: '
-                         f'{", ".join(wrong[:5])} differ')
+                         f'{", ".join(wrong[:5])} differ{lora}')
 
 # %% ../nbs/11_checkpoints.ipynb #c1a50006
 def prune_checkpoints(folder:str|Path, # a run's folder
@@ -384,7 +393,9 @@ def prune_checkpoints(folder:str|Path, # a run's folder
     stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
     stay |= {p for p in found if every and _step(p) % every == 0}
     for p in found:
-        if p not in stay: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
+        if p in stay: continue
+        try: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
+        except OSError as e: print(f'{p} could not be removed: {e}', flush=True)
     _sweep_unfinished(Path(folder).expanduser())
 
 def _sweep_unfinished(folder):
@@ -457,7 +468,7 @@ class CheckpointWriter:
 
     def save(self,
              path:str|Path, # as for `save_checkpoint`
-             then=None, # called when it is written
+             keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
              **trees):
         "Copy the trees and return; raises the error of the checkpoint before this one"
         self.wait()
@@ -466,12 +477,17 @@ class CheckpointWriter:
             tensors = {}
             plain = flatten_tree(tree, tensors)
             flat[name] = plain, {k: t.to('cpu', copy=True) for k, t in tensors.items()}
-        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, then)
+        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, keep)
 
     @staticmethod
-    def _write(path, flat, then):
-        _write_checkpoint(path, flat)
-        if then: then()
+    def _write(path, flat, keep):
+        try: _write_checkpoint(path, flat)
+        except OSError as e:
+            if not keep or 'No space left' not in str(e) or len(checkpoints_in(path.parent)) < 2:
+                raise
+            prune_checkpoints(path.parent, keep=1)                # make room, and try once more
+            _write_checkpoint(path, flat)
+        if keep: prune_checkpoints(path.parent, **keep)
 
     def wait(self):
         "Wait until all is written; raises what went wrong"
@@ -604,7 +620,7 @@ def _as_tree(t):
 class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
     EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-              'after_eval', 'after_fit')
+              'before_eval', 'after_eval', 'after_fit')
 
 @patch
 def _begin_run(self:SafeRun):
@@ -616,7 +632,7 @@ def _begin_run(self:SafeRun):
     self._called = self._wrapped()                                # what the loss calls
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
-    self._unread, self._failed = [], set()
+    self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
     self._memory, self._bad_in_row, self._bad_step = None, 0, -1
     self.recent = collections.deque(maxlen=8)                     # (step, batches) of late
@@ -817,7 +833,19 @@ def _holding_folder(self:SafeRun):
     self._check_dir()
     if self.dir is None or self.ranks.rank: yield
     else:
-        with run_lock(self.dir): yield
+        with run_lock(self.dir):
+            self._set_aside()
+            yield
+
+@patch
+def _set_aside(self:SafeRun):
+    "Checkpoints ahead of a run that goes on from an earlier one keep their files, not their names"
+    for p in checkpoints_in(self.dir):
+        if _step(p) <= self.step: continue
+        aside = p.with_name(f'{p.name}_left_{uuid.uuid4().hex[:4]}')
+        _standing(p).rename(aside)
+        self._say(f'{p.name} is ahead of this run, which stands at step {self.step}: '
+                  f'it is kept as {aside.name}')
 
 @patch
 def _check_dir(self:SafeRun):
@@ -827,9 +855,6 @@ def _check_dir(self:SafeRun):
     if self.step == 0 and old:
         raise ValueError(f'{self.dir} already holds a run, up to {old[-1].name}: '
                          'go on with it by resume(), or give another dir')
-    if old and old[-1].name > f'step_{self.step:06}' and len(old[-1].name) < 12:
-        raise ValueError(f'{self.dir} holds {old[-1].name}, and this run stands at step '
-                         f'{self.step}: resume() takes the newest; to branch, give another dir')
     try:
         self.dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=self.dir).close()
@@ -888,6 +913,7 @@ def _save_is_due(self:SafeRun):
 @patch
 def _try_save(self:SafeRun):
     "Save in the background; what goes wrong is said, and training goes on"
+    self._read_log()                                              # a bad step ends, or goes back
     try:
         self._unsaved = None
         self.save(wait=False)
@@ -943,7 +969,6 @@ def _begin_step(self:SafeRun):
 
 @patch
 def _end_step(self:SafeRun):
-    self._moving = self._open = False
     if not self.skip and not self.read_late: self._bad_in_row = 0
     self._read_log(but=1 if self.read_late else 0)
     self._look_around()

@@ -9,7 +9,7 @@ __all__ = ['set_seed', 'step_limit', 'svg_image', 'FlowMap', 'flow_map', 'assert
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
 import base64, contextlib, datetime, hashlib, html, importlib, inspect, json, multiprocessing
-import os, platform, random, shutil, socket, subprocess, sys, tempfile, threading, uuid
+import os, platform, random, shutil, signal, socket, subprocess, sys, tempfile, threading, uuid
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -228,7 +228,11 @@ def file_sha256(path:str|Path) -> str:
     return digest.hexdigest()
 
 def end_with_parent(*_):
-    "For a worker process, as its first act: end when the process that started it has ended"
+    """For a worker process, as its first act: end when the process that started it has ended
+
+    Ctrl-C in a terminal goes to all processes: workers leave it to the one that started them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
-from .checkpoints import load_weights, non_finite, prune_checkpoints, Ranks, rng_state
+from .checkpoints import load_weights, non_finite, Ranks, rng_state
 from .checkpoints import SafeRun, set_rng_state, uncompiled
 from .core import best_device, resolve_name, step_limit
 from .model import lm_loss, run_eagerly
@@ -258,6 +258,7 @@ def _add_line(self:Trainer, loss, norm, tokens, took):
     if self.skip: line |= dict(skipped=True)
     self.log.append(line)
     self._unread.append(line)
+    self._moving = self._open = False                             # the step is whole
 
 @patch
 def _rates(self:Trainer):
@@ -320,8 +321,11 @@ def _finish_fit(self:Trainer):
 def evaluate(self:Trainer):
     "Score the validation batches into the last line of the log"
     if not self.valid: return
+    self.doing = 'scoring the validation batches'
+    self.call('before_eval')
     with run_eagerly(self.model):
         score = evaluate(self.model, self.valid, getattr(self.valid, 'tok', self.tok))
+    self.doing = ''
     self.log[-1] |= self._joined(score)
     self.call('after_eval')
 
@@ -362,9 +366,8 @@ def save(self:Trainer,
         raise FloatingPointError(f'{", ".join(bad[:3])} are not finite: {path.name} is not saved')
     if self.ranks.rank == 0:
         tok = self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
-        self._writer.save(path, lambda: prune_checkpoints(self.dir, **self.keep), model=model,
-                          trainer=state, config=self._config(), tokenizer=tok,
-                          summary=self._summary())
+        self._writer.save(path, self.keep, model=model, trainer=state, config=self._config(),
+                          tokenizer=tok, summary=self._summary())
         if wait: self._writer.wait()
     self._saved = self.step
     return path

@@ -461,7 +461,7 @@ def test_a_full_disk(tmp_path, monkeypatch, call):
     with monkeypatch.context() as m:
         if call == 'fsync': m.setattr(os, 'fsync', full)
         if call == 'write': m.setattr(Path, 'write_text', full)
-        if call == 'rename': m.setattr(Path, 'rename', full)
+        if call == 'rename': m.setattr(os, 'replace', full)
         with refuses(OSError, 'step_000004', 'No space left on device',
                      'earlier checkpoints are untouched'):
             run.fit(4)
