@@ -4,17 +4,23 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'latest_checkpoint', 'prune_checkpoints', 'uncompiled', 'load_weights', 'load_model']
+           'find_checkpoint', 'latest_checkpoint', 'load_weights', 'check_weights', 'non_finite', 'load_model',
+           'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import contextlib, hashlib, json, os, random, shutil, uuid
+import collections, concurrent.futures, contextlib, copy, datetime, glob, hashlib, itertools, json
+import math, os, random, re, shutil, signal, socket, tempfile, threading, time, uuid
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 import numpy as np, torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import best_device, file_sha256, sync_to_disk
-from .model import GPT, GPTConfig
+from .core import atomic_path, atomic_write, best_device, file_sha256, in_kernel, run_info
+from .model import GPT, GPTConfig, parameter_shapes
+from .optimizers import uncompiled
 from .tokenizer import Tokenizer
 
 # %% ../nbs/11_checkpoints.ipynb #b87696f4
@@ -65,9 +71,10 @@ _tags = {'tensor'}, {'tuple'}, {'items'}
 
 def _add_tensor(t, tensors, name):
     "Put a tensor into `tensors` under its name, or find the one it is tied to; returns the name"
+    look = lambda t: (t.data_ptr(), t.dtype, t.shape, t.stride())
     for n, other in tensors.items():
-        same = other.shape == t.shape and other.stride() == t.stride()
-        if t.data_ptr() and other.data_ptr() == t.data_ptr() and same: return n
+        if t.data_ptr() and look(t) == look(other): return n
+    while name in tensors: name += "'"                            # as a.b in {'a.b': …, 'a': {'b': …}}
     tensors[name] = t.detach()
     return name
 
@@ -84,67 +91,82 @@ def unflatten_tree(tree:object, # as `flatten_tree` gave
     return {k: unflatten_tree(v, tensors) for k, v in tree.items()}
 
 # %% ../nbs/11_checkpoints.ipynb #bb6520c8
-def _write(folder, name, tree):
+def _write_tree(folder, name, text, tensors):
     "NAME.json, and NAME.safetensors when the tree holds tensors; returns {file: checksum}"
-    tensors = {}
-    text = json.dumps(flatten_tree(tree, tensors))
     files = [folder/f'{name}.json']
     files[0].write_text(text, encoding='utf-8')
     if tensors:
         files.append(folder/f'{name}.safetensors')
-        save_file({k: t.contiguous().clone() for k, t in tensors.items()}, files[1])
-    for path in files: sync_to_disk(path)
+        try:
+            save_file(_unshared(tensors), files[1])
+        except SafetensorError as e:
+            raise OSError(e) from e
+        files[1].chmod(files[0].stat().st_mode & 0o777)           # the mode of new files here
     return {p.name: file_sha256(p) for p in files}
 
+def _unshared(tensors):
+    "The tensors, each in one piece, in storage that is all its own"
+    out, taken = {}, set()
+    for k, t in tensors.items():
+        t, storage = t.contiguous(), t.untyped_storage()
+        shared = storage.nbytes() != t.nbytes or storage.data_ptr() in taken
+        taken.add(storage.data_ptr())
+        out[k] = t.clone() if shared else t
+    return out
+
+def _write_manifest(folder, sums):
+    "manifest.json, written last: when, the checksum of each file, and of them all"
+    written = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='milliseconds')
+    manifest = dict(files=sums, written=written, sha256=_digest(sums, written))
+    (folder/'manifest.json').write_text(json.dumps(manifest, indent=1))
+
+def _digest(sums, written):
+    what = sums if written is None else [sums, written]           # 0.1 did not say when
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
 # %% ../nbs/11_checkpoints.ipynb #715a49a9
-def save_checkpoint(path:str|Path, # a folder; replaced if it exists, once the new one is complete
+def save_checkpoint(path:str|Path, # a folder; an older checkpoint there is replaced at the end
                     **trees, # each becomes NAME.json, its tensors NAME.safetensors
                     ) -> Path:
     """Write a checkpoint that is whole or absent
 
-    Raises OSError naming the folder when it cannot, TypeError for what no file can hold; neither
-    leaves anything behind.
+    Raises OSError naming the folder when it cannot, FileExistsError for a place that holds
+    something else, TypeError for what no file can hold; none leaves anything behind.
     """
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    flat = {}
+    for name, tree in trees.items():
+        tensors = {}
+        flat[name] = flatten_tree(tree, tensors), tensors
+    return _write_checkpoint(Path(path).expanduser(), flat)
+
+def _write_checkpoint(path, flat):
+    "Write trees that are flattened: name → (what JSON holds, tensors)"
+    _check_place(path)
     try:
-        tmp.mkdir(parents=True)
-        sums = {}
-        for name, tree in trees.items(): sums |= _write(tmp, name, tree)
-        _write_manifest(tmp, sums)
-        _replace(tmp, path)
-    except (OSError, SafetensorError) as e:
-        raise OSError(f'could not write the checkpoint {path}: {e}; '
+        with atomic_path(path) as scratch:
+            scratch.mkdir()
+            sums = {}
+            for name, (tree, tensors) in flat.items():
+                sums |= _write_tree(scratch, name, json.dumps(tree), tensors)
+            _write_manifest(scratch, sums)
+    except OSError as e:
+        raise OSError(f'could not write the checkpoint {path}: {e.__cause__ or e}; '
                       'earlier checkpoints are untouched') from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    _sweep(path)
     return path
 
-def _write_manifest(folder, sums):
-    "manifest.json, written last: the checksum of each file, and of them all"
-    file = folder/'manifest.json'
-    file.write_text(json.dumps(dict(files=sums, sha256=_digest(sums)), indent=1))
-    sync_to_disk(file)
-    sync_to_disk(folder)
+def _sweep(path):
+    "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
+    for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
+        ours = all(q.suffix in ('.json', '.safetensors') for q in p.glob('*'))
+        if _SCRATCH.fullmatch(p.name) and ours: shutil.rmtree(p, ignore_errors=True)
 
-def _digest(sums): return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-
-def _replace(tmp, path):
-    "The new folder takes the place of the old; what earlier crashes left beside it is removed"
-    if path.exists(): path.rename(path.with_name(tmp.name + '.old'))
-    tmp.rename(path)
-    sync_to_disk(path.parent)
-    for p in path.parent.glob(f'.{path.name}.*'): shutil.rmtree(p, ignore_errors=True)
-
-def _recover(folder):
-    """After a crash between the two renames the old folder gets its name back
-
-    Looks for `folder` itself, for what is in it, and for what is in those.
-    """
-    beside = folder.parent.glob(f'.{folder.name}.*.old')
-    for old in (*beside, *folder.glob('.*.old'), *folder.glob('*/.*.old')):
-        path = old.with_name(old.name[1:-len('.12345678.old')])
-        with contextlib.suppress(OSError):
-            if not path.exists(): old.rename(path)
+def _check_place(path):
+    "Raises FileExistsError where there is something else than a checkpoint"
+    if not path.exists() or (path/'manifest.json').is_file(): return
+    if path.is_dir() and not any(path.iterdir()): return
+    raise FileExistsError(f'could not write the checkpoint {path}: it holds something else; '
+                          'give a new folder')
 
 # %% ../nbs/11_checkpoints.ipynb #fe1c7550
 def load_checkpoint(path:str|Path, # a checkpoint's folder
@@ -155,26 +177,38 @@ def load_checkpoint(path:str|Path, # a checkpoint's folder
     Raises ValueError naming a file that is damaged or missing, FileNotFoundError if the folder is
     no checkpoint.
     """
-    path = Path(path)
-    _recover(path)
-    sums = _manifest(path/'manifest.json')
+    path = _standing(Path(path).expanduser())
+    sums = _manifest(path)['files']
     names = names or [f.removesuffix('.json') for f in sums if f.endswith('.json')]
     for f in sums:
         if f.rpartition('.')[0] in names: _check_file(path/f, sums[f])
     return {n: _read(path, n, sums) for n in names}
 
-def _manifest(file):
+def _read(path, name, sums):
+    if f'{name}.json' not in sums:
+        there = ', '.join(n.removesuffix('.json') for n in sums if n.endswith('.json'))
+        raise ValueError(f'{path} holds no {name!r}; it holds {there}')
+    file = path/f'{name}.safetensors'
+    tensors = load_file(file) if file.name in sums else {}
+    try:
+        return unflatten_tree(json.loads((path/f'{name}.json').read_bytes()), tensors)
+    except (ValueError, KeyError, RecursionError) as e:
+        raise ValueError(f'{path/name}.json is not what a checkpoint holds: {e!r}') from None
+
+def _manifest(path):
+    file = path/'manifest.json'
     if not file.is_file():
-        raise FileNotFoundError(f'{file.parent} is not a checkpoint: it has no manifest.json; '
+        raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json; '
                                 'name a folder such as runs/mine/step_000200')
     try:
         m = json.loads(file.read_bytes())
-        whole = m['sha256'] == _digest(m['files'])
-    except (ValueError, KeyError, TypeError): whole = False
+        whole = m['sha256'] == _digest(m['files'], m.get('written'))
+        whole = whole and all(Path(f).name == f for f in m['files'])
+    except (ValueError, KeyError, TypeError, RecursionError): whole = False
     if not whole:
         raise ValueError(f'{file} is damaged: it is not what was written; '
                          'use an earlier checkpoint')
-    return m['files']
+    return m
 
 def _check_file(file, sha):
     if not file.is_file():
@@ -183,62 +217,95 @@ def _check_file(file, sha):
         raise ValueError(f'{file} is damaged: its checksum is not the one written with it; '
                          'use an earlier checkpoint')
 
-def _read(path, name, sums):
-    if f'{name}.json' not in sums:
-        there = ', '.join(n.removesuffix('.json') for n in sums if n.endswith('.json'))
-        raise ValueError(f'{path} holds no {name!r}; it holds {there}')
-    file = path/f'{name}.safetensors'
-    tensors = load_file(file) if file.name in sums else {}
-    return unflatten_tree(json.loads((path/f'{name}.json').read_text(encoding='utf-8')), tensors)
+def _standing(path):
+    "The folder itself, or what a crash in the middle of its replacement set aside"
+    if path.exists(): return path
+    aside = path.parent.glob(f'.{glob.escape(path.name)}.*.old')
+    return next((p for p in aside if _SCRATCH.fullmatch(p.name)), path)
 
 # %% ../nbs/11_checkpoints.ipynb #f2979ac5
+_STEP = re.compile(r'step_\d{6,}')
+_SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_path` writes to
+
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    found = (p.parent for p in Path(folder).glob('step_*/manifest.json'))
-    return sorted(found, key=lambda p: (len(p.name), p.name))
+    folder = Path(folder).expanduser()
+    aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
+    names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
+    named = [folder/n for n in names if _STEP.fullmatch(n)]
+    whole = [p for p in named if (_standing(p)/'manifest.json').is_file()]
+    return sorted(whole, key=_step)
+
+def _step(path): return int(path.name.removeprefix('step_'))
+
+def find_checkpoint(path:str|Path, # a checkpoint, a run, or a folder of runs (the latest of them)
+                    which:str|int='latest', # or 'best', a step, or -2 for the one before the last
+                    ) -> Path:
+    """One of the complete checkpoints of a run; the best has the lowest validation loss
+
+    Raises FileNotFoundError where there is none, ValueError for one that cannot be told.
+    """
+    path = Path(path).expanduser()
+    if (_standing(path)/'manifest.json').is_file(): return path
+    found = checkpoints_in(path) or _latest_run(path)
+    if not found:
+        raise FileNotFoundError(f'there is no checkpoint in {path}; '
+                                'train one first, or name the folder of a run')
+    return _chosen(found, which)
 
 def latest_checkpoint(folder:str|Path) -> Path:
     """The last complete checkpoint: `folder` itself, or in it, or in the most recent run in it
 
     Raises FileNotFoundError where there is none.
     """
-    folder = Path(folder)
-    _recover(folder)
-    if (folder/'manifest.json').is_file(): return folder
-    runs = {p.stat().st_mtime: p.parent.parent for p in folder.glob('*/step_*/manifest.json')}
-    found = checkpoints_in(folder) or (runs and checkpoints_in(runs[max(runs)]))
-    if not found:
-        raise FileNotFoundError(f'there is no checkpoint in {folder}; '
-                                'train one first, or name the folder of a run')
-    return found[-1]
+    return find_checkpoint(folder)
 
-def prune_checkpoints(folder:str|Path, # a run's folder
-                      keep:int=2, # how many of the newest stay
-                      ):
-    "Delete all but the newest checkpoints of a run, and what a killed process left half-written"
-    old, unfinished = checkpoints_in(folder)[:-keep], Path(folder).glob('.step_*')
-    for p in [*old, *unfinished]: shutil.rmtree(p)
+def _chosen(found, which):
+    if which == 'latest': return found[-1]
+    if which == 'best': return _best(found)
+    if isinstance(which, bool) or not isinstance(which, int):
+        raise ValueError(f"which checkpoint is {which!r}? give 'latest', 'best', a step, "
+                         'or -2 for the one before the last')
+    if which < 0 and -which <= len(found): return found[which]
+    for path in found:
+        if _step(path) == which: return path
+    steps = ', '.join(str(_step(p)) for p in found)
+    raise FileNotFoundError(f'there is no checkpoint {which} in {found[0].parent}; '
+                            f'there are step {steps}')
+
+def _latest_run(folder):
+    "The checkpoints of that run in a folder of runs whose newest was written last"
+    runs = (checkpoints_in(p) for p in folder.glob('*/'))
+    return max((r for r in runs if r), key=lambda r: _written(r[-1]), default=[])
+
+def _written(path):
+    "When a checkpoint was written, as text that sorts; for those of 0.1, when its run began"
+    try:
+        return _manifest(_standing(path)).get('written') or _date(path)
+    except (ValueError, OSError):
+        return ''
+
+def _date(path): return load_checkpoint(path, 'trainer')['trainer']['info']['date']
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
-def uncompiled(model:nn.Module) -> nn.Module:
-    "The model inside torch.compile(model), whose parameters have plain names"
-    return getattr(model, '_orig_mod', model)
-
 def load_weights(model:nn.Module, # changed in place
                  state:dict, # name → tensor
                  ):
     """Copy weights into a model, compiled or not
 
-    Raises ValueError that lists every tensor that is missing, unknown, of another shape, or tied
-    in the model and not in `state`.
+    Raises ValueError that lists every tensor that is missing, unknown, of another shape, not
+    finite, of a type that would lose digits here, or tied in the model and not in `state`.
     """
-    model = uncompiled(model)
-    wrong = _misfits(model.state_dict(), state)
+    check_weights(model, state)
+    uncompiled(model).load_state_dict(state)
+
+def check_weights(model:nn.Module, state:dict):
+    "Raises ValueError where `load_weights` would"
+    wrong = _misfits(uncompiled(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
-        raise ValueError(f'these weights belong to another architecture: {listed}')
-    model.load_state_dict(state)
+        raise ValueError(f'these weights do not fit, as those of another architecture: {listed}')
 
 def _misfits(own, state):
     "What is wrong with `state` for a model whose own weights are `own`, one line each"
@@ -246,8 +313,17 @@ def _misfits(own, state):
     wrong  = [f'{n} is {a} in the checkpoint and {b} here' for n, a, b in shapes if a != b]
     wrong += [f'{n} is missing from the checkpoint' for n in own if n not in state]
     wrong += [f'{n} is unknown here' for n in state if n not in own]
+    if _has_lora(state) and not _has_lora(own): wrong.insert(0, _LORA)
+    dtypes = [(n, state[n].dtype, own[n].dtype) for n in own if n in state]
+    wrong += [f'{n} is {a} in the checkpoint and {b} here, which would lose digits'
+              for n, a, b in dtypes if torch.promote_types(a, b) != b]
+    wrong += [f'{n} is not finite' for n in non_finite(state)]
     untied = _untied(own, state)
     return wrong + [f'{n} differs from {first}, and here they are one' for n, first in untied]
+
+_LORA = 'they hold low-rank corrections (LoRA): build the model, add_lora(model), load_weights'
+
+def _has_lora(names): return any(n.endswith('.old.weight') for n in names)
 
 def _untied(own, state):
     "(name, first name) of the tensors that are one in `own` and two, of other values, in `state`"
@@ -258,21 +334,805 @@ def _untied(own, state):
         if not t.data_ptr() or tied == n or tied not in state or n not in state: continue
         if not torch.equal(state[n].cpu(), state[tied].cpu()): yield n, tied
 
+def non_finite(state:dict # name → tensor
+               ) -> list[str]:
+    "The names of tensors that hold NaN or infinity"
+    floats = {n: t for n, t in state.items() if t.is_floating_point() and t.device.type != 'meta'}
+    return [n for n, t in floats.items() if not t.isfinite().all()]
+
 # %% ../nbs/11_checkpoints.ipynb #3a782dc4
 def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its latest)
                parts:dict|None=None, # your own parts: {'Mine': Mine}
                device:str|None=None, # where to put it; None is the best here
+               which:str|int='latest', # as for `find_checkpoint`
                ) -> tuple:
     """The model of a checkpoint, in evaluation mode, and its tokenizer (or None)
 
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`.
     """
-    d = load_checkpoint(latest_checkpoint(path), 'config', 'tokenizer', 'model')
+    d = load_checkpoint(find_checkpoint(path, which), 'config', 'tokenizer', 'model')
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
-    model = GPT(GPTConfig.from_dict(d['config'], parts))
+    cfg = GPTConfig.from_dict(d['config'], parts)
+    _check_shapes(cfg, d['model'])
+    model = GPT(cfg)
     load_weights(model, d['model'])
     tok = d['tokenizer']
     return model.eval().to(best_device(device)), tok and Tokenizer.from_dict(tok, parts)
+
+def _check_shapes(cfg, state):
+    "Raises ValueError where a config describes another model than the weights, before it is built"
+    own = parameter_shapes(cfg)
+    wrong = [n for n in own if n in state and tuple(own[n]) != tuple(state[n].shape)]
+    wrong += sorted(own.keys() ^ state.keys())
+    if wrong:
+        lora = f'; {_LORA}' if _has_lora(state) else ''
+        raise ValueError('the config describes another architecture than the weights: '
+                         f'{", ".join(wrong[:5])} differ{lora}')
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50006
+def prune_checkpoints(folder:str|Path, # a run's folder
+                      keep:int=2, # how many of the newest stay
+                      best:int=0, # how many of those with the lowest validation loss
+                      every:int=0, # and those at multiples of so many steps
+                      ):
+    """Delete the other checkpoints of a run, and what a killed process left half-written
+
+    Raises ValueError unless at least one stays.
+    """
+    if keep < 1: raise ValueError(f'keep is how many of the newest stay, at least 1, not {keep!r}')
+    found = checkpoints_in(folder)
+    scores = {p: s for p in found if (s := _valid_loss(p)) is not None} if best else {}
+    stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
+    stay |= {p for p in found if every and _step(p) % every == 0}
+    for p in found:
+        if p in stay: continue
+        try: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
+        except OSError as e: print(f'{p} could not be removed: {e}', flush=True)
+    _sweep_unfinished(Path(folder).expanduser())
+
+def _sweep_unfinished(folder):
+    "What crashes left of checkpoints that never were"
+    for p in folder.glob('.step_*'):
+        m = _SCRATCH.fullmatch(p.name)
+        if m and _STEP.fullmatch(m[1]) and not m[2]: _sweep(folder/m[1])
+
+def _best(found):
+    scores = {p: s for p in found if (s := _valid_loss(p)) is not None}
+    if not scores:
+        raise ValueError(f'no checkpoint in {found[0].parent} was scored: '
+                         'train with validation batches, or name a step')
+    return min(scores, key=scores.get)
+
+def _valid_loss(path):
+    "The validation loss that a checkpoint was saved with, or None"
+    try:
+        return load_checkpoint(path, 'summary')['summary'].get('valid')
+    except (ValueError, OSError):
+        return None
+
+# %% ../nbs/11_checkpoints.ipynb #c1a5000b
+@contextlib.contextmanager
+def run_lock(folder:str|Path # a run's folder, which exists
+             ) -> Iterator[None]:
+    """Hold a run's folder while the block runs: nobody else may train in it
+
+    Raises BlockingIOError that names the process which holds it.
+    """
+    from filelock import FileLock, Timeout
+    folder = Path(folder)
+    lock, owner = FileLock(folder/'.lock', thread_local=False), folder/'.lock.json'
+    try: lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(f'{folder} is in use{_owner(owner)}: wait until it is done, '
+                              'or give another dir') from None
+    except NotImplementedError:                                   # a file system without locks
+        print(f'{folder} cannot be locked: see that no other program trains in it')
+    try:
+        me = dict(pid=os.getpid(), host=socket.gethostname())
+        with contextlib.suppress(OSError): atomic_write(owner, json.dumps(me))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+def _owner(file):
+    try:
+        m = json.loads(file.read_bytes())
+        return f' by process {m["pid"]} on {m["host"]}'
+    except (OSError, ValueError, KeyError, TypeError):
+        return ' by another process'
+
+def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
+               ) -> Path:
+    "Make a folder that did not exist: `path`, or with -2, -3 … at its end"
+    path = Path(path).expanduser()
+    for n in range(1, 10_000):
+        tried = path if n == 1 else path.with_name(f'{path.name}-{n}')
+        with contextlib.suppress(FileExistsError):
+            tried.mkdir(parents=True)
+            return tried
+    raise FileExistsError(f'{path} and 9,998 more exist: give another name')
+
+class CheckpointWriter:
+    "Writes checkpoints in a thread, one after another; whoever saves waits while it is copied"
+    def __init__(self):
+        self._pool, self._last = concurrent.futures.ThreadPoolExecutor(1), None
+
+    def save(self,
+             path:str|Path, # as for `save_checkpoint`
+             keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
+             **trees):
+        "Copy the trees and return; raises the error of the checkpoint before this one"
+        self.wait()
+        flat = {}
+        for name, tree in trees.items():
+            tensors = {}
+            plain = flatten_tree(tree, tensors)
+            flat[name] = plain, {k: t.to('cpu', copy=True) for k, t in tensors.items()}
+        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, keep)
+
+    @staticmethod
+    def _write(path, flat, keep):
+        try: _write_checkpoint(path, flat)
+        except OSError as e:
+            if not keep or 'No space left' not in str(e) or len(checkpoints_in(path.parent)) < 2:
+                raise
+            prune_checkpoints(path.parent, keep=1)                # make room, and try once more
+            _write_checkpoint(path, flat)
+        if keep: prune_checkpoints(path.parent, **keep)
+
+    def wait(self):
+        "Wait until all is written; raises what went wrong"
+        last, self._last = self._last, None
+        if last: last.result()
+
+    def poll(self):
+        "Raises what went wrong, if the last one is done"
+        if self._last and self._last.done(): self.wait()
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50011
+class BatchReader:
+    "Draws batches from any iterable, again and again; its state is the stream's, or a count"
+    def __init__(self, source:Iterable): # batches
+        self.source, self.n = source, 0                           # n: batches drawn in all
+        self._stateful = hasattr(source, 'state_dict') and hasattr(source, 'load_state_dict')
+        self._batches = source if hasattr(source, '__next__') else _endlessly(source)
+        self._drawn, self._again, self._before = [], [], None
+
+    def begin_step(self):
+        "Remember the place: what is drawn from now on can be drawn again"
+        if not self._again: self._before = self._place()
+        self._drawn = []
+
+    def undo_step(self): self._again, self._drawn = self._drawn + self._again, []
+
+    def draw(self) -> dict|None:
+        "The next batch; None where the data has ended"
+        batch = self._again.pop(0) if self._again else next(self._batches, None)
+        self.n += 1
+        self._drawn.append(batch)
+        return batch
+
+    def _place(self): return self.source.state_dict() if self._stateful else dict(n=self.n)
+
+    def state_dict(self) -> dict: return self._before if self._again else self._place()
+
+    def load_state_dict(self, state:dict):
+        "Go on where a state was saved; raises ValueError as the stream does"
+        if self._stateful: self.source.load_state_dict(state)
+        else: self._pass_over(state)
+        self._drawn, self._again = [], []
+
+    def _pass_over(self, state):
+        n = (state or {}).get('n', 0)
+        self.n = n
+        if self._batches is self.source:
+            print(f'the training data has no state_dict: {n} batches were read before, '
+                  'and the run goes on with whatever comes next')
+            return
+        size = len(self.source) if hasattr(self.source, '__len__') else 0
+        self._batches = _endlessly(self.source)
+        for _ in itertools.islice(self._batches, n % size if size else n): pass
+
+def _endlessly(batches):
+    while True:
+        last = None
+        for last in batches: yield last
+        if last is None: return                                   # there are none
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50014
+@contextlib.contextmanager
+def catch_signals(note:Callable # note(name of a signal)
+                  ) -> Iterator[None]:
+    "While the block runs, SIGINT, SIGTERM and SIGHUP call `note`; only in the main thread"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [n for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
+    handler = lambda number, frame: note(signal.Signals(number).name)
+    old = {n: signal.signal(getattr(signal, n), handler) for n in names}
+    try: yield
+    finally:
+        for n, f in old.items(): signal.signal(getattr(signal, n), f)
+
+# %% ../nbs/11_checkpoints.ipynb #c1a50016
+def join_ranks() -> 'Ranks':
+    """Under torchrun, connect with the other processes; otherwise there is one
+
+    With CUDA each takes the card of its local rank, and they talk by NCCL; otherwise by gloo.
+    """
+    dist = torch.distributed
+    if 'RANK' in os.environ and not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+        dist.init_process_group('nccl' if cuda else 'gloo')
+    return Ranks()
+
+class Ranks:
+    "The processes that train one model: `rank` of `world_size`"
+    def __init__(self):
+        dist = torch.distributed
+        self.many = dist.is_available() and dist.is_initialized()
+        self.rank, self.world_size = 0, 1
+        if self.many: self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def sum(self, t:torch.Tensor) -> torch.Tensor:
+        "The sum of a tensor over all ranks, in place"
+        if self.many: torch.distributed.all_reduce(t)
+        return t
+
+    def gather(self, tree:object) -> list:
+        "A tree of each rank, on every rank"
+        if not self.many: return [tree]
+        tensors = {}
+        plain = flatten_tree(tree, tensors)
+        lists = {k: (str(t.dtype), t.tolist()) for k, t in tensors.items()}
+        said = torch.frombuffer(bytearray(json.dumps([plain, lists]).encode()), dtype=torch.uint8)
+        return [_as_tree(t) for t in self._gather_bytes(said)]
+
+    def _gather_bytes(self, t):
+        "Byte tensors (n,) of each rank; they are filled up to the longest"
+        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        sizes[self.rank] = len(t)
+        sizes = self.sum(sizes).tolist()
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+        mine[:len(t)] = t.to(device)
+        every = [torch.empty_like(mine) for _ in sizes]
+        torch.distributed.all_gather(every, mine)
+        return [e[:n].cpu() for e, n in zip(every, sizes)]
+
+def _as_tree(t):
+    plain, lists = json.loads(bytes(t.tolist()))
+    dtype = lambda name: getattr(torch, name.removeprefix('torch.'))
+    tensors = {k: torch.tensor(v, dtype=dtype(name)) for k, (name, v) in lists.items()}
+    return unflatten_tree(plain, tensors)
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50002
+class SafeRun:
+    "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
+    EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
+              'before_eval', 'after_eval', 'after_fit')
+
+@patch
+def _begin_run(self:SafeRun):
+    "What the trainer keeps for itself"
+    self.read_late = self.device.type == 'cuda'                   # there, reading waits
+    self._wide = torch.float32 if self.device.type == 'mps' else torch.float64
+    self.scaler = self._make_scaler()
+    self.ends_program = not in_kernel()                          # after SIGTERM and SIGHUP
+    self._called = self._wrapped()                                # what the loss calls
+    self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
+    self._waited, self._moving, self._open = 0., False, False     # of the step
+    self._unread, self._failed, self.doing = [], set(), ''
+    self._saved, self._unsaved, self._next_save = None, None, math.inf
+    self._memory, self._bad_in_row, self._bad_step = None, 0, -1
+    self.recent = collections.deque(maxlen=8)                     # (step, batches) of late
+    self.info = run_info(self._config())
+    self.info |= dict(name=self._name(), settings=self.settings())
+
+@patch
+def _name(self:SafeRun):
+    "A name that a person can read: the folder's, or the text's and the date"
+    if self.dir: return self.dir.resolve().name
+    return f'{self.notes.get("text", "run")}-{self.info["date"][:16]}-{self.info["run_id"][:4]}'
+
+@patch
+def settings(self:SafeRun) -> dict:
+    "All that was chosen for this run, as plain data: the identity of what came of it"
+    data = {k: getattr(self.train, k) for k in ('B', 'T', 'seed') if hasattr(self.train, k)}
+    return dict(optimizer=_groups(self.opt), schedule=_described(self.schedule), clip=self.clip,
+                accumulate=self.accumulate, data=data, loss=_described(self.loss),
+                dtype=str(self.dtype or 'float32').removeprefix('torch.'),
+                device=str(self.device), compile=self.compiled, on_nan=self.on_nan,
+                world_size=self.ranks.world_size, seed=torch.initial_seed(),
+                tokenizer=repr(self.tok), **self.notes)
+
+def _groups(opt):
+    "The settings of each group, before any schedule"
+    if hasattr(opt, 'settings'): return opt.settings()
+    plain = int, float, str, bool, tuple, list, type(None)
+    return [{k: g.get(f'initial_{k}', v) for k, v in g.items()
+             if isinstance(v, plain) and k not in ('params', 'param_names')
+             and not k.startswith('initial_')} for g in opt.param_groups]
+
+def _described(f):
+    if isinstance(f, dict): return {k: _described(v) for k, v in f.items()}
+    return getattr(f, '__qualname__', None) or repr(f)
+
+@patch
+def _say(self:SafeRun, text):
+    if self.ranks.rank == 0: print(text, flush=True)
+
+@patch
+def _check_same(self:SafeRun, d, point):
+    "Refuse a checkpoint of another model or tokenizer before anything is changed"
+    check_weights(self.model, d['model'])
+    config, tok = self._config(), self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
+    if config and d['config']:
+        other = [k for k, v in d['config'].items() if k != 'dropout' and config.get(k) != v]
+        if other:
+            raise ValueError(f'{point} holds a model with another {", ".join(other)}: '
+                             'build the model as it was, or begin a new run from its weights')
+    if tok and d['tokenizer'] and tok != d['tokenizer']:
+        raise ValueError(f'{point} was trained with another tokenizer than this data: '
+                         'take the one of load_model(…), or begin a new run')
+
+@patch
+def _prefer_new(self:SafeRun, info, mine):
+    "Settings that this trainer was built with differently win; says which, and keeps the identity"
+    old = info.get('settings')
+    self.info = info | dict(settings=mine, name=info.get('name') or self._name())
+    if old is None: return                                        # a run of 0.1
+    self.info['settings'] = dict(mine, budget=old.get('budget'))
+    changed = {k: (old.get(k), v) for k, v in mine.items() if k != 'budget' and old.get(k) != v}
+    for k, (was, now) in changed.items():
+        if k in ('seed', 'device', 'world_size'): continue
+        if k == 'optimizer': self._keep_rates(was, now)
+        elif k == 'data': self._keep_shape(was, now)
+        else: self._say(f'resumed with {k} {now}, before it was {was}')
+
+@patch
+def _keep_rates(self:SafeRun, was, now):
+    for group, a, b in zip(self.opt.param_groups, was or [], now):
+        for k in b:
+            if k not in group or a.get(k) == b[k]: continue
+            self._say(f'resumed with {k} {b[k]}, before it was {a.get(k)}')
+            group[k] = tuple(b[k]) if isinstance(b[k], list) else b[k]
+            group.pop(f'initial_{k}', None)
+
+@patch
+def _keep_shape(self:SafeRun, was, now):
+    "Batch and row length are those of the new stream; the order of its rows stays the saved one's"
+    for k in now:
+        if was.get(k) == now[k]: continue
+        if k == 'seed':
+            self._say(f'the data go on in the order of seed {was.get(k)}, not {now[k]}')
+            continue
+        self._say(f'resumed with {k} {now[k]}, before it was {was.get(k)}')
+        self.train.resize(**{k: now[k]})
+
+@patch
+def _part_of(self:SafeRun, state):
+    ranks = state.get('ranks', [state])
+    if len(ranks) != self.ranks.world_size:
+        raise ValueError(f'saved by {len(ranks)} processes, and here are {self.ranks.world_size}: '
+                         'start as many, or begin a new run from its weights')
+    return ranks[self.ranks.rank]
+
+@patch
+def _summary(self:SafeRun):
+    "What a list of runs shows, without reading all of a checkpoint"
+    scores = {k: v for line in self.log for k, v in line.items() if k in ('valid', 'bpb')}
+    last = self.log[-1] if self.log else {}
+    now = {k: last.get(k) for k in ('loss', 'valid', 'bpb')}
+    return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, last_scores=scores,
+                run_id=self.info['run_id'], name=self.info['name']) | now
+
+def as_number(v): return v.item() if hasattr(v, 'item') else v
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50004
+_dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bfloat16,
+               float16=torch.float16, fp16=torch.float16)
+
+@patch
+def _precision(self:SafeRun, dtype, compile):
+    "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
+    cuda = self.device.type == 'cuda'
+    if dtype is None and cuda: dtype = torch.bfloat16
+    name = str(dtype or 'float32').removeprefix('torch.')
+    if name not in _dtypes:
+        raise ValueError(f'dtype is float32, bfloat16 or float16, not {dtype!r}')
+    compiled = (cuda if compile is None else compile) and self._compile()
+    if _dtypes[name] == torch.bfloat16 and self.device.type == 'cpu' and not compiled:
+        self._say('bfloat16 on a CPU is often slower than float32 unless it is compiled: '
+                  'compare, or give compile=True')
+    return _dtypes[name], bool(compiled)
+
+@patch
+def _compile(self:SafeRun):
+    "Compile block by block, in place; without a compiler, say so and go on"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    try:
+        if self.device.type == 'cpu': get_cpp_compiler()
+    except Exception:
+        self._say('no C++ compiler was found: training goes on without compilation')
+        return False
+    for block in getattr(self.model, 'blocks', [self.model]): block.compile(dynamic=False)
+    return True
+
+@patch
+def _make_scaler(self:SafeRun):
+    return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+
+@patch
+def _wrapped(self:SafeRun):
+    "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
+    if not self.ranks.many: return self.model
+    return nn.parallel.DistributedDataParallel(self.model)
+
+@patch
+def _warm_up(self:SafeRun):
+    "Compile before the clock starts: a forward and a backward pass whose results are dropped"
+    start, rng = time.perf_counter(), torch.get_rng_state()
+    self._say(f'compiling for {self.device} …')
+    buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+    self._reading().begin_step()
+    total, weight = self._as_pair(self.get_loss(self.get_batch()))
+    (total/weight).backward()
+    self.opt.zero_grad(set_to_none=True)
+    self._reading().undo_step()
+    with torch.no_grad():
+        for n, b in self.model.named_buffers(): b.copy_(buffers[n])
+    torch.set_rng_state(rng)
+    self._say(f'compiled in {time.perf_counter() - start:.0f} s')
+
+@patch
+def _as_pair(self:SafeRun, result):
+    "What a loss returned, as (sum, weight), two tensors"
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError('a loss returns two things, the sum over its tokens and how many they are, '
+                        f'such as nll.sum(), nll.numel(); this one gave a {type(result).__name__} '
+                        '(a mean? the trainer divides by the weight of all batches itself)')
+    total, weight = result
+    if weight is None or total.ndim:
+        raise TypeError('a loss returns a sum, which is one number, and a weight, not '
+                        f'{tuple(total.shape)} and {weight!r}')
+    return total, torch.as_tensor(weight, dtype=self._wide, device=total.device).detach()
+
+@patch
+def _over_ranks(self:SafeRun, t): return self.ranks.sum(t.clone()) if self.ranks.many else t
+
+@patch
+def _scale_grads(self:SafeRun, c):
+    for p in self.model.parameters():
+        if p.grad is not None: p.grad.mul_(c.to(p.grad.dtype))
+
+@patch
+def _joined(self:SafeRun, score):
+    "Loss and bits per byte over all ranks, whether each has all batches or its part"
+    if not self.ranks.many: return dict(valid=score.loss, bpb=score.bpb)
+    sums = [score.loss*score.tokens, score.tokens, score.n_bytes]
+    nats, tokens, n_bytes = self.ranks.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+    bpb = nats/math.log(2)/n_bytes if n_bytes else math.nan
+    return dict(valid=nats/tokens, bpb=bpb)
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50006
+@patch
+@contextlib.contextmanager
+def _holding_folder(self:SafeRun):
+    "Keep everybody else out of the run's folder"
+    self._check_dir()
+    if self.dir is None or self.ranks.rank: yield
+    else:
+        with run_lock(self.dir):
+            self._set_aside()
+            yield
+
+@patch
+def _set_aside(self:SafeRun):
+    "Checkpoints ahead of a run that goes on from an earlier one keep their files, not their names"
+    for p in checkpoints_in(self.dir):
+        if _step(p) <= self.step: continue
+        aside = p.with_name(f'{p.name}_left_{uuid.uuid4().hex[:4]}')
+        _standing(p).rename(aside)
+        self._say(f'{p.name} is ahead of this run, which stands at step {self.step}: '
+                  f'it is kept as {aside.name}')
+
+@patch
+def _check_dir(self:SafeRun):
+    "Raise now, not after hours, when the run cannot be saved or would push out another's files"
+    if self.dir is None: return
+    old = checkpoints_in(self.dir)
+    if self.step == 0 and old:
+        raise ValueError(f'{self.dir} already holds a run, up to {old[-1].name}: '
+                         'go on with it by resume(), or give another dir')
+    try:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self.dir).close()
+    except OSError as e:
+        raise OSError(f'cannot save in {self.dir}: {e}; give a dir that can be written') from e
+
+@patch
+def _begin_fit(self:SafeRun):
+    "Compile, remember where to go back to, and open the callbacks"
+    self.model.train()
+    if self.compiled and self.progress < 1 and not self.log: self._warm_up()
+    if self.read_late or self.on_nan == 'rewind': self._memory = self._snapshot()
+    self._next_save = time.monotonic() + min(60, self.save_seconds or math.inf)
+    self.call('before_fit')
+
+@patch
+@contextlib.contextmanager
+def _interruptible(self:SafeRun):
+    "While fitting, a signal asks the trainer to stop after the step; a second one interrupts"
+    def note(name):
+        if self.interrupted and not self._moving: raise KeyboardInterrupt
+        self.stop, self.interrupted = True, name
+    self.stop, self.interrupted = False, None
+    with catch_signals(note): yield
+
+@patch
+def _obey_signal(self:SafeRun):
+    "What ends a program ends it, now that the run is saved; a kernel or another thread goes on"
+    status = dict(SIGTERM=143, SIGHUP=129).get(self.interrupted)
+    if status and self.ends_program: raise SystemExit(status)
+
+@patch
+def _look_around(self:SafeRun):
+    "After each step, the same on all ranks: is there a STOP file, does anybody want to stop or save?"
+    if self.dir and self.ranks.rank == 0 and (self.dir/'STOP').exists():
+        (self.dir/'STOP').unlink(missing_ok=True)
+        self.stop, self.interrupted = True, 'the file STOP'
+    if not self.ranks.many: return
+    flags = torch.tensor([self.stop, self.interrupted is not None, self._by_clock()])
+    stop, interrupted, save = self.ranks.sum(flags.int().to(self.device)).tolist()
+    self.stop, self.save_soon = bool(stop), bool(save)
+    if interrupted: self.interrupted = self.interrupted or 'another rank'
+
+@patch
+def _by_clock(self:SafeRun):
+    "Is it time to save? Rank 0 has the clock"
+    due = self.save_seconds and time.monotonic() >= self._next_save
+    return bool(self.save_soon or due and self.ranks.rank == 0)
+
+@patch
+def _save_is_due(self:SafeRun):
+    if self.dir is None: return False
+    by_step = self.save_every and self.step % self.save_every == 0
+    return bool(by_step or (self.save_soon if self.ranks.many else self._by_clock()))
+
+@patch
+def _try_save(self:SafeRun):
+    "Save in the background; what goes wrong is said, and training goes on"
+    self._read_log()                                              # a bad step ends, or goes back
+    try:
+        self._unsaved = None
+        self.save(wait=False)
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED at step {self.step}, training goes on: {e}')
+    self.save_soon = False
+    self._next_save = time.monotonic() + (self.save_seconds or math.inf)
+
+@patch
+def _poll_writer(self:SafeRun):
+    "Has the writer thread failed since we last looked?"
+    try: self._writer.poll()
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED, training goes on: {e}')
+
+@patch
+def _wait_for_disk(self:SafeRun):
+    "Wait for the last checkpoint; raises OSError where the run's last state could not be saved"
+    try: self._writer.wait()
+    except Exception as e: self._unsaved = e
+    if self._unsaved: raise self._unsaved
+
+@patch
+def _rescue(self:SafeRun):
+    "An error is about to leave fit: undo the step it broke, and save what is not saved yet"
+    broken = self._moving
+    self._undo_step()
+    if self.dir is None or not self.log or self.step == self._saved or self.ranks.many: return
+    if broken:
+        self._say('the error came in the middle of an update: this state is not saved')
+        return
+    self._try_save()
+    with contextlib.suppress(Exception): self._writer.wait()
+
+@patch
+def _try_evaluate(self:SafeRun):
+    "A score is for show: where it fails, that is said, and training goes on"
+    self._read_log()
+    try: self.evaluate()
+    except Exception as e:
+        self._say(f'no validation at step {self.step}, training goes on: {type(e).__name__}: {e}')
+
+# %% ../nbs/11_checkpoints.ipynb #c1b50008
+@patch
+def _begin_step(self:SafeRun):
+    "From here on a failure can be undone: nothing is lost, no batch and no random number"
+    self._reading().begin_step()
+    self._before = self.tokens, self.flops, torch.get_rng_state()
+    self.skip, self._waited, self._open = False, 0., True
+    self.recent.append((self.step, self._reader._drawn))
+
+@patch
+def _end_step(self:SafeRun):
+    if not self.skip and not self.read_late: self._bad_in_row = 0
+    self._read_log(but=1 if self.read_late else 0)
+    self._look_around()
+    if self.dir: self._poll_writer()
+
+@patch
+def _undo_step(self:SafeRun):
+    if not self._open or self._moving: return
+    self.tokens, self.flops, rng = self._before
+    torch.set_rng_state(rng)
+    self._reading().undo_step()
+    self._open = False
+
+@patch
+def _watch_loss(self:SafeRun, total):
+    if not self.read_late or self.on_nan == 'skip': self._finite(total.item(), 'loss')
+
+@patch
+def _watch_norm(self:SafeRun, norm):
+    if self.scaler is None: self._finite(norm.item(), 'norm of the gradient')
+
+@patch
+def _finite(self:SafeRun, value, what):
+    "Before the weights move: stop, or mark the step to be skipped"
+    if not self._is_bad(value, what): return
+    self.skip = True
+    if self.on_nan != 'stop' and self._bad_in_row < 10:
+        if self._bad_step != self.step: self._bad_in_row += 1
+        self._bad_step = self.step
+        return
+    where = self._keep_batch(what, value)
+    self._open = False                                            # the batch is not read again
+    many = f', the {self._bad_in_row}th such step in a row' if self._bad_in_row else ''
+    raise FloatingPointError(f'the {what} is {value} at step {self.step}{many}; {where}. '
+                             'The weights are those before this step: '
+                             "try a lower learning rate, or on_nan='skip'")
+
+@patch
+def _is_bad(self:SafeRun, value, what):
+    if not math.isfinite(value): return True
+    if what != 'loss' or self.spike is None or len(self.log) < 20: return False
+    recent = [as_number(line['loss']) for line in self.log[-50:] if not line.get('skipped')]
+    weight = max(1., self.log[-1]['tokens']/max(1, self.step)/self.accumulate)
+    return value/weight > self.spike*sum(recent)/max(1, len(recent))
+
+@patch
+def _watch_line(self:SafeRun, line):
+    "A step late: go back to the last state that was good"
+    bad = [k for k in ('loss', 'grad_norm') if not math.isfinite(line[k])]
+    if self.scaler and 'loss' not in bad: bad = []                # the scaler left it out
+    if not bad or line.get('skipped'):
+        self._bad_in_row = 0 if not bad else self._bad_in_row
+        return
+    where = self._keep_batch(bad[0], line[bad[0]], line['step'] - 1)
+    self._go_back()
+    self._bad_in_row += 1
+    if self.on_nan == 'rewind' and self._bad_in_row <= 10:
+        self._say(f'the {bad[0]} was {line[bad[0]]} at step {line["step"]-1}; {where}; '
+                  f'back to step {self.step}, and on behind that batch')
+        return
+    self._open = False
+    raise FloatingPointError(f'the {bad[0]} was {line[bad[0]]} at step {line["step"]-1}; {where}. '
+                             f'The run is back at step {self.step}, its last good state: '
+                             "try a lower learning rate, or on_nan='skip'")
+
+@patch
+def _snapshot(self:SafeRun):
+    "The run in memory: weights and state"
+    model = {k: v.detach().clone() for k, v in uncompiled(self.model).state_dict().items()}
+    return dict(model=model, trainer=copy.deepcopy(self.state_dict()))
+
+@patch
+def _go_back(self:SafeRun):
+    "Weights, optimizer and log of the last good state; the data stay where they are"
+    self._unread = []
+    d, saved = self._memory, self.dir and checkpoints_in(self.dir)
+    if saved and int(saved[-1].name[5:]) >= d['trainer']['step']:
+        d = load_checkpoint(saved[-1], 'model', 'trainer')
+    state = copy.deepcopy(d['trainer'])
+    load_weights(self.model, d['model'])
+    self.opt.load_state_dict(state['opt'])
+    for k in 'step tokens flops log'.split(): setattr(self, k, state[k])
+
+@patch
+def _keep_batch(self:SafeRun, what, value, step=None):
+    "Save the batches of a step, their text and the layers' gradients; says where"
+    step = self.step if step is None else step
+    drawn = next((b for s, b in reversed(self.recent) if s == step), [self.batch])
+    norms = {n: as_number(p.grad.norm()) for n, p in self.model.named_parameters()
+             if p.grad is not None}
+    report = dict(step=step, what=what, value=repr(value), grad_norms=norms,
+                  text=self._text_of(drawn), batches=[dict(b) for b in drawn])
+    path = (self.dir or Path('.'))/f'bad_batch_{step:06}'
+    try:
+        return f'the batch is kept in {save_checkpoint(path, batch=dict(self.batch), report=report)}'
+    except (OSError, TypeError) as e:
+        return f'the batch could not be kept ({e})'
+
+@patch
+def _text_of(self:SafeRun, batches):
+    "The rows of batches as text, where they are ids and there is a tokenizer"
+    try: return [self.tok.decode(row.tolist()) for b in batches for row in b['ids']]
+    except Exception: return None
+
+@patch
+def _check(self:SafeRun):
+    "Refuse what would fail silently later"
+    if self.valid is not None and not hasattr(self.valid, '__len__'):
+        raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
+                        'use the second result of batches(…)')
+    if self.on_nan not in ('stop', 'skip', 'rewind'):
+        raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
+    whole = dict(accumulate=(self.accumulate, 1), eval_every=(self.eval_every, 0),
+                 save_every=(self.save_every, 0))
+    for name, (value, least) in whole.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f'{name} is a whole number, at least {least}, not {value!r}')
+    for name in ('clip', 'save_seconds', 'spike'):
+        value = getattr(self, name)
+        if value is None or isinstance(value, (int, float)) and value >= 0: continue
+        raise ValueError(f'{name} is a number, at least 0, not {value!r}')
+    for cb in self.callbacks: _check_events(cb)
+    self._check_parameters()
+
+@patch
+def _check_parameters(self:SafeRun):
+    "Does the optimizer hold the parameters of this model, all that should learn and no others?"
+    named = dict(uncompiled(self.model).named_parameters())
+    own = {id(p) for p in named.values()}
+    held = {id(p) for g in self.opt.param_groups for p in g['params']}
+    if held - own:
+        raise ValueError(f'the optimizer holds {len(held-own)} parameters that the model no longer '
+                         'has (was a part swapped?): make a new optimizer')
+    left = [n for n, p in named.items() if p.requires_grad and id(p) not in held]
+    if left:
+        raise ValueError(f'no optimizer group holds {", ".join(left[:5])}: '
+                         'add a group, or freeze them with requires_grad_(False)')
+
+def _check_events(cb):
+    for name in dir(type(cb)):
+        if name in SafeRun.EVENTS or not name.startswith(('before_', 'after_', 'on_')): continue
+        near = get_close_matches(name.replace('on_', 'after_'), SafeRun.EVENTS, 1, 0.)[0]
+        raise ValueError(f'{type(cb).__name__} has {name}, which is no event: did you mean {near}? '
+                         f'There are {", ".join(SafeRun.EVENTS)}')
+
+@patch
+def _set_budget(self:SafeRun, steps, budget):
+    given = {k: v for k, v in dict(steps=steps, **budget).items() if v is not None}
+    if not given and self.budget is None:
+        raise ValueError('how long? give fit(steps), '
+                         'or fit(seconds=…), fit(tokens=…), fit(flops=…), fit(epochs=…)')
+    units = 'steps', 'seconds', 'tokens', 'flops', 'epochs'
+    if len(given) > 1 or set(given) - set(units):
+        raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
+    for k, v in given.items():
+        v = as_number(v)
+        if not isinstance(v, (int, float)) or not 0 < v < math.inf:
+            raise ValueError(f'{k} must be a number above 0, not {v!r}')
+        if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())
+        self.budget = (k, v)
+    self.info['settings']['budget'] = list(self.budget)
+
+@patch
+def _epoch(self:SafeRun):
+    "Tokens in one pass over the training data"
+    if hasattr(self.train, '__len__'):
+        return sum(math.prod(b['ids'].shape) for b in self.train)*self.ranks.world_size
+    tokens = getattr(self.train, 'tokens', None)
+    if not hasattr(tokens, '__len__'):
+        raise ValueError('the length of this training data is not known: '
+                         'give fit(tokens=…) in place of epochs')
+    return len(tokens)*self.ranks.world_size

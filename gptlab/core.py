@@ -9,7 +9,7 @@ __all__ = ['set_seed', 'step_limit', 'svg_image', 'FlowMap', 'flow_map', 'assert
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
 import base64, contextlib, datetime, hashlib, html, importlib, inspect, json, multiprocessing
-import os, platform, random, shutil, socket, subprocess, sys, tempfile, threading, uuid
+import os, platform, random, shutil, signal, socket, subprocess, sys, tempfile, threading, uuid
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -202,13 +202,15 @@ def atomic_path(path:str|Path, # the file or folder to make; the folder it is in
         for p in (*scratch.rglob('*'), scratch): sync_to_disk(p)
         if path.is_dir(): path.rename(old)
         os.replace(scratch, path)
+        sync_to_disk(path.parent)
     except OSError as e:
         raise OSError(f'could not write {path}: {e}; what was there before is untouched') from e
     finally:
-        if old.exists() and not path.exists(): old.rename(path)
-        for p in (scratch, old):
-            if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
-            else: p.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if old.exists() and not path.exists(): old.rename(path)
+            for p in (scratch, old):
+                if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+                else: p.unlink(missing_ok=True)
 
 def atomic_write(path:str|Path, # the file to write; its folder is made
                  data:str|bytes, # all of its content
@@ -226,7 +228,11 @@ def file_sha256(path:str|Path) -> str:
     return digest.hexdigest()
 
 def end_with_parent(*_):
-    "For a worker process, as its first act: end when the process that started it has ended"
+    """For a worker process, as its first act: end when the process that started it has ended
+
+    Ctrl-C in a terminal goes to all processes: workers leave it to the one that started them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)

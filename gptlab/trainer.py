@@ -6,22 +6,23 @@
 __all__ = ['EVENTS', 'Trainer']
 
 # %% ../nbs/12_trainer.ipynb #6e9643b5
-import contextlib, math, signal, tempfile, threading, time
+import math, time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import uncompiled, checkpoints_in, latest_checkpoint, load_checkpoint
-from .checkpoints import load_weights, prune_checkpoints, save_checkpoint
-from .checkpoints import rng_state, set_rng_state
-from .core import best_device, resolve_name, run_info, step_limit
+from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
+from .checkpoints import load_weights, non_finite, Ranks, rng_state
+from .checkpoints import SafeRun, set_rng_state
+from .core import best_device, resolve_name, step_limit
 from .model import lm_loss, run_eagerly
+from .optimizers import uncompiled
 from .schedules import apply_schedule, wsd
 from .score import evaluate
 
 # %% ../nbs/12_trainer.ipynb #c816c895
-class Trainer:
+class Trainer(SafeRun):
     """Trains a model; `fit` goes on from wherever it stands
 
     A step is made of `gradients`, `get_batch`, `get_loss`, `backward` and `update`. A subclass, or
@@ -42,14 +43,19 @@ class Trainer:
                  clip:float|None=1., # largest gradient norm, or None
                  accumulate:int=1, # batches per optimizer step
                  eval_every:int=100, # steps between validations; 0 only at the end
-                 save_every:int=0, # steps between checkpoints; 0 only at the end
+                 save_every:int=0, # steps between checkpoints; 0 by the clock alone
+                 save_seconds:float=300., # and seconds, the first after 60; 0 only at the end
+                 keep:int|dict=2, # newest checkpoints that stay, or dict(keep=2, best=1, every=1000)
                  dir:str|Path|None=None, # the run's folder; None saves nothing
                  device:str|None=None, # None is the best here
-                 dtype:torch.dtype|None=None, # of autocast; the weights stay in float32
-                 compile:bool=False, # compile each block?
-                 on_nan:str='stop', # if a loss is not finite: 'stop' and save the batch, or 'skip'
+                 dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA; see Precision
+                 compile:bool|None=None, # compile each block? None: on CUDA
+                 on_nan:str='stop', # at a bad step, 'stop' and save the batch, 'skip', or 'rewind'
+                 spike:float|None=None, # so many times the recent mean, a loss is bad too
+                 notes:dict|None=None, # what else belongs to the run's identity: text, purpose
                  ):
         # the parts
+        self.ranks = Ranks()                                      # one process, or torchrun's
         self.device = best_device(device)
         self.model = model.to(self.device)
         self.opt = opt
@@ -62,25 +68,24 @@ class Trainer:
 
         # the settings
         self.clip, self.accumulate = clip, accumulate
-        self.eval_every, self.save_every = eval_every, save_every
-        self.dir = Path(dir) if dir else None
-        self.dtype, self.on_nan = dtype, on_nan
+        self.eval_every, self.save_every, self.save_seconds = eval_every, save_every, save_seconds
+        self.keep = dict(keep=keep) if isinstance(keep, int) else dict(keep)
+        self.dir = Path(dir).expanduser() if dir else None
+        self.dtype, self.compiled = self._precision(dtype, compile)
+        self.on_nan, self.spike, self.notes = on_nan, spike, notes or {}
         self._check()
-        self.compiled = compile and self._compile()
 
         # where the run stands
         self.step, self.tokens, self.flops, self.seconds = 0, 0, 0, 0.
         self.budget = None                                        # (unit, amount), set by fit
         self.log = []                                             # one dict per step
-        self.info = run_info(self._config())
-        self.stop = self.skip = False                             # set by whoever wants to
+        self.stop = self.skip = self.save_soon = False            # set by whoever wants to
         self.interrupted = None                                   # the name of a signal
-        self._source = self._reader = None                        # what is read, and its iterator
-        self._waited = 0.                                         # seconds, in this step
+        self._begin_run()
 
     def fit(self,
             steps:int|None=None, # length of the whole run in optimizer steps
-            **budget, # or one of seconds, tokens, flops
+            **budget, # or one of seconds, tokens, flops, epochs
             ) -> 'Trainer':
         """Train until the budget is spent, from wherever the run stands
 
@@ -89,28 +94,29 @@ class Trainer:
         """
         self._set_budget(steps, budget)
         self._check()
-        self._check_dir()
-        self.stop, self.interrupted = False, None
         last = self.step + (step_limit() or math.inf)
-        self.model.train()
-        self.call('before_fit')
-        try:
-            with _signals(self):
+        with self._holding_folder(), self._interruptible():
+            try:
+                self._begin_fit()
                 while not self.stop and self.progress < 1 and self.step < last:
                     self.one_step()
-                    if self.eval_every and self.step % self.eval_every == 0: self.evaluate()
-                    if self.save_every and self.step % self.save_every == 0: self.save()
-                self._end()
-        finally: self.call('after_fit')
+                    if self.eval_every and self.step % self.eval_every == 0: self._try_evaluate()
+                    if self._save_is_due(): self._try_save()
+                self._finish_fit()
+            except BaseException:
+                self._rescue()
+                raise
+            finally: self.call('after_fit')
+        self._obey_signal()
         return self
 
     def one_step(self):
         "One optimizer step: gradients, schedule, update, one line in the log"
         start = time.perf_counter()
-        self.skip, self._waited = False, 0.
+        tokens, spent = self.tokens, self.spent if self.budget else 0
+        self._begin_step()
         self.call('before_step')
         self.opt.zero_grad(set_to_none=True)                      # an interrupted step left some
-        tokens, spent = self.tokens, self.spent if self.budget else 0
         loss = self.gradients()
         self.call('after_backward')
         last = self.log[-1] if self.log else {}
@@ -121,6 +127,7 @@ class Trainer:
         self.seconds += took
         self._add_line(loss, norm, self.tokens - tokens, took)
         self.call('after_step')
+        self._end_step()
 
 # %% ../nbs/12_trainer.ipynb #971d4ff6
 def _by_name(part): return resolve_name(part) if isinstance(part, str) else part
@@ -134,56 +141,27 @@ def _config(self:Trainer):
     cfg = getattr(self.model, 'cfg', None)
     return cfg.to_dict() if hasattr(cfg, 'to_dict') else None
 
-@patch
-def _check(self:Trainer):
-    "Refuse what would fail silently later"
-    if self.valid is not None and not hasattr(self.valid, '__len__'):
-        raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
-                        'use the second result of batches(…)')
-    if self.on_nan not in ('stop', 'skip'):
-        raise ValueError(f"on_nan is 'stop' or 'skip', not {self.on_nan!r}")
-    if type(self.accumulate) is not int or self.accumulate < 1:
-        raise ValueError(f'accumulate is a number of batches, at least 1, not {self.accumulate!r}')
-    self._check_parameters()
-
-@patch
-def _check_parameters(self:Trainer):
-    "Does the optimizer hold the parameters of this model, all that should learn and no others?"
-    named = dict(uncompiled(self.model).named_parameters())
-    own = {id(p) for p in named.values()}
-    held = {id(p) for g in self.opt.param_groups for p in g['params']}
-    if held - own:
-        raise ValueError(f'the optimizer holds {len(held-own)} parameters that the model no longer '
-                         'has (was a part swapped?): make a new optimizer')
-    left = [n for n, p in named.items() if p.requires_grad and id(p) not in held]
-    if left:
-        raise ValueError(f'no optimizer group holds {", ".join(left[:5])}: '
-                         'add a group, or freeze them with requires_grad_(False)')
-
-@patch
-def _compile(self:Trainer):
-    "Compile block by block, in place; without a compiler, say so and go on"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    try:
-        if self.device.type == 'cpu': get_cpp_compiler()
-    except Exception:
-        print('no C++ compiler was found: training goes on without compilation')
-        return False
-    for block in getattr(self.model, 'blocks', [self.model]): block.compile(dynamic=False)
-    return True
-
 # %% ../nbs/12_trainer.ipynb #17775e0e
-EVENTS = 'before_fit before_step after_loss after_backward after_step after_eval after_fit'.split()
+EVENTS = [*SafeRun.EVENTS]
 
 @patch
 def call(self:Trainer, event:str):
-    "Tell every callback of an event"
+    "Tell every callback of an event; one that is only for show does not end the run"
     for cb in self.callbacks:
-        if f := getattr(cb, event, None): f(self)
+        f = getattr(cb, event, None)
+        if f is None or id(cb) in self._failed: continue
+        if not getattr(cb, 'for_show', False):
+            f(self)
+            continue
+        try: f(self)
+        except Exception as e:
+            self._failed.add(id(cb))
+            self._say(f'{type(cb).__name__} failed, and is left out from now on: '
+                      f'{type(e).__name__}: {e}')
 
 # %% ../nbs/12_trainer.ipynb #c6aaf5dd
 @patch
-def gradients(self:Trainer) -> float:
+def gradients(self:Trainer) -> torch.Tensor:
     """Gradients of the mean loss over `accumulate` batches; returns that mean, in nats per token
 
     The weight of all batches is known only after the last, so each loss is divided by the first
@@ -195,17 +173,20 @@ def gradients(self:Trainer) -> float:
         asked = time.perf_counter()
         self.batch = self.get_batch()
         self._waited += time.perf_counter() - asked
-        total, weight = self.get_loss(self.batch)
-        weights.append(float(weight))
-        sums.append(float(total.detach()))
-        self.last_loss = sums[-1]/max(weights[-1], 1.)
-        self._finite(sums[-1])
+        total, weight = self._as_pair(self.get_loss(self.batch))
+        weights.append(weight)
+        sums.append(total.detach().to(self._wide))
+        self.last_loss = sums[-1]/weight.clamp(min=1)
+        self._watch_loss(sums[-1])
         self.call('after_loss')
-        self.backward(total/max(weights[0], 1.))                  # as if all weighed the same …
-        self._count(self.batch['ids'].shape if 'ids' in self.batch else (1, int(weights[-1])))
-    W = max(sum(weights), 1.)
-    if self.accumulate > 1: self._scale_grads(max(weights[0], 1.)/W)  # … and now exactly
-    return sum(sums)/W
+        first = self._over_ranks(weights[0])/self.ranks.world_size
+        self.backward(total/first.clamp(min=1).to(total.dtype))   # as if all weighed the same …
+        self._count(self.batch['ids'].shape if 'ids' in self.batch else (1, int(weight)))
+    total, W = self._over_ranks(torch.stack([sum(sums), sum(weights)]))
+    W = W.clamp(min=1)
+    if self.accumulate > 1 or self.ranks.many:
+        self._scale_grads(self._over_ranks(weights[0]).clamp(min=1)/W)   # … and now exactly
+    return total/W
 
 @patch
 def get_batch(self:Trainer) -> dict:
@@ -213,10 +194,7 @@ def get_batch(self:Trainer) -> dict:
 
     Raises ValueError when the data has ended, TypeError for a batch that is no dict.
     """
-    if hasattr(self.train, '__next__'): self._reader = self.train
-    elif self._source is not self.train:
-        self._source, self._reader = self.train, _again(self.train)
-    if (batch := next(self._reader, None)) is None:
+    if (batch := self._reading().draw()) is None:
         raise ValueError(f'the training data ended at step {self.step}: give an endless stream, '
                          'as batches(…) does, or a list, which is read again and again')
     if not isinstance(batch, dict):
@@ -228,84 +206,79 @@ def get_batch(self:Trainer) -> dict:
 @patch
 def get_loss(self:Trainer, batch:dict) -> tuple:
     "The objective on a batch, in the precision of the run: (sum, weight)"
-    if not self.dtype: return self.loss(self.model, batch)
-    with torch.autocast(self.device.type, self.dtype): return self.loss(self.model, batch)
+    if not self.dtype: return self.loss(self._called, batch)
+    with torch.autocast(self.device.type, self.dtype): return self.loss(self._called, batch)
 
 @patch
 def backward(self:Trainer, loss:torch.Tensor):
     "Add the gradients of a loss, a scalar, to those the parameters hold"
+    if self.scaler: loss = self.scaler.scale(loss)
     loss.backward()
 
 # %% ../nbs/12_trainer.ipynb #5d1c7a42
-def _again(batches):
-    while True:
-        last = None
-        for last in batches: yield last
-        if last is None: return                                   # there are none
+@patch
+def _reading(self:Trainer):
+    "Who draws the batches; made anew where the training data was exchanged"
+    if self._reader.source is not self.train: self._reader = BatchReader(self.train)
+    return self._reader
 
 @patch
 def _count(self:Trainer, shape):
-    "Count the tokens of a batch (B,T), and the operations where the model knows them"
-    n = math.prod(shape)
+    "Count the tokens of a batch (B,T) on all ranks, and the operations where they are known"
+    n = math.prod(shape)*self.ranks.world_size
     self.tokens += n
     if hasattr(self.model, 'flops_per_token'): self.flops += n*self.model.flops_per_token(shape[1])
 
-@patch
-def _scale_grads(self:Trainer, c):
-    for p in self.model.parameters():
-        if p.grad is not None: p.grad.mul_(c)
-
 # %% ../nbs/12_trainer.ipynb #fbd84c8e
 @patch
-def update(self:Trainer) -> float:
+def update(self:Trainer) -> torch.Tensor:
     """Clip, step, clear; returns the gradient's norm before clipping
 
     Raises FloatingPointError for a norm that is not finite, unless such steps are skipped.
     """
+    if self.scaler: self.scaler.unscale_(self.opt)
     params = [p for p in self.model.parameters() if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(params, self.clip or math.inf))
-    if not self.skip: self._finite(norm, 'norm of the gradient')
-    if not self.skip: self.opt.step()
+    norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
+    if not self.read_late and not self.skip: self._watch_norm(norm)
+    self._moving = True                                           # not to be interrupted
+    if self.scaler:
+        if not self.skip: self.scaler.step(self.opt)
+        self.scaler.update()
+    elif not self.skip: self.opt.step()
     self.opt.zero_grad(set_to_none=True)
     return norm
-
-@patch
-def _finite(self:Trainer, total, what='loss'):
-    "Stop, or mark the step to be skipped, when the loss or the gradient is not finite"
-    if math.isfinite(total): return
-    self.skip = True
-    if self.on_nan == 'skip': return
-    path = (self.dir or Path('.'))/f'bad_batch_{self.step:06}'
-    where = save_checkpoint(path, batch=dict(self.batch))
-    raise FloatingPointError(f'the {what} is {total} at step {self.step}; '
-                             f'the batch is kept in {where}. '
-                             'The weights are those before this step: '
-                             "try a lower learning rate, or on_nan='skip'")
 
 # %% ../nbs/12_trainer.ipynb #61879afc
 @patch
 def _add_line(self:Trainer, loss, norm, tokens, took):
     "One line in the log: a step of `tokens` that took so many seconds"
-    line = dict(step=self.step, tokens=self.tokens, seconds=self.seconds, loss=loss, grad_norm=norm)
-    line |= dict(lr=self.opt.param_groups[0]['lr'])
+    line = dict(step=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds,
+                loss=loss, grad_norm=norm)
+    line |= dict(lr=self.opt.param_groups[0]['lr']) | self._rates()
     line |= dict(tokens_per_second=tokens/took, wait=self._waited/took)
     if self.skip: line |= dict(skipped=True)
     self.log.append(line)
+    self._unread.append(line)
+    self._moving = self._open = False                             # the step is whole
+
+@patch
+def _rates(self:Trainer):
+    "The learning rate of each group by its name, where there are several"
+    if len(self.opt.param_groups) < 2: return {}
+    if hasattr(self.opt, 'lrs'): return {f'lr {k}': v for k, v in self.opt.lrs().items()}
+    return {f'lr {i}': g['lr'] for i, g in enumerate(self.opt.param_groups)}
+
+@patch
+def _read_log(self:Trainer,
+              but:int=0 # how many of the newest lines may stay unread
+              ):
+    "Read the numbers that are still tensors; this waits for the device"
+    while len(self._unread) > but:
+        line = self._unread.pop(0)
+        for k, v in line.items(): line[k] = as_number(v)
+        if self.read_late: self._watch_line(line)
 
 # %% ../nbs/12_trainer.ipynb #612dbf68
-@patch
-def _set_budget(self:Trainer, steps, budget):
-    given = {k: v for k, v in dict(steps=steps, **budget).items() if v is not None}
-    if not given and self.budget is None:
-        raise ValueError('how long? give fit(steps), '
-                         'or fit(seconds=…), fit(tokens=…), fit(flops=…)')
-    if len(given) > 1 or set(given) - {'steps', 'seconds', 'tokens', 'flops'}:
-        raise ValueError(f'give one of steps, seconds, tokens, flops; not {", ".join(given)}')
-    for k, v in given.items():
-        if not isinstance(v, (int, float)) or not v > 0:
-            raise ValueError(f'{k} must be a number above 0, not {v!r}')
-        self.budget = (k, v)
-
 @patch(as_prop=True)
 def spent(self:Trainer) -> float:
     "How much of the budget's unit has been used"
@@ -329,110 +302,118 @@ def _middle(self:Trainer, spent, start):
     end = dict(steps=self.step+1, seconds=seconds).get(unit, self.spent)
     return min(1., (spent+end)/2/whole)
 
-# %% ../nbs/12_trainer.ipynb #86010103
-@contextlib.contextmanager
-def _signals(trainer):
-    """While fitting, SIGINT and SIGTERM ask the trainer to stop after the step
-
-    A second one interrupts at once. In another thread, Python's own handlers stay.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    def note(number, frame):
-        if trainer.interrupted: raise KeyboardInterrupt
-        trainer.stop, trainer.interrupted = True, signal.Signals(number).name
-    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try: yield
-    finally:
-        for s, f in old.items(): signal.signal(s, f)
-
 # %% ../nbs/12_trainer.ipynb #da2c8d7b
 @patch
-def _end(self:Trainer):
-    if self.log and 'valid' not in self.log[-1] and not self.interrupted: self.evaluate()
-    saved = self.dir and self.log and self.save()
+def _finish_fit(self:Trainer):
+    "Save, score, save the score; what cannot be saved at the end is an error"
+    self._read_log()
+    if self.log and self.dir: self._try_save()
+    if self.log and 'valid' not in self.log[-1] and not self.interrupted:
+        self._try_evaluate()
+        if self.dir and 'valid' in self.log[-1]: self._try_save()
+    if self.dir: self._wait_for_disk()
     if self.interrupted:
-        how = ', and resume() in a new process' if saved else ''
-        print(f'stopped by {self.interrupted} after step {self.step}; fit() goes on from here{how}')
-
-@patch
-def _check_dir(self:Trainer):
-    "Raise now, not after hours, when the run cannot be saved or would push out another's files"
-    if self.dir is None: return
-    if self.step == 0 and (old := checkpoints_in(self.dir)):
-        raise ValueError(f'{self.dir} already holds a run, up to {old[-1].name}: '
-                         'go on with it by resume(), or give another dir')
-    try:
-        self.dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=self.dir).close()
-    except OSError as e:
-        raise OSError(f'cannot save in {self.dir}: {e}; give a dir that can be written') from e
+        how = ', and resume() in a new process' if self.dir and self.log else ''
+        self._say(f'stopped by {self.interrupted} after step {self.step}; '
+                  f'fit() goes on from here{how}')
 
 # %% ../nbs/12_trainer.ipynb #07487a40
 @patch
 def evaluate(self:Trainer):
     "Score the validation batches into the last line of the log"
-    if self.valid is None: return
+    if not self.valid: return
+    self.doing = 'scoring the validation batches'
+    self.call('before_eval')
     with run_eagerly(self.model):
         tok = getattr(self.valid, 'tok', self.tok)
         score = evaluate(self.model, self.valid, tok, verbose=False)
-    self.log[-1] |= dict(valid=score.loss, bpb=score.bpb)
+    self.doing = ''
+    self.log[-1] |= self._joined(score)
     self.call('after_eval')
 
 # %% ../nbs/12_trainer.ipynb #d9c7db2b
 @patch
 def state_dict(self:Trainer) -> dict:
     "All of the run but the model's weights"
+    self._read_log()
     state = dict(step=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds)
     state |= dict(budget=self.budget, log=[_numbers(line) for line in self.log])
-    state |= dict(opt=self.opt.state_dict(), rng=rng_state(), data=_state(self.train))
+    state |= dict(opt=self.opt.state_dict()) | self._of_rank()
+    if self.ranks.many: state['ranks'] = self.ranks.gather(self._of_rank())
+    if self.scaler: state['scaler'] = self.scaler.state_dict()
     return state | dict(info=self.info, callbacks=[_state(cb) for cb in self.callbacks])
+
+@patch
+def _of_rank(self:Trainer):
+    "What each rank keeps for itself: its random state and its place in the data"
+    return dict(rng=rng_state(), data=self._reading().state_dict())
 
 def _state(part): return part.state_dict() if hasattr(part, 'state_dict') else None
 
-def _number(v): return v.item() if isinstance(v, torch.Tensor) else v
-
-def _numbers(line): return {k: _number(v) for k, v in line.items()}
+def _numbers(line): return {k: as_number(v) for k, v in line.items()}
 
 @patch
-def save(self:Trainer) -> Path:
-    "Write a checkpoint into the run's folder, keep the newest two; raises ValueError without a dir"
+def save(self:Trainer,
+         wait:bool=True, # until it is on disk? False: until it is copied
+         ) -> Path:
+    """Write a checkpoint into the run's folder, and drop those that `keep` does not name
+
+    Raises ValueError without a dir, FloatingPointError for weights that are not finite, OSError
+    where it cannot be written: the older checkpoints stay.
+    """
     if self.dir is None: raise ValueError('where to? give Trainer(…, dir=…)')
-    path = save_checkpoint(self.dir/f'step_{self.step:06}',
-                           model=uncompiled(self.model).state_dict(),
-                           trainer=self.state_dict(),
-                           config=self._config(),
-                           tokenizer=self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None)
-    prune_checkpoints(self.dir)
+    path = self.dir/f'step_{self.step:06}'
+    model, state = uncompiled(self.model).state_dict(), self.state_dict()
+    if bad := non_finite(model):
+        raise FloatingPointError(f'{", ".join(bad[:3])} are not finite: {path.name} is not saved')
+    if self.ranks.rank == 0:
+        tok = self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
+        self._writer.save(path, self.keep, model=model, trainer=state, config=self._config(),
+                          tokenizer=tok, summary=self._summary())
+        if wait: self._writer.wait()
+    self._saved = self.step
     return path
 
 # %% ../nbs/12_trainer.ipynb #6708254e
 @patch
 def load_state_dict(self:Trainer, state:dict):
     "Put a run back where it stood; the weights are not part of `state`"
-    for k in 'step tokens flops seconds budget log info'.split(): setattr(self, k, state[k])
+    mine = state
+    if self.ranks.many or 'ranks' in state: mine = self._part_of(state)
+    self._reading().load_state_dict(mine['data'])                 # refuses another text
     self.opt.load_state_dict(state['opt'])
-    set_rng_state(state['rng'])
-    _load_state(self.train, state['data'])
-    for cb, s in zip(self.callbacks, state['callbacks']): _load_state(cb, s)
-
-def _load_state(part, state):
-    if state is not None and hasattr(part, 'load_state_dict'): part.load_state_dict(state)
+    set_rng_state(mine['rng'])
+    for k in 'step tokens flops seconds budget log'.split(): setattr(self, k, state[k])
+    self._unread = []
+    if self.scaler and 'scaler' in state: self.scaler.load_state_dict(state['scaler'])
+    for cb, s in zip(self.callbacks, state['callbacks']):
+        if s is not None and hasattr(cb, 'load_state_dict'): cb.load_state_dict(s)
 
 @patch
 def resume(self:Trainer,
            path:str|Path|None=None, # a checkpoint or a run's folder; None is this run's own
+           which:str|int='latest', # or 'best', a step, or -2 for the one before the last
            ) -> Trainer:
     """Go back to a checkpoint: weights, optimizer, random generators, data and log
 
-    Raises ValueError when it belongs to another model, FileNotFoundError when there is none.
+    What this trainer was built with differently (rates, batch, schedule) wins, and is said.
+    Raises ValueError when it belongs to another model, tokenizer or text, FileNotFoundError when
+    there is none; then nothing has changed.
     """
     if not (path or self.dir):
         raise ValueError('resume which run? give resume(path), or Trainer(…, dir=…)')
-    d = load_checkpoint(latest_checkpoint(path or self.dir), 'model', 'trainer')
+    point = find_checkpoint(path or self.dir, which)
+    d = load_checkpoint(point, 'model', 'trainer', 'config', 'tokenizer')
+    self._check_same(d, point)
+    mine, before = self.info['settings'], self._reading().state_dict()
+    try:
+        self.load_state_dict(d['trainer'])
+    except Exception:
+        self._reading().load_state_dict(before)
+        raise
     load_weights(self.model, d['model'])
-    self.load_state_dict(d['trainer'])
+    self._prefer_new(d['trainer']['info'], mine)
+    self._saved = self.step if self.dir and point.parent == self.dir else None
     return self
 
 # %% ../nbs/12_trainer.ipynb #1b9cd88e
@@ -443,7 +424,7 @@ def series(self:Trainer,
            ) -> tuple[list, list]:
     "Two lists: x and the key, for the steps that have it"
     rows = [r for r in self.log if key in r]
-    return [_number(r[x]) for r in rows], [_number(r[key]) for r in rows]
+    return [as_number(r[x]) for r in rows], [as_number(r[key]) for r in rows]
 
 @patch
 def plot(self:Trainer,

@@ -11,6 +11,7 @@ import html, math, os, sys, time
 from collections.abc import Callable
 import torch
 from fastcore.basics import patch
+from .checkpoints import as_number
 from .core import in_kernel, svg_image
 from .trainer import Trainer
 
@@ -26,14 +27,15 @@ def format_duration(seconds:float) -> str:
 def status_line(trainer:Trainer) -> str:
     "The state of a run in one line: progress, time left, tokens per second, loss, bits per byte"
     p, log = trainer.progress, trainer.log
-    if not log: return 'about to begin'
+    if not log: return trainer.doing or 'about to begin'
     left = format_duration((1-p)/p*trainer.seconds if p else math.inf)
     recent = log[-10:]
     speed = sum(r['tokens_per_second'] for r in recent)/len(recent)
     bpb = next((r['bpb'] for r in reversed(log) if 'bpb' in r), None)
     valid = '' if bpb is None else f', valid {bpb:.3f} bits per byte'
     where = f'{p:4.0%}, step {trainer.step:,}, {left} left, {speed:,.0f} tokens/s'
-    return f'{where}, loss {log[-1]["loss"]:.3f}{valid}'
+    doing = trainer.doing and f'; {trainer.doing}'
+    return f'{where}, loss {log[-1]["loss"]:.3f}{valid}{doing}'
 
 # %% ../nbs/13_watching.ipynb #c8dd3271
 _colors = ['#8896a5', '#c8401f', '#2a6f97', '#588157']
@@ -72,41 +74,81 @@ def _points(xs, ys, w, h, x0, x1, lo, hi):
 # %% ../nbs/13_watching.ipynb #50bb20cd
 def _sampled(text): return f'<pre style="white-space:pre-wrap;margin:0">{html.escape(text)}</pre>'
 
+def _smoothed(values, beta=.95):
+    "An exponential average of the finite values, corrected for its start"
+    mean, weight, out = 0., 0., []
+    for v in values:
+        if math.isfinite(v): mean, weight = beta*mean + (1-beta)*v, beta*weight + 1 - beta
+        out.append(mean/weight if weight else math.nan)
+    return out
+
 def _curves(trainer):
-    svg = curve_svg(dict(training=trainer.series('loss'), validation=trainer.series('valid')))
+    steps, losses = trainer.series('loss')
+    lines = {'each step': (steps, losses), 'training': (steps, _smoothed(losses))}
+    svg = curve_svg(lines | dict(validation=trainer.series('valid')))
     return svg and svg_image(svg, 'Curves of the training and validation loss')
 
 class LiveView:
-    "A callback that shows a run in a notebook: progress, curves, samples"
+    "A callback that shows a run in a notebook: progress, curves, samples, and buttons"
+    for_show = True
+
     def __init__(self,
                  every:float=.5, # seconds between updates
                  sample:Callable|None=None, # sample(trainer) -> text; None: the trainer's sampler
+                 prompt:str='', # what samples continue; '' begins a text
                  ):
         import ipywidgets as w
-        self.every, self.sample = every, sample
+        self.every, self.sample, self.prompt = every, sample, prompt
         self.samples, self.last = [], 0.                          # (step, text); last update
         self.bar = w.FloatProgress(max=1.)
         self.line, self.curve, self.text = w.HTML(), w.HTML(), w.HTML()
         self.past = w.IntSlider(min=0, max=0, description='sample', readout=False)
         self.past.observe(lambda change: self._show(change['new']), 'value')
-        rows = [w.HBox([self.bar, self.line]), self.curve, self.past, self.text]
+        self.details, self.trainer = w.HTML(), None
+        self.buttons = [w.Button(description=s) for s in ('stop', 'save')]
+        for b, f in zip(self.buttons, (self._stop, self._save)): b.on_click(f)
+        rows = [w.HBox([self.bar, self.line]), w.HBox([*self.buttons, self.details]),
+                self.curve, self.past, self.text]
         self.box = w.VBox(rows).add_class('gptlab-live')
+
+    # clicks come in another thread: they only leave a note
+    def _stop(self, button):
+        if self.trainer: self.trainer.stop, self.trainer.interrupted = True, 'the stop button'
+
+    def _save(self, button):
+        if self.trainer: self.trainer.save_soon = True
 
     def _show(self, i):
         step, text = self.samples[i]
-        self.text.value = f'<small>after step {step:,}</small>{_sampled(text)}'
+        given = f'from {html.escape(self.prompt)!r}' if self.prompt else 'from the beginning'
+        self.text.value = f'<small>after step {step:,}, {given}</small>{_sampled(text)}'
 
     def _update(self, trainer):
         self.last = time.monotonic()
         self.bar.value = trainer.progress
         self.line.value = html.escape(status_line(trainer))
+        self.details.value = _details(trainer)
         self.curve.value = _curves(trainer)
+
+def _details(trainer):
+    "Learning rate, gradient norm, and where the run is saved"
+    if not trainer.log: return ''
+    last = trainer.log[-1]
+    saved = f', saved in {trainer.dir}' if trainer.dir else ', not saved: it has no dir'
+    norm = f'gradient norm {last["grad_norm"]:.2f}'
+    return f'<small>lr {last["lr"]:.2g}, {norm}{html.escape(saved)}</small>'
+
+def _sample_of(trainer, sampler, *prompt):
+    "What a sampler writes; if it cannot, the reason, for a sample is only for show"
+    try: return sampler(trainer, *prompt)
+    except Exception as e: return f'(no sample could be made: {e})'
 
 # %% ../nbs/13_watching.ipynb #1334952a
 @patch
 def before_fit(self:LiveView, trainer:Trainer):
     "Show the view"
     from IPython.display import display
+    self.trainer = trainer
     if in_kernel(): display(self.box)
     self._update(trainer)
 
@@ -116,11 +158,17 @@ def after_step(self:LiveView, trainer:Trainer):
     if time.monotonic() - self.last > self.every: self._update(trainer)
 
 @patch
+def before_eval(self:LiveView, trainer:Trainer):
+    "Say that the validation text is being scored"
+    self._update(trainer)
+
+@patch
 def after_eval(self:LiveView, trainer:Trainer):
     "Add a sample; the slider moves to it"
     sample = self.sample or trainer.sampler
     if not sample: return
-    self.samples.append((trainer.step, sample(trainer)))
+    prompt = [self.prompt] if self.prompt else []
+    self.samples.append((trainer.step, _sample_of(trainer, sample, *prompt)))
     self.past.max = len(self.samples)-1
     self.past.value = self.past.max
     self._show(self.past.max)
@@ -133,6 +181,8 @@ def after_fit(self:LiveView, trainer:Trainer):
 # %% ../nbs/13_watching.ipynb #5c3e7137
 class Bar:
     "A callback for terminals: a progress bar with the state of the run"
+    for_show, last = True, 0.
+
     def before_fit(self, trainer:Trainer):
         "Open the bar where the run stands"
         from tqdm import tqdm
@@ -143,9 +193,13 @@ class Bar:
         "Move the bar"
         self.bar.set_description_str(status_line(trainer), refresh=False)
         self.bar.n = 100*trainer.progress
-        if time.monotonic() - getattr(self, 'last', 0) > .2:
+        if time.monotonic() - self.last > .2:
             self.last = time.monotonic()
             self.bar.refresh()
+
+    def before_eval(self, trainer:Trainer):
+        "Say that the validation text is being scored"
+        self.bar.set_description_str(status_line(trainer))
 
     def after_fit(self, trainer:Trainer):
         "Close it"
@@ -154,6 +208,12 @@ class Bar:
 
 class Lines:
     "A callback for pipes and log files: a line at each validation"
+    for_show = True
+
+    def before_eval(self, trainer:Trainer):
+        "At the end there may be much to score: say so"
+        if trainer.progress == 1: print('scoring the validation text …', flush=True)
+
     def after_eval(self, trainer:Trainer):
         "Print the state of the run"
         print(status_line(trainer), flush=True)
@@ -176,7 +236,7 @@ def picture(cls:LiveView, trainer:Trainer) -> str:
     "A run as it stands, in HTML: its line, its curves, and what its model writes"
     line = html.escape(status_line(trainer) if trainer.budget else repr(trainer))
     written = trainer.sampler and trainer.log and trainer.tok
-    text = _sampled(trainer.sampler(trainer)) if written else ''
+    text = _sampled(_sample_of(trainer, trainer.sampler)) if written else ''
     return f'<div>{line}<br>{_curves(trainer)}{text}</div>'
 
 # %% ../nbs/13_watching.ipynb #65aa951b
@@ -234,9 +294,11 @@ class LayerStats:
 # %% ../nbs/13_watching.ipynb #4c049bca
 class Trackio:
     "A callback that sends the log to trackio, on this machine"
+    for_show = True
+
     def __init__(self,
                  project:str='gptlab', # the project's name
-                 name:str|None=None, # the run's name; None is its id
+                 name:str|None=None, # the run's name; None is the trainer's
                  every:int=10, # steps between records
                  ):
         self.project, self.name, self.every = project, name, every
@@ -244,8 +306,10 @@ class Trackio:
     def before_fit(self, trainer:Trainer):
         "Open the run"
         import trackio
-        name = self.name or trainer.info['run_id']
-        self.run = trackio.init(project=self.project, name=name, config=trainer.info,
+        name = self.name or trainer.info['name']
+        config = {k: v for k, v in trainer.info.items() if k != 'settings'}
+        config |= trainer.info['settings']
+        self.run = trackio.init(project=self.project, name=name, config=config,
                                 auto_log_cpu=False)
 
     def after_step(self, trainer:Trainer):
@@ -253,7 +317,7 @@ class Trackio:
         if trainer.step % self.every == 0: self._send(trainer)
 
     def _send(self, trainer):
-        line = {k: v for k, v in trainer.log[-1].items() if k != 'step'}
+        line = {k: as_number(v) for k, v in trainer.log[-1].items() if k != 'step'}
         self.run.log(line, step=trainer.step)
 
     def after_eval(self, trainer:Trainer):

@@ -74,6 +74,7 @@ for _line in sys.stdin:
         os.dup2(_fd, 2)
         _code = 1
         try: go(*_args); _code = 0
+        except SystemExit as _e: _code = _e.code
         except BaseException: traceback.print_exc()
         sys.stdout.flush(); sys.stderr.flush(); os._exit(_code)
     print(_pid, flush=True)
