@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from .checkpoints import rng_state, set_rng_state, uncompiled
+from .checkpoints import rng_state, set_rng_state
+from .optimizers import uncompiled
 from .core import atomic_write, evaluating
 from .model import run_eagerly
 from .trainer import Trainer

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 import torch
-from .checkpoints import uncompiled
+from .optimizers import uncompiled
 from .core import atomic_write, check_contract, dotted_name
 from .trainer import Trainer
 

@@ -106,7 +106,7 @@ def cases(make, table): return [(make, k, v) for k, values in table.items() for 
     'make, setting, value',
     cases(sgd, WRONG | dict(momentum=[1., -.1, NAN])) + cases(adamw, OF_ADAMW)
     + cases(muon, OF_MUON) + cases(partial(Group, lambda grad, state: grad), WRONG),
-    ids=lambda x: getattr(x, '__name__', None) or repr(x))
+    ids=lambda x: 'group' if isinstance(x, partial) else getattr(x, '__name__', None) or repr(x))
 def test_a_value_that_makes_no_sense(make, setting, value):
     "One line that names the setting; from a name that is in no table, the table"
     with pytest.raises(ValueError) as e: make(**{setting: value})
