@@ -74,7 +74,7 @@ def _add_tensor(t, tensors, name):
     look = lambda t: (t.data_ptr(), t.dtype, t.shape, t.stride())
     for n, other in tensors.items():
         if t.data_ptr() and look(t) == look(other): return n
-    while name in tensors: name += "'"                            # as a.b in {'a.b': …, 'a': {'b': …}}
+    while name in tensors: name += "'"                            # {'a.b': …, 'a': {'b': …}}
     tensors[name] = t.detach()
     return name
 
@@ -299,7 +299,9 @@ def load_weights(model:nn.Module, # changed in place
     check_weights(model, state)
     uncompiled(model).load_state_dict(state)
 
-def check_weights(model:nn.Module, state:dict):
+def check_weights(model:nn.Module, # not changed
+                  state:dict, # name → tensor
+                  ):
     "Raises ValueError where `load_weights` would"
     wrong = _misfits(uncompiled(model).state_dict(), state)
     if wrong:
@@ -447,7 +449,10 @@ def _owner(file):
 
 def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
                ) -> Path:
-    "Make a folder that did not exist: `path`, or with -2, -3 … at its end"
+    """Make a folder that did not exist: `path`, or with -2, -3 … at its end
+
+    Raises OSError where it cannot be made.
+    """
     path = Path(path).expanduser()
     for n in range(1, 10_000):
         tried = path if n == 1 else path.with_name(f'{path.name}-{n}')
@@ -507,7 +512,9 @@ class BatchReader:
         if not self._again: self._before = self._place()
         self._drawn = []
 
-    def undo_step(self): self._again, self._drawn = self._drawn + self._again, []
+    def undo_step(self):
+        "The batches drawn since then come again"
+        self._again, self._drawn = self._drawn + self._again, []
 
     def draw(self) -> dict|None:
         "The next batch; None where the data has ended"
@@ -518,7 +525,9 @@ class BatchReader:
 
     def _place(self): return self.source.state_dict() if self._stateful else dict(n=self.n)
 
-    def state_dict(self) -> dict: return self._before if self._again else self._place()
+    def state_dict(self) -> dict:
+        "The place in the data; with batches that come again, the one before them"
+        return self._before if self._again else self._place()
 
     def load_state_dict(self, state:dict):
         "Go on where a state was saved; raises ValueError as the stream does"
@@ -579,8 +588,9 @@ class Ranks:
         self.rank, self.world_size = 0, 1
         if self.many: self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
-    def sum(self, t:torch.Tensor) -> torch.Tensor:
-        "The sum of a tensor over all ranks, in place"
+    def sum(self, t:torch.Tensor # of any shape
+            ) -> torch.Tensor:
+        "The sum of a tensor (…), of any shape, over all ranks, in place"
         if self.many: torch.distributed.all_reduce(t)
         return t
 
@@ -732,16 +742,21 @@ def _summary(self:SafeRun):
     return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, last_scores=scores,
                 run_id=self.info['run_id'], name=self.info['name']) | now
 
-def as_number(v): return v.item() if hasattr(v, 'item') else v
+def as_number(v:object) -> object:
+    "A number of torch or NumPy as Python's own; anything else as it is"
+    return v.item() if hasattr(v, 'item') else v
 
 # %% ../nbs/11_checkpoints.ipynb #c1b50004
 _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bfloat16,
                float16=torch.float16, fp16=torch.float16)
 
 @patch
-def _precision(self:SafeRun, dtype, compile):
+def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
     cuda = self.device.type == 'cuda'
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.use_deterministic_algorithms(True)
     if dtype is None and cuda: dtype = torch.bfloat16
     name = str(dtype or 'float32').removeprefix('torch.')
     if name not in _dtypes:
@@ -883,7 +898,7 @@ def _obey_signal(self:SafeRun):
 
 @patch
 def _look_around(self:SafeRun):
-    "After each step, the same on all ranks: is there a STOP file, does anybody want to stop or save?"
+    "After each step, the same on all ranks: does anybody, or a STOP file, want to stop or save?"
     if self.dir and self.ranks.rank == 0 and (self.dir/'STOP').exists():
         (self.dir/'STOP').unlink(missing_ok=True)
         self.stop, self.interrupted = True, 'the file STOP'
@@ -1058,7 +1073,8 @@ def _keep_batch(self:SafeRun, what, value, step=None):
                   text=self._text_of(drawn), batches=[dict(b) for b in drawn])
     path = (self.dir or Path('.'))/f'bad_batch_{step:06}'
     try:
-        return f'the batch is kept in {save_checkpoint(path, batch=dict(self.batch), report=report)}'
+        save_checkpoint(path, batch=dict(self.batch), report=report)
+        return f'the batch is kept in {path}'
     except (OSError, TypeError) as e:
         return f'the batch could not be kept ({e})'
 

@@ -45,11 +45,12 @@ class Trainer(SafeRun):
                  eval_every:int=100, # steps between validations; 0 only at the end
                  save_every:int=0, # steps between checkpoints; 0 by the clock alone
                  save_seconds:float=300., # and seconds, the first after 60; 0 only at the end
-                 keep:int|dict=2, # newest checkpoints that stay, or dict(keep=2, best=1, every=1000)
+                 keep:int|dict=2, # newest that stay, or as dict(keep=2, best=1, every=1000)
                  dir:str|Path|None=None, # the run's folder; None saves nothing
                  device:str|None=None, # None is the best here
-                 dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA; see Precision
+                 dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA
                  compile:bool|None=None, # compile each block? None: on CUDA
+                 deterministic:bool=False, # only kernels that give the same bits twice?
                  on_nan:str='stop', # at a bad step, 'stop' and save the batch, 'skip', or 'rewind'
                  spike:float|None=None, # so many times the recent mean, a loss is bad too
                  notes:dict|None=None, # what else belongs to the run's identity: text, purpose
@@ -71,7 +72,7 @@ class Trainer(SafeRun):
         self.eval_every, self.save_every, self.save_seconds = eval_every, save_every, save_seconds
         self.keep = dict(keep=keep) if isinstance(keep, int) else dict(keep)
         self.dir = Path(dir).expanduser() if dir else None
-        self.dtype, self.compiled = self._precision(dtype, compile)
+        self.dtype, self.compiled = self._precision(dtype, compile, deterministic)
         self.on_nan, self.spike, self.notes = on_nan, spike, notes or {}
         self._check()
 

@@ -604,7 +604,8 @@ def test_selectors(tmp_path):
     for which, name in (('latest', 6), (2, 2), (-2, 4)):
         assert find_checkpoint(tmp_path, which).name == f'step_{name:06}'
     best = find_checkpoint(tmp_path, 'best')
-    scores = {p: load_checkpoint(p, 'summary')['summary']['valid'] for p in checkpoints_in(tmp_path)}
+    summary = lambda p: load_checkpoint(p, 'summary')['summary']
+    scores = {p: summary(p)['valid'] for p in checkpoints_in(tmp_path)}
     assert scores[best] == min(scores.values())
     for which in ('newest', 1.5, None, True):
         with pytest.raises(ValueError, match="'latest', 'best', a step"):
@@ -707,7 +708,8 @@ def test_how_large_a_checkpoint_is(tmp_path):
     size = sum(f.stat().st_size for f in find_checkpoint(tmp_path).iterdir())
     n = sum(p.numel() for p in model.parameters())
     assert size < 1.01*(3*4*n) + 60_000 and run.step == 2
-    assert sum(t.numel() for t in load_file(find_checkpoint(tmp_path)/'model.safetensors').values()) == n
+    saved = load_file(find_checkpoint(tmp_path)/'model.safetensors')
+    assert sum(t.numel() for t in saved.values()) == n
 
 
 # ---- 9. what made this?
