@@ -279,6 +279,47 @@ def test_citations_are_found():
     assert [c for c, *_ in citations(text)] == ['Su 2021', 'Kingma 2015', 'arXiv 2104.09864']
 
 
+# ---- what is private to others
+
+def foreign_names(trees):
+    "Private names that a package reads and nowhere defines: name → modules (stems)"
+    own, used = {'_exit', '_'}, {}
+    for n in (n for tree in trees.values() for n in ast.walk(tree)):
+        if isinstance(n, (*FUNCTIONS, ast.ClassDef)): own.add(n.name)
+        if isinstance(getattr(n, 'ctx', None), ast.Store): own.add(getattr(n, 'attr', ''))
+        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store): own.add(n.id)
+    for stem, tree in trees.items():
+        for n in ast.walk(tree):
+            for name in read_by(n): used.setdefault(name, set()).add(stem)
+    return {k: v for k, v in used.items() if re.match('_[^_]', k) and k not in own}
+
+
+def read_by(node):
+    "The names that a node of a syntax tree reads from others"
+    if isinstance(node, ast.Attribute): return [node.attr]
+    if isinstance(node, ast.ImportFrom):
+        return [a.name for a in node.names] + (node.module or '').split('.')
+    probe = isinstance(node, ast.Call) and getattr(node.func, 'id', '') in ('getattr', 'hasattr')
+    if probe and isinstance(node.args[1], ast.Constant): return [node.args[1].value]
+    return []
+
+
+def test_what_is_private_to_others_stands_in_one_table():
+    text = text_of(ROOT/'CONTRIBUTING.md')
+    table = text.split('## What is private to others')[1].split('\n## ')[0]
+    rows = [[c.strip() for c in row.split('|')[1:4]] for row in table.splitlines()
+            if row.startswith('| ')][1:]
+    listed = {(name, m.strip()) for names, modules, _ in rows for m in modules.split(',')
+              for part in re.findall('`([^`]+)`', names) for name in part.split('.')}
+    found = foreign_names({p.stem: tree_of(p) for p in MODULES})
+    uses = {(name, m) for name, modules in found.items() for m in modules}
+    assert uses and not uses - listed, f'not in the table of CONTRIBUTING.md: {uses - listed}'
+    assert all(instead for *_, instead in rows)
+    texts = {p.stem: text_of(p) for p in MODULES}                  # some stand in a string
+    gone = {(name, m) for name, m in listed if name not in texts[m]}
+    assert not gone, f'in the table, and no longer used: {gone}'
+
+
 def main():
     parser = argparse.ArgumentParser(description='What breaks the rules of style today')
     parser.add_argument('--write', action='store_true', help=f'write {TABLE.name}')
