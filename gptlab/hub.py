@@ -24,7 +24,8 @@ from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
 from .checkpoints import load_model
-from .core import atomic_path, atomic_write, best_device, show_progress, sync_to_disk
+from .core import atomic_path, atomic_write, best_device, file_sha256, show_progress
+from .core import sync_to_disk
 from .model import GPT, gpt2_init, GPTConfig, layer_part
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
@@ -771,9 +772,20 @@ def _from_folder(folder, parts, dtype):
     model, names = _described(d, parts, folder)
     _compare(model.state_dict(), names, headers, folder)
     _check_tied(names, headers, folder)
+    _check_sums(folder)
     model = _with_memory(model, dtype)
     _copy(model.state_dict(), names, headers)
     return model, _tokenizer_in(folder, parts)
+
+def _check_sums(folder):
+    "Weights that were saved here have checksums beside them; those of others need not"
+    file = folder/'checksums.json'
+    sums = _read_json(file) if file.is_file() else {}
+    for name in show_progress(sorted(sums), 'checking', unit='files'):
+        path = folder/Path(name).name
+        if path.is_file() and file_sha256(path) != sums[name]:
+            raise ValueError(f'{path} is damaged: it is not what was saved (delete {file.name} if '
+                             'you changed it yourself)')
 
 def _described(d, parts, folder):
     "The outline of the model that config.json describes, and the names of its tensors there"
@@ -904,7 +916,7 @@ def _shards(names, own, limit):
 # %% ../nbs/28_hub.ipynb #7712d308
 # what a save replaces; config.json is the first to go, and the last to come
 _model_files = [r'config\.json', r'model(-\d{5}-of-\d{5})?\.safetensors',
-                r'model\.safetensors\.index\.json']
+                r'model\.safetensors\.index\.json', r'checksums\.json']
 _vocabulary = ['tokenizer.json', 'tokenizer_config.json', 'gptlab_tokenizer.json',
                'special_tokens_map.json', 'added_tokens.json']
 
@@ -1043,6 +1055,8 @@ def save(model:GPT, # what to write
         atomic_write(new/'config.json', text)
         _write_tokenizer(new, tok, cfg.context_length)
         _write_weights(new, names, own, cfg.d_model, shard)
+        sums = {p.name: file_sha256(p) for p in sorted(new.glob('*.safetensors'))}
+        atomic_write(new/'checksums.json', json.dumps(sums, indent=1))
     if not family: print(_own_class + '\n' + _reasons(why))
     return folder
 

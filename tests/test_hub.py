@@ -326,6 +326,7 @@ def folder(tmp_path):
     return tmp_path
 
 def change(folder, f):
+    (folder/'checksums.json').unlink(missing_ok=True)             # else it is taken for damage
     t = load_file(folder/'model.safetensors')
     f(t)
     save_file(t, folder/'model.safetensors')
@@ -525,7 +526,7 @@ def test_a_tied_head_in_the_file_is_a_copy_or_refused(folder):
 def test_folders_without_a_config(llama):
     (llama/'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='has no config.json, so it is no model of '
-                                                'transformers, .*; it holds model.safetensors'):
+                                                'transformers, .*; it holds checksums.json, model'):
         load(llama)
     with pytest.raises(ValueError, match='is a file: name the folder'):
         load(llama/'model.safetensors')
@@ -594,7 +595,7 @@ def test_a_new_folder_is_there_when_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.undo()
     save(make_ours(small2()), None, tmp_path/'deep'/'new')
     names = {p.name for p in (tmp_path/'deep').rglob('*')}
-    assert names == {'new', 'config.json', 'model.safetensors'}
+    assert names == {'new', 'checksums.json', 'config.json', 'model.safetensors'}
 
 def test_bars_of_the_hub_follow_ours(monkeypatch):
     "Hugging Face's own bars are off where ours are, and on again afterwards"
@@ -641,8 +642,8 @@ def test_moving_in_is_undone_or_says_so(tmp_path, monkeypatch):
         assert (k > 6 and torch.equal(load(folder, device='cpu')[0](ids), new(ids))
                 and load(folder, device='cpu')[1].vocab_size == 257)
         assert ({p.name for p in folder.iterdir()}
-                == {'config.json', 'gptlab_tokenizer.json', 'model.safetensors', 'notes.txt',
-                    'tokenizer.json', 'tokenizer_config.json'})
+                == {'checksums.json', 'config.json', 'gptlab_tokenizer.json', 'model.safetensors',
+                    'notes.txt', 'tokenizer.json', 'tokenizer_config.json'})
 
 @pytest.mark.parametrize('cfg', [None, GPTConfig(97, 160, 3, 4, 2, 32)],
                          ids=['family', 'own class'])
@@ -784,3 +785,18 @@ if __name__ == '__main__':
     model, _ = load(sys.argv[1], device='cpu')
     print(json.dumps(dict(weights=sum(p.nbytes for p in model.parameters()),
                           peak=rss('VmHWM') - before)))
+
+
+# ---- checksums
+
+def test_weights_that_were_damaged_after_a_save_are_noticed(tmp_path):
+    model = shared()
+    save(model, None, tmp_path/'m')
+    file = tmp_path/'m'/'model.safetensors'
+    blob = bytearray(file.read_bytes())
+    blob[-5] ^= 1
+    file.write_bytes(blob)
+    with pytest.raises(ValueError, match='model.safetensors is damaged.*delete checksums.json'):
+        load(tmp_path/'m')
+    (tmp_path/'m'/'checksums.json').unlink()
+    load(tmp_path/'m')
