@@ -556,16 +556,19 @@ def _endlessly(batches):
 @contextlib.contextmanager
 def catch_signals(note:Callable # note(name of a signal)
                   ) -> Iterator[None]:
-    "While the block runs, SIGINT, SIGTERM and SIGHUP call `note`; only in the main thread"
+    """While the block runs, SIGINT, SIGTERM and SIGHUP call `note`; only in the main thread
+
+    What is ignored stays ignored, as SIGHUP is under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [n for n in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, n)]
-    handler = lambda number, frame: note(signal.Signals(number).name)
-    old = {n: signal.signal(getattr(signal, n), handler) for n in names}
+    numbers = {getattr(signal, n, None) for n in ('SIGINT', 'SIGTERM', 'SIGHUP')} - {None}
+    old = {n: f for n in numbers if (f := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for n in old: signal.signal(n, lambda number, frame: note(signal.Signals(number).name))
     try: yield
     finally:
-        for n, f in old.items(): signal.signal(getattr(signal, n), f)
+        for n, f in old.items(): signal.signal(n, f)
 
 # %% ../nbs/11_checkpoints.ipynb #c1a50016
 def join_ranks() -> 'Ranks':
@@ -892,9 +895,11 @@ def _interruptible(self:SafeRun):
 
 @patch
 def _obey_signal(self:SafeRun):
-    "What ends a program ends it, now that the run is saved; a kernel or another thread goes on"
-    status = dict(SIGTERM=143, SIGHUP=129).get(self.interrupted)
-    if status and self.ends_program: raise SystemExit(status)
+    "What ends a program ends it, now that the run is saved; a kernel goes on"
+    if self.interrupted not in ('SIGTERM', 'SIGHUP') or not self.ends_program: return
+    number = getattr(signal, self.interrupted)
+    if callable(signal.getsignal(number)): signal.raise_signal(number)   # the program's own handler
+    else: raise SystemExit(128 + number)
 
 @patch
 def _look_around(self:SafeRun):

@@ -327,6 +327,22 @@ def test_signals(tmp_path, name, capsys):
     assert run.fit().step == 8 and equal(weights(run), weights(small().fit(8)))
 
 
+@posix
+def test_what_is_ignored_stays_ignored_and_a_programs_own_handler_is_called(tmp_path):
+    "SIGHUP under nohup; a script with its own SIGTERM"
+    hang_up = After(3, lambda t: signal.raise_signal(signal.SIGHUP))
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: assert small(callbacks=[hang_up]).fit(8).step == 8
+    finally: signal.signal(signal.SIGHUP, old)
+    called = []
+    old = signal.signal(signal.SIGTERM, lambda *_: called.append(1))
+    try:
+        end = After(3, lambda t: signal.raise_signal(signal.SIGTERM))
+        run = small(dir=tmp_path, callbacks=[end]).fit(8)
+    finally: signal.signal(signal.SIGTERM, old)
+    assert called == [1] and run.step == 3 and find_checkpoint(tmp_path).name == 'step_000003'
+
+
 def test_a_file_called_stop(tmp_path, capsys):
     touch = After(4, lambda t: (tmp_path/'STOP').touch())
     run = small(dir=tmp_path, callbacks=[touch]).fit(9)
