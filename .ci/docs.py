@@ -85,6 +85,21 @@ def repair(site: Path) -> None:
             text = CDN.sub('', MATH.sub(to_mathml, text))
             if not published: text = SOURCE.sub(r'<span class="source">\1, line \2</span>', text)
         f.write_text(text, encoding='utf-8')
+    unlink_plumbing(site)
+
+
+NAMED = re.compile(r'<a href="([^"#]*)#([^"]+)">(<code>[^<]*</code>)</a>')
+
+
+def unlink_plumbing(site: Path) -> None:
+    "nbdev links each name in backticks to where it is explained; what is only for other modules is shown nowhere, so its link goes"
+    texts = {f.resolve(): f.read_text(encoding='utf-8') for f in site.rglob('*.html')}
+    ids = {f: set(re.findall(r'\bid="([^"]+)"', text)) for f, text in texts.items()}
+    for f, text in texts.items():
+        def keep(m: re.Match) -> str:
+            target = (f.parent/m[1]).resolve() if m[1] else f
+            return m[3] if target in ids and m[2] not in ids[target] else m[0]
+        f.write_text(NAMED.sub(keep, text), encoding='utf-8')
 
 
 # ---- the build

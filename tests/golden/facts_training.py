@@ -49,9 +49,12 @@ def run_of(cfg=None, opt=plain, data=None, stream=None, seed=0, **kw):
     return Trainer(model, opt(model), train, valid, **kw)
 
 
+LATER = {'flops'}                                       # columns that older trees lack
+
 def columns(log):
     "A log by columns, without the clock; a line that lacks a number has None"
-    names = list(dict.fromkeys(k for row in log for k in row if k not in CLOCK))
+    names = dict.fromkeys(k for row in log for k in row if k not in CLOCK and k not in LATER)
+    names = [n for n in names if not n.startswith('lr ')]                # of each group
     return {n: [exact(row.get(n)) for row in log] for n in names}
 
 
