@@ -25,7 +25,7 @@ def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
                     v:torch.Tensor, # (B,H,S,D) what each token gives
                     mask:torch.Tensor|None=None, # (B,H,T,S) True, or 0.: T may see S; None: all
                     softcap:float|None=None, # squeeze scores into ±softcap (Gemma 2)
-                    dropout:float=0., # share of the weights zeroed
+                    dropout:float=0., # dropout probability of the weights
                     ) -> torch.Tensor: # (B,H,T,D)
     """Scaled dot-product attention, spelt out (Vaswani et al. 2017, eq. 1)
 
@@ -192,7 +192,7 @@ class LearnedPositions(nn.Embedding):
     A position scheme for the model, not for a head."""
     def __init__(self,
                  C:int, # width
-                 context_length:int, # places in the table
+                 context_length:int, # positions in the table
                  ): super().__init__(context_length, C)
 
     def forward(self, seq:Seq) -> torch.Tensor:                       # (B,T,C)
@@ -207,7 +207,7 @@ def rotate_halves(x:torch.Tensor, # (B,H,T,D)
                   cos:torch.Tensor, # (B,1,T,D/2)
                   sin:torch.Tensor, # (B,1,T,D/2)
                   ) -> torch.Tensor: # (B,H,T,D)
-    "Each pair (channel i, channel i+D/2) turned by its angle (Su et al. 2021, eq. 34)"
+    "Each pair (channel i, channel i+D/2) rotated by its angle (Su et al. 2021, eq. 34)"
     a, b = x.chunk(2, -1)
     return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
 
@@ -234,7 +234,7 @@ class RoPE(Position):
         return a.cos(), a.sin()
 
     def rotate(self, seq:Seq, q:torch.Tensor, k:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Turn queries and keys by their positions"
+        "Rotate queries and keys by their positions"
         cos, sin = [t.to(q.dtype) for t in self._angles(seq)]
         return rotate_halves(q, cos, sin), rotate_halves(k, cos, sin)
 
@@ -282,7 +282,7 @@ class Attention(Layer):
                  qk_norm:bool=True, # norm queries and keys?
                  softcap:float|None=None, # squeeze scores into ±softcap
                  bias:bool=False, # biases in the four matrices?
-                 dropout:float=0., # share of weights zeroed while training
+                 dropout:float=0., # dropout probability of the weights
                  ):
         super().__init__()
         self.H, self.K, self.D = _heads(C, n_heads, n_kv_heads, d_head)
