@@ -228,7 +228,7 @@ class RoPE(Position):
     def _angles(self, seq):
         device = seq.pos.device
         i2 = torch.arange(0, self.D, 2, dtype=torch.float32, device=device)  # (D/2,)
-        w = 1 / self.theta ** (i2 / self.D)                           # (D/2,)
+        w = 1 / self.theta ** (i2 / self.D)                           # (D/2,) radians per token
         pos = seq.pos[:1] if seq.plain else seq.pos                   # (B or 1,T)
         a = pos[:,None,:,None] * w                                    # (B or 1,1,T,D/2)
         return a.cos(), a.sin()
@@ -250,6 +250,7 @@ class Cache(LayerCache):
         """Append k, v (B,H,T,D), pos and docs (B,T); returns all that is visible, new ones included
 
         Raises ValueError for other names than it holds."""
+        # where time is: k and v are (B,H,T,D), pos and docs (B,T)
         dim = lambda t: -2 if t.ndim == 4 else -1
         if self.kept and self.kept.keys() != new.keys():
             raise ValueError(f'this cache holds {sorted(self.kept)}, not '

@@ -66,7 +66,7 @@ def _flat(docs, tok):
     bos  = getattr(tok, 'bos', None)
     head = [] if bos is None else [bos]
     rows = tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else [tok.encode(d) for d in docs]
-    ids  = np.array([i for r in rows for i in head + list(r)], np.int64)
+    ids  = np.array([i for r in rows for i in head + list(r)], np.int64)    # (N,) each after bos
     _check_ids(ids, tok.vocab_size)
     lengths = np.array([len(head) + len(r) for r in rows], np.int64)
     sizes = _byte_sizes(docs, tok, len(head)) if getattr(tok, 'lossy', False) else []
