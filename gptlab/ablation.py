@@ -211,7 +211,8 @@ def _levels(ps, alpha, correct):
     if correct is None or k == 0: return [alpha]*k
     if correct == 'bonferroni': return [alpha/k]*k
     levels, level, failed = [alpha/k]*k, None, False
-    for rank, i in enumerate(sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))):
+    smallest_first = sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))
+    for rank, i in enumerate(smallest_first):
         if not failed: level = alpha/(k-rank)
         levels[i] = level
         failed = not ps[i] <= level                                   # so does nan

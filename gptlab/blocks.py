@@ -76,7 +76,7 @@ class MLP(nn.Module):
                  d_ff:int, # hidden width, often 4·C
                  act:Callable=relu2, # activation, tensor to tensor
                  bias:bool=False, # biases in both matrices?
-                 dropout:float=0., # share of outputs zeroed while training
+                 dropout:float=0., # dropout probability of the outputs
                  ):
         super().__init__()
         self.up = nn.Linear(C, d_ff, bias=bias)
@@ -97,7 +97,7 @@ class GLU(nn.Module):
                  d_ff:int, # hidden width; 8/3·C has the parameters of an MLP of 4·C
                  act:Callable=silu, # activation of the gate
                  bias:bool=False, # biases in the three matrices?
-                 dropout:float=0., # share of outputs zeroed while training
+                 dropout:float=0., # dropout probability of the outputs
                  ):
         super().__init__()
         self.gate = nn.Linear(C, d_ff, bias=bias)

@@ -31,7 +31,7 @@ class Block(nn.Module):
                  attn:Callable, # bound constructor: attn() makes the attention
                  mlp:Callable, # bound constructor: mlp() makes the MLP
                  norm:Callable, # norm(C)
-                 dropout:float=0., # share of the attention's output zeroed while training
+                 dropout:float=0., # dropout probability of the attention's output
                  ):
         super().__init__()
         self.norm1, self.norm2 = norm(C), norm(C)
@@ -56,7 +56,7 @@ class GPTConfig:
     n_kv_heads: int|None = None    # heads of keys and values; None is as many
     d_model: int = 128             # width C
     d_ff: int|None = None          # hidden width of the MLP; None is 4·C
-    dropout: float = 0.            # while training
+    dropout: float = 0.            # dropout probability
     d_embed: int|None = None       # width of the tables of tokens, where it is not C
     vocab_multiple: int = 1        # rows of those tables are rounded up to a multiple of it
     tie: bool = False              # the same table for reading and writing tokens?

@@ -66,7 +66,7 @@ def _flat(docs, tok):
     bos  = getattr(tok, 'bos', None)
     head = [] if bos is None else [bos]
     rows = tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else [tok.encode(d) for d in docs]
-    ids  = np.array([i for r in rows for i in head + list(r)], np.int64)
+    ids  = np.array([i for r in rows for i in head + list(r)], np.int64)    # (N,) each after bos
     _check_ids(ids, tok.vocab_size)
     lengths = np.array([len(head) + len(r) for r in rows], np.int64)
     sizes = _byte_sizes(docs, tok, len(head)) if getattr(tok, 'lossy', False) else []
@@ -91,7 +91,7 @@ def _joined(starts, order):
 
 def _split(flat, T):
     "Addresses (N+1,) as rows (R,T+1) that share their ends; the last is padded with −1"
-    pad  = np.full(-(len(flat)-1) % T, -1, flat.dtype)
+    pad  = np.full(-(len(flat)-1) % T, -1, flat.dtype)       # N up to a multiple of T
     flat = np.concatenate([flat, pad])
     return np.lib.stride_tricks.sliding_window_view(flat, T+1)[::T]
 
@@ -108,11 +108,11 @@ def concat(starts:np.ndarray, # where documents start in the flat array, its len
 
 # %% ../nbs/04_packing.ipynb #025ce908
 def _input_only(at):
-    "An address a marked as an input that is no target: −2−a (−1 is padding); marked twice, a again"
+    "The address a of an input that is no target: −2−a (−1 is padding); applied twice, a again"
     return -2 - at
 
 def _addresses(rows):
-    "Addresses (…) without the mark of `_input_only`, and −1 for padding"
+    "Addresses (…) as they were before `_input_only`, and −1 for padding"
     return np.where(rows < -1, _input_only(rows), rows) if rows.min() < -1 else rows
 
 def _batch(tokens, rows, docs=False, sizes=False):

@@ -59,7 +59,7 @@ def _codes(data, n):
     "Each n-gram of n ≤ 8 bytes as one integer: (len−n+1,)"
     d = np.frombuffer(data, np.uint8).astype(np.uint64)
     codes = np.zeros(len(d)-n+1, np.uint64)
-    for i in range(n): codes += d[i:len(d)-n+1+i] << np.uint64(8*(n-1-i))
+    for i in range(n): codes += d[i:len(d)-n+1+i] << np.uint64(8*(n-1-i))   # byte i of each
     return codes
 
 def _look_up(keys, values, wanted):
@@ -71,7 +71,7 @@ def _count(data, n):
     "Sorted n-grams hc (G,) and N(hc); their sorted contexts h (H,), N(h) and U(h)"
     hc, N_hc = np.unique(_codes(data, n), return_counts=True)
     h_of   = hc >> np.uint64(8)                              # (G,) all but the last byte
-    begins = np.diff(h_of, prepend=np.uint64(2**64-1)) != 0
+    begins = np.diff(h_of, prepend=np.uint64(2**64-1)) != 0  # where another context begins
     first  = np.flatnonzero(begins)                          # (H,)
     N_h, U_h = np.add.reduceat(N_hc, first), np.diff(first, append=len(hc))
     return hc, N_hc, h_of[first], N_h, U_h
