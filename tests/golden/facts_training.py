@@ -234,7 +234,7 @@ def resumed(make):
 def without_clock(tree):
     "Saved JSON without what depends on the clock, the machine or the run"
     if isinstance(tree, dict):
-        gone = (*CLOCK, 'info')
+        gone = (*CLOCK, 'info', 'run_id', 'name')
         return {k: sorted(v) if k == 'rng' else without_clock(v)
                 for k, v in tree.items() if k not in gone}
     if isinstance(tree, list):
