@@ -894,6 +894,13 @@ def _look_around(self:SafeRun):
     if interrupted: self.interrupted = self.interrupted or 'another rank'
 
 @patch
+def _agreed(self:SafeRun, seconds):
+    "By the clock of rank 0: ranks with clocks of their own would end after different steps"
+    if not self.ranks.many: return seconds
+    own = seconds if self.ranks.rank == 0 else 0.
+    return self.ranks.sum(torch.tensor(own, dtype=self._wide, device=self.device)).item()
+
+@patch
 def _by_clock(self:SafeRun):
     "Is it time to save? Rank 0 has the clock"
     due = self.save_seconds and time.monotonic() >= self._next_save
