@@ -568,7 +568,11 @@ def join_ranks() -> 'Ranks':
     if 'RANK' in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-        dist.init_process_group('nccl' if cuda else 'gloo')
+        store, rank, world_size = next(dist.rendezvous('env://'))
+        # started again, they must not find the addresses of those that died
+        store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+        dist.init_process_group('nccl' if cuda else 'gloo', store=store, rank=rank,
+                                world_size=world_size)
     return Ranks()
 
 class Ranks:
