@@ -225,7 +225,7 @@ def compare_runs(a:'Trainer|str|Path', # a trainer, a path, or a name in `folder
     came, came2 = _outcome(state), _outcome(state2)
     rows += [{'what': k, name: came[k], other: came2[k]} for k in came]
     many = 'one setting differs' if len(differ) == 1 else f'{len(differ)} settings differ'
-    return RunTable(rows, f'{many}: {", ".join(differ)}' if differ else 'no setting differs')
+    return RunTable(rows, many if differ else 'no setting differs')
 
 # %% ../nbs/43_runs.ipynb #17088e73
 def _run_folder(run):
@@ -289,7 +289,7 @@ def delete_run(folder:str|Path, # of a run
         if foreign and not force:
             more = f' and {len(foreign)-5} more' if len(foreign) > 5 else ''
             raise ValueError(f'{folder} also holds {", ".join(foreign[:5])}{more}, which is not '
-                             'of the run: move it, or delete all with force=True')
+                             'of the run: move it, or delete all by force=True (--force)')
         away = folder.resolve()
         away = away.with_name(f'.{away.name}.{uuid.uuid4().hex[:8]}')
         _move(folder, away)
