@@ -55,7 +55,7 @@ def _loading(out):
     print('loading PyTorch …', file=out, flush=True)
 
 def _report(run, text):
-    "Scores beside the baselines, and two samples"
+    "Scores beside the baselines, two samples, and how to get more"
     from gptlab.all import baselines, format_duration, sample_from
     last, base = run.log[-1], baselines(text)
     print(f'\nvalidation loss {last["valid"]:.3f} nats per token, {last["bpb"]:.3f} bits per byte, '
@@ -64,6 +64,8 @@ def _report(run, text):
     opening = next(iter(text.valid))[:40].split('\n')[0]
     for i, prompt in enumerate(('', opening), 1):
         print(f'\n--- sample {i}\n{sample_from(run, prompt, 150)}')
+    there = shlex.quote(str(run.dir))
+    print(f'\ngo on writing with: gptlab sample --prompt "…" --dir {there}')
 
 # %% ../nbs/91_cli.ipynb #e74ac522
 def _check_options(seconds, steps, layers, width):
@@ -214,10 +216,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     print(f'a GPT of {run.model.n_params():,} parameters on {run.device}, '
           f'{_length(*budget)} of training, saved in {run.dir}', flush=True)
     if status := _fit(run, dict([budget])): return _stopped(run, status)
-    if ranks.rank: return
-    _report(run, data)
-    there = shlex.quote(str(run.dir))
-    print(f'\ngo on writing with: gptlab sample --prompt "…" --dir {there}')
+    if ranks.rank == 0: _report(run, data)
 
 def _budget(run, seconds, steps):
     "(unit, amount): as asked, or as before, or as long as the front page"

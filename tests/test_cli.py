@@ -158,6 +158,9 @@ def test_a_folder_in_use_is_left_alone(home, tmp_path, monkeypatch, capsys):
         line = ['train', '--text', str(home[0]/'my book.txt'), '--vocab', '300', '--dir', 'mine']
         refused(capsys, *line, said=['in use', str(os.getpid())])
     assert not Path('mine/settings.json').exists()
+    shutil.copytree(home[0]/'runs'/'first run', 'old')
+    with run_lock('old'): refused(capsys, 'train', '--resume', '--dir', 'old', said=['in use'])
+    assert latest_checkpoint('old').name == 'step_000003'
 
 
 def test_size_and_device_of_a_run(home, tmp_path, monkeypatch, capsys):
