@@ -580,7 +580,11 @@ def join_ranks() -> 'Ranks':
     if 'RANK' in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available()
         if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-        dist.init_process_group('nccl' if cuda else 'gloo')
+        store, rank, world_size = next(dist.rendezvous('env://'))
+        # started again, they must not find the addresses of those that died
+        store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+        dist.init_process_group('nccl' if cuda else 'gloo', store=store, rank=rank,
+                                world_size=world_size)
     return Ranks()
 
 class Ranks:
@@ -912,6 +916,13 @@ def _look_around(self:SafeRun):
     stop, interrupted, save = self.ranks.sum(flags.int().to(self.device)).tolist()
     self.stop, self.save_soon = bool(stop), bool(save)
     if interrupted: self.interrupted = self.interrupted or 'another rank'
+
+@patch
+def _agreed(self:SafeRun, seconds):
+    "By the clock of rank 0: ranks with clocks of their own would end after different steps"
+    if not self.ranks.many: return seconds
+    own = seconds if self.ranks.rank == 0 else 0.
+    return self.ranks.sum(torch.tensor(own, dtype=self._wide, device=self.device)).item()
 
 @patch
 def _by_clock(self:SafeRun):

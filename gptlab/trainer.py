@@ -124,7 +124,7 @@ class Trainer(SafeRun):
         apply_schedule(self.opt, self.schedule, self._middle(spent, start), last)
         norm = self.update()
         self.step += 1
-        took = time.perf_counter() - start
+        took = self._agreed(time.perf_counter() - start)
         self.seconds += took
         self._add_line(loss, norm, self.tokens - tokens, took)
         self.call('after_step')
@@ -299,7 +299,7 @@ def _middle(self:Trainer, spent, start):
     """
     if not self.budget: return 0.
     unit, whole = self.budget
-    seconds = self.seconds + time.perf_counter() - start
+    seconds = self.seconds + self._agreed(time.perf_counter() - start)
     end = dict(steps=self.step+1, seconds=seconds).get(unit, self.spent)
     return min(1., (spent+end)/2/whole)
 

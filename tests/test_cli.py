@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gptlab
-from gptlab.checkpoints import latest_checkpoint, load_checkpoint
+from gptlab.checkpoints import latest_checkpoint, load_checkpoint, run_lock
 from gptlab.cli import main
 from gptlab.data import make_stories
 from gptlab.trainer import Trainer
@@ -58,10 +58,10 @@ def test_sample_goes_on_from_a_prompt(home, monkeypatch, capsys):
     args = ['sample', '--prompt', 'Café “Once”', '--n', '20', '--seed', '1']
     assert main(args) == 0
     out, err = capsys.readouterr()
-    assert not err
+    assert err == f'written by {Path("runs")/"first run"}, step 3\n'
     assert out.startswith('Café “Once”') and len(out) > len('Café “Once”') + 5
     again = command(*args, cwd=home[0], PYTHONIOENCODING='ascii')
-    assert again.returncode == 0 and not again.stderr, again.stderr
+    assert again.returncode == 0 and again.stderr == err, again.stderr
     assert again.stdout == out.encode('ascii', 'backslashreplace').decode()
 
 
@@ -69,7 +69,7 @@ def test_sample_goes_on_from_a_prompt(home, monkeypatch, capsys):
 def test_a_reader_who_has_enough(home):
     line = f'{shlex.join(COMMAND)} sample --n 200 | head -c 3'
     done = subprocess.run(line, shell=True, cwd=home[0], capture_output=True, timeout=60)
-    assert not done.stderr and len(done.stdout) == 3
+    assert done.stderr.count(b'\n') == 1 and len(done.stdout) == 3
 
 
 def go_on(run, advice, capsys, monkeypatch):
@@ -81,6 +81,7 @@ def go_on(run, advice, capsys, monkeypatch):
     monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
     code, said = main(args), capsys.readouterr().out
     assert code == 0 and 'nats per token' in said and '1:40 of training' in said, said
+    assert f'going on from {run/"step_"}{before["step"]:06}' in said.replace(os.sep, '/')
     after = load_checkpoint(latest_checkpoint(run), 'trainer')['trainer']
     assert after['step'] == before['step'] + 2 and after['info'] == before['info']
     losses = [r['loss'] for r in before['log']]
@@ -104,7 +105,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(home, tmp_path, monkeypatch,
 
 @posix
 def test_terminated_it_saves_too(home, tmp_path, monkeypatch, capsys):
-    "The signal of a batch system, raised in the third step"
+    "The signal of a batch system, raised in the third step; the status is the signal's"
     step = Trainer.one_step
 
     def third(self):
@@ -116,7 +117,7 @@ def test_terminated_it_saves_too(home, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, 'one_step', third)
         line = ['train', '--text', book, '--seconds', '100', '--vocab', '300', '--dir', str(run)]
-        assert main(line) == 130
+        assert main(line) == 143
     out = capsys.readouterr().out
     assert 'stopped by SIGTERM after step 3' in out and 'nats per token' not in out
     go_on(run, out.split('go on with: gptlab ')[1], capsys, monkeypatch)
@@ -135,13 +136,93 @@ def test_more_time_for_a_run(home, tmp_path, monkeypatch, capsys):
     assert '1:10 of training' in capsys.readouterr().out
 
 
+def test_two_that_begin_in_one_second_get_two_folders(home, tmp_path, monkeypatch, capsys):
+    "A09, R07: each with its own settings and checkpoints"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    monkeypatch.setattr(time, 'strftime', lambda form, *a: '20260101-120000')
+    for seed in ('1', '2'):
+        line = ['train', '--text', str(home[0]/'my book.txt'), '--vocab', '300', '--seed', seed]
+        assert main([*line, '--steps', '4']) == 0
+    one, two = sorted(Path('runs').iterdir(), key=lambda p: len(p.name))
+    assert two.name == f'{one.name}-2' and one.name == 'my book-20260101-120000'
+    assert [json.loads((d/'settings.json').read_text())['seed'] for d in (one, two)] == [1, 2]
+    assert '4 steps of training' in capsys.readouterr().out
+
+
+def test_a_folder_in_use_is_left_alone(home, tmp_path, monkeypatch, capsys):
+    "R07: named twice, the second says who has it, and the first's settings stay"
+    monkeypatch.chdir(tmp_path)
+    Path('mine').mkdir()
+    with run_lock('mine'):
+        line = ['train', '--text', str(home[0]/'my book.txt'), '--vocab', '300', '--dir', 'mine']
+        refused(capsys, *line, said=['in use', str(os.getpid())])
+    assert not Path('mine/settings.json').exists()
+    shutil.copytree(home[0]/'runs'/'first run', 'old')
+    with run_lock('old'): refused(capsys, 'train', '--resume', '--dir', 'old', said=['in use'])
+    assert latest_checkpoint('old').name == 'step_000003'
+
+
+def test_size_and_device_of_a_run(home, tmp_path, monkeypatch, capsys):
+    "U11: another size is saved with the run, and taken up with it; so is the text's name"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
+    book = str(home[0]/'my book.txt')
+    line = ['train', '--text', book, '--vocab', '300', '--steps', '9', '--dir', 'small']
+    assert main([*line, '--layers', '1', '--width', '64', '--device', 'cpu']) == 0
+    assert main(['train', '--resume', '--dir', 'small']) == 0
+    saved = load_checkpoint(latest_checkpoint('small'), 'config', 'trainer')
+    assert [saved['config'][k] for k in ('n_layers', 'n_heads', 'd_model')] == [1, 2, 64]
+    assert saved['trainer']['step'] == 4 and saved['trainer']['budget'] == ('steps', 9)
+    assert saved['trainer']['info']['settings']['text'] == 'my book.txt'
+    capsys.readouterr()
+    assert main(['sample', '--dir', 'small', '--n', '3', '--which', '2']) == 0
+    assert 'step 2\n' in capsys.readouterr().err
+    refused(capsys, 'sample', '--dir', 'small', '--which', '3', said=['no checkpoint 3', '2, 4'])
+    refused(capsys, 'sample', '--dir', 'small', '--which', 'worst', said=["'worst'", "'best'"])
+
+
+def test_runs_of_before_have_the_front_pages_size(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    shutil.copytree(home[0]/'runs'/'first run', 'old')
+    settings = json.loads(Path('old/settings.json').read_text())
+    kept = {k: settings[k] for k in ('text', 'seed', 'vocab')}
+    Path('old/settings.json').write_text(json.dumps(kept))
+    assert main(['train', '--resume', '--dir', 'old']) == 0
+    assert json.loads(Path('old/settings.json').read_text()) == kept
+
+
+# ---- runs
+
+def test_runs_are_listed_compared_renamed_and_deleted(home, tmp_path, monkeypatch, capsys):
+    "In words the shell passes on; what is foreign is named"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home[0]/'runs'/'first run', 'runs/a')
+    shutil.copytree('runs/a', 'runs/b')
+    said = lambda *args: (main([*args]), capsys.readouterr().out)
+    code, out = said('runs')
+    assert code == 0 and len(out.splitlines()) == 3 and 'my book.txt' in out
+    code, out = said('runs', 'compare', 'a', str(Path('runs')/'b'))
+    assert code == 0 and out.startswith('no setting differs') and 'best bpb' in out
+    assert said('runs', 'rename', 'b', 'second try')[0] == 0
+    Path('runs/a/notes.txt').write_text('mine')
+    refused(capsys, 'runs', 'delete', 'a', said=['notes.txt', '--force'])
+    refused(capsys, 'runs', 'delete', 'b', said=['no run b'])
+    assert said('runs', 'delete', 'a', '--force')[0] == said('runs', 'delete', 'second try')[0] == 0
+    assert list(Path('runs').iterdir()) == [] and said('runs') == (0, '(no rows)\n')
+    refused(capsys, 'runs', '--dir', 'nowhere', said=['no folder nowhere'])
+    refused(capsys, 'runs', 'dance', status=2, said=["'runs dance'"])
+
+
 # ---- help and mistakes of form: answered before PyTorch is loaded
 
 QUICK = [[], ['--help'], ['-h'], ['--version'], ['tokenizer'], ['tokenizer', '--help'],
          ['train', '--help'], ['sample', '-h'], ['tokenizer', 'train', '-h'],
-         ['tokenizer', 'show', '-h'], ['tokenizer', 'compare', '-h'], ['trian'],
+         ['tokenizer', 'show', '-h'], ['tokenizer', 'compare', '-h'], ['runs', '--help'],
+         ['runs', 'delete', '-h'], ['trian'],
          ['tokenizer', 'trian'], ['tokenizer', 'show'], ['train', '--seconds', 'x'],
-         ['train', '--seconds', '-1'], ['train', '--sceonds', '5'],
+         ['train', '--seconds', '-1'], ['train', '--sceonds', '5'], ['train', '--width', '100'],
          ['tokenizer', 'train', '--out', '.']]
 
 
@@ -164,7 +245,7 @@ def test_help_and_mistakes_of_form_load_nothing_heavy():
     status, loaded = json.loads(done.stdout.splitlines()[-1])
     assert set(loaded) == {'gptlab', 'fastcore'}
     assert 'loading' not in done.stdout and 'Traceback' not in done.stderr
-    assert status == [0]*11 + [2]*4 + [1, 2, 1]
+    assert status == [0]*13 + [2]*4 + [1, 2, 1, 1]
 
 
 def test_help(capsys):
@@ -223,6 +304,11 @@ def test_mistakes(home, tmp_path, monkeypatch, capsys):
     train('--text', 'short.txt', said=['do not fill one row', 'give more text'])
     train('--text', book, '--vocab', '100', said=['vocab_size=100', '257'])
     train('--text', book, '--seconds', '-5', said=['--seconds', 'above 0', '-5'])
+    train('--text', book, '--seconds', '5', '--steps', '5', said=['--seconds or --steps'])
+    train('--text', book, '--steps', '0', said=['--steps', 'at least 1'])
+    train('--text', book, '--width', '100', said=['--width', 'multiple of 32', '100'])
+    train('--text', book, '--layers', '0', said=['--layers', 'at least 1'])
+    train('--text', book, '--device', 'tpu', said=["'tpu'", 'cpu'])
     train('--resume', said=['no checkpoint in runs', 'train one first'])
     train('--text', book, '--vocab', '300', '--dir', 'file', said=['file'])
     refused(capsys, 'sample', said=['no checkpoint in runs', 'train one first'])

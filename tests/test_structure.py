@@ -14,7 +14,8 @@ from common import (ADDRESS, LIB, cells, directives, folder, module_of, name, no
 ALL = notebooks()
 BOOK = [p for p in ALL if (number(p) if number(p) is not None else 99) <= 15]
 CHAPTERS = [p for p in ALL if number(p) is not None]
-MODULES = sorted(p for p in LIB.glob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
+HAND_WRITTEN = ('__init__.py', '__main__.py', '_modidx.py')  # from no notebook
+MODULES = sorted(p for p in LIB.glob('*.py') if p.name not in HAND_WRITTEN)
 EXPERIMENTS = [p for p in ALL if folder(p) == 'experiments']
 # they use the package; they export nothing, and no part of the flow is theirs
 FOLDERS = {'recipes', 'howto', 'experiments'}

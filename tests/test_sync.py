@@ -21,10 +21,12 @@ def run(cmd, cwd):
 def project(d):
     """The project in a temporary folder, without its exported modules
 
-    `__init__.py` is written by hand, and nbdev_export keeps it but for the line `__version__`.
+    `__init__.py` and `__main__.py` are written by hand; nbdev_export keeps them, but for the line
+    `__version__`.
     """
     (d/'gptlab').mkdir(parents=True)
-    for f in ('settings.ini', 'pyproject.toml', 'README.md', '_quarto.yml', 'gptlab/__init__.py'):
+    for f in ('settings.ini', 'pyproject.toml', 'README.md', '_quarto.yml', 'gptlab/__init__.py',
+              'gptlab/__main__.py'):
         if (ROOT/f).exists(): shutil.copy(ROOT/f, d/f)
     hidden = shutil.ignore_patterns('.*', '__pycache__', 'nbdev.yml')
     shutil.copytree(NBS, d/'nbs', ignore=hidden, symlinks=False)
