@@ -114,17 +114,16 @@ def measure_loop(args, clock):
 
 class SaveEachStep:
     "A callback: saves after every step but the first; keeps what it cost"
-    def __init__(self, clock): self.clock, self.rows, self.began = clock, [], None
+    def __init__(self, clock): self.clock, self.rows, self.began, self.path = clock, [], None, None
 
     def before_step(self, trainer): self.began = self.clock()
 
     def after_step(self, trainer):
         step, start, wall = self.clock() - self.began, self.clock(), time.perf_counter()
         if trainer.step == 1: return                                  # it makes the optimizer state
-        trainer.save(wait=False)
+        self.path = trainer.save(wait=False)
         blocked = self.clock() - start
-        trainer.save_path = trainer.dir/f'step_{trainer.step:06}'
-        trainer._writer.wait()
+        trainer._writer.wait()                                        # its thread writes the files
         self.rows.append(dict(step=step, blocked=blocked, written=time.perf_counter() - wall))
 
 
@@ -144,7 +143,7 @@ def measure_save(args, clock):
         run = Trainer(model, opt, [batch], callbacks=[saves], dir=Path(folder)/'run', device='cpu',
                       eval_every=0, save_seconds=0)
         run.fit(1 + args.saves)
-        written = n_bytes(run.save_path)
+        written = n_bytes(saves.path)
     tensors = [t for s in opt.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
     needed = sum(t.nbytes for t in (*model.parameters(), *tensors))
     ratios = sorted(r['blocked']/r['step'] for r in saves.rows)

@@ -314,11 +314,15 @@ def step(self:Opt,
     return loss
 
 # %% ../nbs/09_optimizers.ipynb #fc801b37
+def _moments(grads, states):
+    "Two lists of tensors: each parameter's averages m and v"
+    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
+    return ms, [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+
 def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
     "`adamw_rule` for lists of tensors and of step numbers, in as few passes as can be"
     beta1, beta2 = betas
-    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
-    vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+    ms, vs = _moments(grads, states)
     _foreach_lerp_(ms, grads, 1 - beta1)
     _foreach_mul_(vs, beta2)
     _foreach_addcmul_(vs, grads, grads, 1 - beta2)
@@ -347,8 +351,9 @@ def _parts(params, limit=2**18):
 def _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps):
     "The whole step in one pass over the memory, by torch's kernel"
     before = torch.tensor([t - 1. for t in step], device=weights[0].device)
-    torch_adamw(weights, grads, ms, vs, [], [*before.unbind()], fused=True, amsgrad=False, maximize=False,
-                beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=wd, eps=eps)
+    torch_adamw(weights, grads, ms, vs, [], [*before.unbind()], fused=True,
+                lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=wd,
+                amsgrad=False, maximize=False)
 
 def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e-8, fused=False):
     """The whole step of AdamW, decay included, on lists of tensors
@@ -356,9 +361,8 @@ def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e
     `fused` asks for torch's kernel; tensors that it cannot take together go the usual way.
     """
     if fused:
-        ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
-        vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
-        one_piece = all(t.is_contiguous() for t in (*weights, *grads, *ms, *vs))
+        ms, vs = _moments(grads, states)
+        one_piece = all(map(torch.Tensor.is_contiguous, (*weights, *grads, *ms, *vs)))
         if one_piece and len({p.device for p in weights}) == 1:
             return _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps)
     for part in _parts(weights):
@@ -371,12 +375,14 @@ adamw_rule.in_place = _adamw_in_place
 @patch
 def _in_place(self:Opt, group, params):
     "Take the whole step if the group's rule has a form for that; was it taken?"
-    form = group.get('many') and getattr(group['rule'], 'in_place', None)
-    if not form: return False
+    rule, many = group['rule'], group.get('many')
+    form = getattr(rule, 'in_place', None)
+    if form is None or many is not rule.many: return False            # the group has its own
     grads, states, extras, settings = self._inputs(group, params, form)
     form(params, grads, states, **extras, **settings)
     return True
 
+# %% ../nbs/09_optimizers.ipynb #5bd0e7a1
 def _polar_in_place(G, steps, series, precision):
     "`polar_factor` of a stack (N,m,n), bit for bit, written over it; the products share buffers"
     tall = G.shape[-2] > G.shape[-1]

@@ -15,6 +15,7 @@ from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import (adamw, adamw_rule, check_rule, Group, hidden, muon, muon_rule, Opt,
                                polar_factor, polar_series, sgd, sgd_rule, uncompiled)
 from gptlab.schedules import apply_schedule, cosine
+from gptlab.trainer import Trainer
 
 NAN = float('nan')
 DIMS = dict(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=16)
@@ -169,6 +170,36 @@ def test_the_kernels_run_goes_on_bit_for_bit_and_its_state_is_the_plain_ones():
     torch.testing.assert_close(slowly(3), on, rtol=1e-5, atol=1e-6)
     assert 'fused' not in plain.settings()[0] and other.settings()[0]['fused'] is True
     assert 'fused=True' in repr(other) and 'fused' not in repr(Opt(tiny(), adamw(fused=False)))
+
+
+def run(folder, **kw):
+    "A trainer that saves every two steps, by a random batch a step"
+    g = torch.Generator().manual_seed(0)
+    ids = [torch.randint(11, (4, 9), generator=g) for _ in range(6)]
+    train = [dict(ids=x[:,:-1], targets=x[:,1:]) for x in ids]
+    model = tiny()
+    opt = Opt(model, muon(lr=.02, precision='float32'), adamw(lr=3e-3, wd=.1, **kw))
+    return Trainer(model, opt, train, dir=folder, save_every=2, keep=3, callbacks=[], device='cpu')
+
+
+def test_a_run_with_torchs_kernel_resumes_bit_for_bit(tmp_path, capsys):
+    whole = run(tmp_path/'whole', fused=True).fit(6)
+    on = run(tmp_path/'on', fused=True).resume(tmp_path/'whole', 2).fit(6)
+    assert [r['loss'] for r in on.log] == [r['loss'] for r in whole.log]
+    for p, q in zip(on.model.parameters(), whole.model.parameters()): assert torch.equal(p, q)
+    assert 'fused' not in capsys.readouterr().out
+
+
+def test_a_run_changes_to_torchs_kernel_and_back(tmp_path, capsys):
+    "The wish of whoever resumes counts, and is said"
+    run(tmp_path/'plain').fit(2)
+    assert 'fused' not in str(run(None).opt.settings())
+    on = run(tmp_path/'on', fused=True).resume(tmp_path/'plain')
+    assert 'resumed with fused True, before it was None' in capsys.readouterr().out
+    on.fit(4)
+    back = run(tmp_path/'back').resume(tmp_path/'on')
+    assert on.opt.param_groups[1]['fused'] and 'fused' not in back.opt.param_groups[1]
+    back.fit(6)
 
 
 def test_fused_is_a_setting_of_adamw_alone():
