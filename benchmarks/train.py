@@ -74,7 +74,7 @@ class BareLoop:
 
 
 class TakeTurns:
-    "A callback: before each turn of the trainer, a turn of the bare loop; keeps the seconds of both"
+    "A callback: before each turn of the trainer, one of the bare loop; keeps the seconds of both"
     def __init__(self, bare, turn, clock):
         self.bare, self.turn, self.clock = bare, turn, clock
         self.began, self.times = None, dict(trainer=[], bare=[])

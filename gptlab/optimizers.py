@@ -80,8 +80,9 @@ def _coefficients(series, steps):
     return (table + table[-1:]*steps)[:steps]
 
 # %% ../nbs/09_optimizers.ipynb #ce60e1dc
-def _fast_dtype(G):
-    "bfloat16 where the device multiplies it faster, else float32; float64 stays"
+def _fast_dtype(G, precision=None):
+    "What is asked for; else bfloat16 where that is fast, or float32; float64 stays"
+    if precision: return getattr(torch, precision)
     if G.dtype == torch.float64: return G.dtype
     fast = G.is_cuda or (G.device.type == 'cpu' and _has_amx())
     return torch.bfloat16 if fast else torch.float32
@@ -113,7 +114,7 @@ def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n
     """
     _need_matrix(G.shape)
     X, tall = _unit(G)                                                # (N,m,n)
-    X = X.to(getattr(torch, precision) if precision else _fast_dtype(G))
+    X = X.to(_fast_dtype(G, precision))
     for a, b, c in _coefficients(series, steps):
         A = X @ X.mT                                                  # (N,m,m), the smaller square
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)                   # bA + cA²
@@ -276,7 +277,8 @@ class Opt(torch.optim.Optimizer):
 @patch
 def _inputs(self:Opt, group, params, rule):
     "What a rule asks for: gradients and states, lists of values per parameter, settings"
-    grads, states, asks = [p.grad for p in params], [self.state[p] for p in params], _signature(rule)
+    asks = _signature(rule)
+    grads, states = [p.grad for p in params], [self.state[p] for p in params]
     for s in states: s['step'] = s.get('step', 0) + 1
     offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
     extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
@@ -370,14 +372,13 @@ def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e
         if wd: _foreach_mul_(weights[part], 1 - lr*wd)
         _foreach_add_(weights[part], directions, alpha=-lr)
 
-adamw_rule.in_place = _adamw_in_place
+_whole_steps = {_adamw_many: _adamw_in_place}
 
 @patch
 def _in_place(self:Opt, group, params):
-    "Take the whole step if the group's rule has a form for that; was it taken?"
-    rule, many = group['rule'], group.get('many')
-    form = getattr(rule, 'in_place', None)
-    if form is None or many is not rule.many: return False            # the group has its own
+    "Take the whole step if there is a form for that; was it taken?"
+    form = _whole_steps.get(group.get('many'))
+    if form is None: return False
     grads, states, extras, settings = self._inputs(group, params, form)
     form(params, grads, states, **extras, **settings)
     return True
@@ -389,7 +390,7 @@ def _polar_in_place(G, steps, series, precision):
     X = G.mT if tall else G
     norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
     X = X.div_((1.01 * norm).clamp(min=1e-12))
-    X = X.to(getattr(torch, precision) if precision else _fast_dtype(G))
+    X = X.to(_fast_dtype(G, precision))
     A = X.new_empty(*X.shape[:2], X.shape[1])                         # (N,m,m), the smaller square
     B, new, old = torch.empty_like(A), X.new_empty(X.shape), X.new_empty(X.shape)
     for a, b, c in _coefficients(series, steps):
@@ -505,7 +506,7 @@ def _check(self:Group, given, schedule):
     "Is this a rule, and can it use the settings that are given?"
     names = _check_form(self.rule)
     _check_many(self.rule, self.many, names)
-    third = getattr(self.rule, 'in_place', None) if self.many else None
+    third = _whole_steps.get(self.many)
     forms = _defaults(self.rule) | (_defaults(third) if third else {})
     known = dict.fromkeys(['lr', 'wd', *forms])
     unknown = sorted(given.keys() - known.keys())

@@ -52,7 +52,8 @@ def test_a_save_holds_parameters_and_state(script, tmp_path):
 def test_every_optimizer_has_its_row(script, tmp_path):
     script.main('optimizers --size tiny --rounds 3 --name mine'.split())
     rows = result(tmp_path, 'mine_optimizers')['rows']
-    assert [r['rule'] for r in rows] == ['muon', 'muon in bfloat16', 'adamw', 'adamw, fused']
+    assert [r['rule'] for r in rows] == ['muon', 'muon in bfloat16', 'adamw', 'adamw, fused',
+                                         'adamw, beside foreach']
     assert rows[1]['settings'][0]['precision'] == 'bfloat16' and rows[3]['settings'][0]['fused']
 
 
