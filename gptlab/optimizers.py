@@ -15,10 +15,11 @@ from numbers import Real
 import torch
 from fastcore.basics import patch
 from torch import nn
+from torch.optim.adamw import adamw as torch_adamw
 from .blocks import Report
 # private interfaces of torch, all in this place; a table near the end says what would replace each
-from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp, _foreach_lerp_,
-                   _foreach_mul_, _foreach_sqrt)
+from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp_, _foreach_mul_,
+                   _foreach_sqrt)
 _has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)         # bool() is False
 
 # %% ../nbs/09_optimizers.ipynb #4064e417
@@ -79,8 +80,9 @@ def _coefficients(series, steps):
     return (table + table[-1:]*steps)[:steps]
 
 # %% ../nbs/09_optimizers.ipynb #ce60e1dc
-def _fast_dtype(G):
-    "bfloat16 where the device multiplies it faster, else float32; float64 stays"
+def _fast_dtype(G, precision=None):
+    "What is asked for; else bfloat16 where that is fast, or float32; float64 stays"
+    if precision: return getattr(torch, precision)
     if G.dtype == torch.float64: return G.dtype
     fast = G.is_cuda or (G.device.type == 'cpu' and _has_amx())
     return torch.bfloat16 if fast else torch.float32
@@ -112,7 +114,7 @@ def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n
     """
     _need_matrix(G.shape)
     X, tall = _unit(G)                                                # (N,m,n)
-    X = X.to(getattr(torch, precision) if precision else _fast_dtype(G))
+    X = X.to(_fast_dtype(G, precision))
     for a, b, c in _coefficients(series, steps):
         A = X @ X.mT                                                  # (N,m,m), the smaller square
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)                   # bA + cA²
@@ -200,9 +202,11 @@ def adamw(lr:float=1e-3, # learning rate: length of a step
           wd:float=0., # weight decay
           at:Callable|None=None, # which parameters; None: all that are left
           schedule:Callable|dict|None=None, # the group's own curves
+          fused:bool=False, # by torch's own kernel: faster, rounded otherwise in the last digits
           ) -> Group:
     "A group that follows `adamw_rule`"
-    return Group(adamw_rule, at, lr, wd, schedule, betas=betas, eps=eps)
+    settings = dict(fused=fused) if fused else {}
+    return Group(adamw_rule, at, lr, wd, schedule, betas=betas, eps=eps, **settings)
 
 def muon(lr:float=.02, # learning rate: length of a step of an orthogonal matrix
          momentum:float=.95, # decay rate of the average
@@ -267,17 +271,25 @@ class Opt(torch.optim.Optimizer):
         super().__init__([dict(params=mine, rule=g.rule, many=g.many) | g.settings
                           for g, mine in used], {})
 
+    def _in_place(self, group, params): "Filled in below, under the heading Many tensors at once"
+
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 @patch
-def _directions(self:Opt, group, params):
-    "What the group's rule answers for `params`, all at once where it can"
-    rule, asks = group['rule'], _signature(group['rule'])
+def _inputs(self:Opt, group, params, rule):
+    "What a rule asks for: gradients and states, lists of values per parameter, settings"
+    asks = _signature(rule)
     grads, states = [p.grad for p in params], [self.state[p] for p in params]
     for s in states: s['step'] = s.get('step', 0) + 1
     offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
     extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
     settings = {k: v for k, v in group.items() if k in asks and k not in extras}
-    many = group.get('many')
+    return grads, states, extras, settings
+
+@patch
+def _directions(self:Opt, group, params):
+    "What the group's rule answers for `params`, all at once where it can"
+    rule, many = group['rule'], group.get('many')
+    grads, states, extras, settings = self._inputs(group, params, rule)
     if many: return many(grads, states, **extras, **settings)
     directions = []
     for grad, state, *values in zip(grads, states, *extras.values()):
@@ -296,7 +308,7 @@ def step(self:Opt,
     with torch.enable_grad(): loss = closure() if closure else None
     for g in self.param_groups:
         params = [p for p in g['params'] if p.grad is not None]
-        if not params: continue
+        if not params or self._in_place(g, params): continue          # AdamW's way, see below
         directions = self._directions(g, params)
         lr, wd = g['lr'], g['wd']
         if wd: _foreach_mul_(params, 1 - lr*wd)
@@ -304,11 +316,15 @@ def step(self:Opt,
     return loss
 
 # %% ../nbs/09_optimizers.ipynb #fc801b37
+def _moments(grads, states):
+    "Two lists of tensors: each parameter's averages m and v"
+    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
+    return ms, [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+
 def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
     "`adamw_rule` for lists of tensors and of step numbers, in as few passes as can be"
     beta1, beta2 = betas
-    ms = [_buffer(s, 'm', g) for s, g in zip(states, grads)]
-    vs = [_buffer(s, 'v', g) for s, g in zip(states, grads)]
+    ms, vs = _moments(grads, states)
     _foreach_lerp_(ms, grads, 1 - beta1)
     _foreach_mul_(vs, beta2)
     _foreach_addcmul_(vs, grads, grads, 1 - beta2)
@@ -319,23 +335,85 @@ def _adamw_many(grads, states, step, betas=(.9,.95), eps=1e-8):
     denominators = _foreach_sqrt(vs)
     _foreach_mul_(denominators, factors)
     _foreach_add_(denominators, [eps*c1 for c1 in corrections1])
-    return _foreach_div(ms, denominators)
+    if denominators[0].device.type != 'cpu': return _foreach_div(ms, denominators)
+    return [torch.div(m, d, out=d) for m, d in zip(ms, denominators)] # new memory costs more
 
 adamw_rule.many = _adamw_many
+
+def _parts(params, limit=2**18):
+    "Slices of a list of tensors: on a CPU as many as its cache holds (1 MB), elsewhere all"
+    start, size = 0, 0
+    for i, p in enumerate(params):
+        if size and size + p.numel() > limit and p.device.type == 'cpu':
+            yield slice(start, i)
+            start, size = i, 0
+        size += p.numel()
+    yield slice(start, len(params))
+
+def _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps):
+    "The whole step in one pass over the memory, by torch's kernel"
+    before = torch.tensor([t - 1. for t in step], device=weights[0].device)
+    torch_adamw(weights, grads, ms, vs, [], [*before.unbind()], fused=True,
+                lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=wd,
+                amsgrad=False, maximize=False)
+
+def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e-8, fused=False):
+    """The whole step of AdamW, decay included, on lists of tensors
+
+    `fused` asks for torch's kernel; tensors that it cannot take together go the usual way.
+    """
+    if fused:
+        ms, vs = _moments(grads, states)
+        one_piece = all(map(torch.Tensor.is_contiguous, (*weights, *grads, *ms, *vs)))
+        if one_piece and len({p.device for p in weights}) == 1:
+            return _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps)
+    for part in _parts(weights):
+        directions = _adamw_many(grads[part], states[part], step[part], betas, eps)
+        if wd: _foreach_mul_(weights[part], 1 - lr*wd)
+        _foreach_add_(weights[part], directions, alpha=-lr)
+
+_whole_steps = {_adamw_many: _adamw_in_place}
+
+@patch
+def _in_place(self:Opt, group, params):
+    "Take the whole step if there is a form for that; was it taken?"
+    form = _whole_steps.get(group.get('many'))
+    if form is None: return False
+    grads, states, extras, settings = self._inputs(group, params, form)
+    form(params, grads, states, **extras, **settings)
+    return True
+
+# %% ../nbs/09_optimizers.ipynb #5bd0e7a1
+def _polar_in_place(G, steps, series, precision):
+    "`polar_factor` of a stack (N,m,n), bit for bit, written over it; the products share buffers"
+    tall = G.shape[-2] > G.shape[-1]
+    X = G.mT if tall else G
+    norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
+    X = X.div_((1.01 * norm).clamp(min=1e-12))
+    X = X.to(_fast_dtype(G, precision))
+    A = X.new_empty(*X.shape[:2], X.shape[1])                         # (N,m,m), the smaller square
+    B, new, old = torch.empty_like(A), X.new_empty(X.shape), X.new_empty(X.shape)
+    for a, b, c in _coefficients(series, steps):
+        torch.bmm(X, X.mT, out=A)
+        torch.baddbmm(A, A, A, beta=b, alpha=c, out=B)                # bA + cA²
+        torch.baddbmm(X, B, X, beta=a, out=new)                       # aX + BX
+        X, new, old = new, old, new
+    return G.copy_(X.mT if tall else X)
 
 def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
                scale='original', precision=None):
     "`muon_rule` for a list of matrices: those of one shape, dtype and device as one stack"
     averages = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)]
     _foreach_lerp_(averages, grads, 1 - momentum)
-    ahead = _foreach_lerp(grads, averages, momentum)
     alike, directions = defaultdict(list), [None]*len(grads)
     for i, g in enumerate(grads): alike[g.shape, g.dtype, g.device].append(i)
     for (shape, *_), which in alike.items():
-        stack = torch.stack([ahead[i] for i in which])                # (N,m,n)
-        orthogonal = polar_factor(stack, ns_steps, series, precision)
-        scaled = orthogonal * _muon_scale(shape, scale)
-        for i, direction in zip(which, scaled): directions[i] = direction
+        scaling = _muon_scale(shape, scale)
+        stack = torch.stack([grads[i] for i in which])                # (N,m,n)
+        ahead = [*stack.unbind()]                                     # views: the stack changes too
+        _foreach_lerp_(ahead, [averages[i] for i in which], momentum)
+        _polar_in_place(stack, ns_steps, series, precision).mul_(scaling)
+        for i, direction in zip(which, ahead): directions[i] = direction
     return directions
 
 muon_rule.many = _muon_many
@@ -358,7 +436,8 @@ _at_least_0 = 'a finite number, 0 or more', lambda x: _is_number(x) and x >= 0
 _fraction   = 'a number from 0 to below 1', _is_fraction
 # rule -> {setting: (what it must be, does a value pass?)}; a rule of your own has lr and wd
 _limits = {sgd_rule: dict(momentum=_fraction),
-           adamw_rule: dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0),
+           adamw_rule: dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0,
+                            fused=('True or False', lambda x: isinstance(x, bool))),
            muon_rule: dict(momentum=_fraction,
                            ns_steps=('a whole number, 0 or more', _is_count),
                            series=('a key of polar_series',
@@ -427,7 +506,9 @@ def _check(self:Group, given, schedule):
     "Is this a rule, and can it use the settings that are given?"
     names = _check_form(self.rule)
     _check_many(self.rule, self.many, names)
-    known = dict.fromkeys(['lr', 'wd', *_defaults(self.rule)])
+    third = _whole_steps.get(self.many)
+    forms = _defaults(self.rule) | (_defaults(third) if third else {})
+    known = dict.fromkeys(['lr', 'wd', *forms])
     unknown = sorted(given.keys() - known.keys())
     if unknown:
         near = get_close_matches(unknown[0], known, 1)
@@ -541,7 +622,7 @@ def lrs(self:Opt) -> dict[str, float]:
     return {k: g['lr'] for k, g in zip(_group_keys(self), self.param_groups)}
 
 # %% ../nbs/09_optimizers.ipynb #77f5a6bf
-def _live(k, v): return callable(v) or k in ('schedule', 'many')      # not in a state dict
+def _live(k, v): return callable(v) or k in ('schedule', 'many', 'fused') # not in a state dict
 
 @patch
 def state_dict(self:Opt) -> dict:

@@ -15,6 +15,7 @@ from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import (adamw, adamw_rule, check_rule, Group, hidden, muon, muon_rule, Opt,
                                polar_factor, polar_series, sgd, sgd_rule, uncompiled)
 from gptlab.schedules import apply_schedule, cosine
+from gptlab.trainer import Trainer
 
 NAN = float('nan')
 DIMS = dict(vocab_size=11, context_length=8, n_layers=2, n_heads=2, d_model=16)
@@ -88,12 +89,144 @@ def test_many_at_once_are_one_by_one(make):
     torch.testing.assert_close(walk(True), walk(False))
 
 
+# ---- the forms that take the whole step
+
+def trial(*groups, seed=0, shapes=((300, 900), (5, 3), (7,), (), (600, 500)), turned=False):
+    """Parameters, their optimizer, and a function that gives them gradients and takes steps
+
+    The matrices are larger than one part of `_parts`; `turned` ones are views of transposes.
+    """
+    g = torch.Generator().manual_seed(seed)
+    values = [torch.randn(s, generator=g) for s in shapes]
+    if turned: values = [v.mT.contiguous().mT if v.ndim > 1 else v for v in values]
+    params = nn.ParameterList(values)
+    opt = Opt(params, *groups)
+
+    def walk(steps, schedule=None):
+        for t in range(steps):
+            if schedule: apply_schedule(opt, schedule, t / steps)
+            for p in params: p.grad = torch.randn(p.shape, generator=g)
+            opt.step()
+        return torch.cat([p.detach().flatten() for p in params])
+    return opt, walk
+
+
+def alone(group):
+    "The group, its rule called for one tensor after another"
+    group.many = None
+    return group
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_adamw_in_parts_is_the_list_at_once_bit_for_bit(monkeypatch, turned):
+    "Where the list is cut changes nothing, and neither does whether it is"
+    walked = trial(adamw(1e-2, wd=.1), turned=turned)[1](10)
+    monkeypatch.delitem(optimizers._whole_steps, optimizers._adamw_many)
+    assert torch.equal(walked, trial(adamw(1e-2, wd=.1), turned=turned)[1](10))
+
+
+def test_parts_are_a_whole_list_in_order():
+    sizes = [3, 5, 1, 9, 2, 2, 2, 20]
+    tensors = [torch.zeros(n) for n in sizes]
+    parts = [sizes[s] for s in optimizers._parts(tensors, limit=8)]
+    assert parts == [[3, 5], [1], [9], [2, 2, 2], [20]]
+    assert [sizes[s] for s in optimizers._parts([t.to('meta') for t in tensors], 8)] == [sizes]
+
+
+@pytest.mark.parametrize('kw', [
+    dict(), dict(wd=.1), dict(wd=.1, betas=(.8, .999), eps=1e-3), dict(eps=1e-12),
+    dict(betas=(0., .9))], ids=str)
+@pytest.mark.parametrize('schedule', [None, dict(lr=cosine(), wd=lambda p: 1 - p)])
+def test_torchs_kernel_agrees_with_the_plain_rule(kw, schedule):
+    "After fifty steps, one part in a million: decay, corrections, eps and schedule included"
+    shapes = (30, 90), (5, 3), (7,), ()
+    fused = trial(adamw(1e-2, fused=True, **kw), shapes=shapes)[1]
+    plain = trial(alone(adamw(1e-2, **kw)), shapes=shapes)[1]
+    a, b = fused(50, schedule), plain(50, schedule)
+    assert 0 < (a - b).norm() < 1e-6 * b.norm()
+
+
+def test_what_torchs_kernel_cannot_take_together_goes_the_usual_way():
+    "It would read memory in another order"
+    fused, plain = trial(adamw(fused=True), turned=True), trial(adamw(), turned=True)
+    assert torch.equal(fused[1](5), plain[1](5))
+
+
+def test_the_kernels_run_goes_on_bit_for_bit_and_its_state_is_the_plain_ones():
+    "What was saved by either can be loaded by the other"
+    opt, walk = trial(adamw(1e-2, wd=.1, fused=True))
+    walk(3)
+    saved = copy.deepcopy(opt.state_dict())
+    assert set(saved['state'][0]) == {'step', 'm', 'v'} and saved['state'][0]['step'] == 3
+    assert 'fused' not in saved['param_groups'][0]
+    on = walk(3)
+    other, again = trial(adamw(1e-2, wd=.1, fused=True))
+    again(3)
+    other.load_state_dict(saved)
+    assert torch.equal(on, again(3)) and same_state(opt.state_dict(), other.state_dict())
+    plain, slowly = trial(adamw(1e-2, wd=.1))
+    slowly(3)
+    plain.load_state_dict(saved)
+    torch.testing.assert_close(slowly(3), on, rtol=1e-5, atol=1e-6)
+    assert 'fused' not in plain.settings()[0] and other.settings()[0]['fused'] is True
+    assert 'fused=True' in repr(other) and 'fused' not in repr(Opt(tiny(), adamw(fused=False)))
+
+
+def run(folder, **kw):
+    "A trainer that saves every two steps, by a random batch a step"
+    g = torch.Generator().manual_seed(0)
+    ids = [torch.randint(11, (4, 9), generator=g) for _ in range(6)]
+    train = [dict(ids=x[:,:-1], targets=x[:,1:]) for x in ids]
+    model = tiny()
+    opt = Opt(model, muon(lr=.02, precision='float32'), adamw(lr=3e-3, wd=.1, **kw))
+    return Trainer(model, opt, train, dir=folder, save_every=2, keep=3, callbacks=[], device='cpu')
+
+
+def test_a_run_with_torchs_kernel_resumes_bit_for_bit(tmp_path, capsys):
+    whole = run(tmp_path/'whole', fused=True).fit(6)
+    on = run(tmp_path/'on', fused=True).resume(tmp_path/'whole', 2).fit(6)
+    assert [r['loss'] for r in on.log] == [r['loss'] for r in whole.log]
+    for p, q in zip(on.model.parameters(), whole.model.parameters()): assert torch.equal(p, q)
+    assert 'fused' not in capsys.readouterr().out
+
+
+def test_a_run_changes_to_torchs_kernel_and_back(tmp_path, capsys):
+    "The wish of whoever resumes counts, and is said"
+    run(tmp_path/'plain').fit(2)
+    assert 'fused' not in str(run(None).opt.settings())
+    on = run(tmp_path/'on', fused=True).resume(tmp_path/'plain')
+    assert 'resumed with fused True, before it was None' in capsys.readouterr().out
+    on.fit(4)
+    back = run(tmp_path/'back').resume(tmp_path/'on')
+    assert on.opt.param_groups[1]['fused'] and 'fused' not in back.opt.param_groups[1]
+    back.fit(6)
+
+
+def test_fused_is_a_setting_of_adamw_alone():
+    assert Group(adamw_rule, fused=True).settings['fused'] is True
+    with pytest.raises(ValueError, match='fused is True or False'): adamw(fused='yes')
+    for make in (muon, partial(Group, sgd_rule)):
+        with pytest.raises(ValueError, match='no setting fused'): make(fused=True)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16', None])
+@pytest.mark.parametrize('shape', [(4, 8, 8), (3, 16, 40), (3, 40, 16), (1, 16, 16)], ids=str)
+@pytest.mark.parametrize('steps', [0, 1, 4, 5])
+def test_the_polar_factor_in_shared_buffers_is_the_plain_one_bit_for_bit(precision, shape, steps):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        G = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        plain = polar_factor(G, steps, precision=precision)
+        mine = G.clone()
+        assert optimizers._polar_in_place(mine, steps, 'polar_express', precision) is mine
+        assert torch.equal(mine, plain)
+
+
 # ---- what is refused when a group is made
 
 WRONG = dict(lr=['x', NAN, float('inf'), -1e-3, None, True, torch.ones(())],
              wd=['x', NAN, -.1, None, (1,)])
 OF_ADAMW = WRONG | dict(betas=[.9, 'x', (.9,), (.9, 1.), (-.1, .9), (NAN, .9), (.9, .95, .9), None],
-                        eps=[-1e-8, NAN, 'x', None])
+                        eps=[-1e-8, NAN, 'x', None], fused=['x', 1])
 OF_MUON = WRONG | dict(momentum=[1., -.1, NAN, 'x', None], ns_steps=[-1, 2.5, 'x', True, None],
                        series=['x', 3, None, ['jordan']], scale=['x', 3, None],
                        precision=['x', 32, 'int8', torch.float32, 'nn'])
