@@ -716,7 +716,7 @@ def _prefer_new(self:SafeRun, info, mine):
 def _keep_rates(self:SafeRun, was, now):
     for group, a, b in zip(self.opt.param_groups, was or [], now):
         for k in b:
-            if k not in group or a.get(k) == b[k]: continue
+            if k not in group or k in ('rule', 'precision') or a.get(k) == b[k]: continue
             self._say(f'resumed with {k} {b[k]}, before it was {a.get(k)}')
             group[k] = tuple(b[k]) if isinstance(b[k], list) else b[k]
             group.pop(f'initial_{k}', None)
