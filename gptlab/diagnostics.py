@@ -606,7 +606,8 @@ class _Look:
         for h in self.handles: h.remove()
 
     def note(self, name, value):
-        if any(map(_bad, value if isinstance(value, tuple) else [value])): self.not_finite[name] = None
+        values = value if isinstance(value, tuple) else [value]
+        if any(map(_bad, values)): self.not_finite[name] = None
 
 def _bad(t):
     "Does it hold NaN or infinity?"
@@ -636,6 +637,10 @@ def _repr_markdown_(self:Replay):
 # %% ../nbs/25_diagnostics.ipynb #7aac74d0
 class BadSteps(list):
     "The reports of a run's bad steps, a dict each, shown as a table"
+    def __repr__(self):
+        line = 'step {step}: the {what} is {value}'
+        return '\n'.join(line.format(**r) for r in self) or 'no bad steps'
+
     def _repr_markdown_(self):
         lines = ['| step | what | value | largest gradient | text |', '|---|---|---|---|---|']
         for r in self:
@@ -647,7 +652,8 @@ def bad_steps(folder:str|Path # a run's folder
               ) -> BadSteps: # dicts: step, what, value, grad_norms, text, batches, path
     """The reports that a trainer wrote about its bad steps, oldest first
 
-    A step is counted as the log counts it. Raises ValueError for a report that is damaged.
+    A step is counted as the log counts it; the folder's name has the number of steps before it.
+    Raises ValueError for a report that is damaged.
     """
     paths = sorted(Path(folder).expanduser().glob('bad_batch_*'))
     whole = [p for p in paths if (p/'report.json').is_file()]
