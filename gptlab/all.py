@@ -42,6 +42,7 @@ from .linear_attentions import *
 from .formats import *
 from .costs import *
 from .trackers import *
+from .steering import *
 from .runs import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702

@@ -1068,7 +1068,7 @@ def _snapshot(self:SafeRun):
 
 @patch
 def _go_back(self:SafeRun):
-    "Weights, optimizer and log of the last good state; the data stay where they are"
+    "Weights, optimizer, log and callbacks of the last good state; the data stay where they are"
     self._unread = []
     d, saved = self._memory, self.dir and checkpoints_in(self.dir)
     if saved and int(saved[-1].name[5:]) >= d['trainer']['step']:
@@ -1077,6 +1077,8 @@ def _go_back(self:SafeRun):
     load_weights(self.model, d['model'])
     self.opt.load_state_dict(state['opt'])
     for k in 'step tokens flops log'.split(): setattr(self, k, state[k])
+    for cb, s in zip(self.callbacks, state['callbacks']):         # averages, counts: as they were
+        if s is not None and 'load_state_dict' in dir(cb): cb.load_state_dict(s)
 
 @patch
 def _keep_batch(self:SafeRun, what, value, step=None):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['match_names', 'Probe', 'ForwardProbe', 'Activations', 'OutputGradients', 'ParameterGradients', 'UpdateRatios',
            'attention_weights', 'attention_entropy', 'AttentionMaps', 'ForwardHook', 'GradientHooks', 'clip_by_value',
-           'clip_by_norm', 'centralize', 'make_hooks']
+           'clip_by_norm', 'centralize', 'make_hooks', 'Replay', 'replay', 'BadSteps', 'bad_steps']
 
 # %% ../nbs/25_diagnostics.ipynb #83d08fa9
 import inspect, json, math, re
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from .checkpoints import checkpoints_in, find_checkpoint, load_checkpoint
 from .checkpoints import rng_state, set_rng_state
 from .optimizers import uncompiled
 from .core import atomic_write, evaluating
@@ -446,3 +448,223 @@ def _unknown(what, name, known):
     near = get_close_matches(str(name), known, 1, .5)
     hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(known)}'
     return f'no {what} is called {name!r}; {hint}'
+
+# %% ../nbs/25_diagnostics.ipynb #f4449697
+@dataclass(repr=False)
+class Replay:
+    "A step of a run done again: what went in, what came out, and whether it equals the log"
+    step:int                                       # as the log calls it: 1 is the first
+    begins:int                                     # it was reached from this step's checkpoint
+    batches:list                                   # what the step read, dicts of tensors
+    text:list|None                                 # their rows; None without a tokenizer
+    line:dict                                      # of the log, now
+    logged:dict                                    # and then; empty where the run has no such line
+    norms:dict                                     # parameter → norm of its gradient, not clipped
+    not_finite:list                                # names of tensors with NaN or infinity, in order
+    differs:int|None                               # the first step on the way unlike the log's
+    trainer:Trainer                                # as it stands after the step
+
+    @property
+    def exact(self) -> bool:
+        "Are loss and gradient norm those of the log, to the last bit, and on the way there too?"
+        return bool(self.logged) and self.differs is None
+
+    @property
+    def layers(self) -> dict:
+        "Layer → norm of the gradient of its parameters"
+        squares = {}
+        for name, norm in self.norms.items():
+            layer = re.match(r'.*?\.\d+|[^.]+', name)[0]
+            squares[layer] = squares.get(layer, 0.) + norm**2
+        return {layer: square**.5 for layer, square in squares.items()}
+
+# %% ../nbs/25_diagnostics.ipynb #9ea4e2b4
+def replay(run:Trainer|str|Path, # a run that has a folder, or the folder
+           step:int, # as its log calls it: 1 is the first
+           make:Callable, # make() → a trainer, built as that of the run was, its seed included
+           ) -> Replay:
+    """Do a step of a saved run again, in a fresh trainer, and write nothing
+
+    A step that ended the run reads the batches that were kept of it. Raises ValueError for a step
+    that the run has not, TypeError where `make` gives no fresh trainer, FileNotFoundError without a
+    checkpoint.
+    """
+    if type(step) is not int or step < 1:
+        raise ValueError(f'step is a number of the log, at least 1, not {step!r}')
+    folder, log, budget = _history(run, step)
+    rng = rng_state()
+    try:
+        trainer = _fresh(make)
+        begins = _go_to(trainer, folder, step, log, budget)
+        return _look(trainer, begins, log)
+    finally: set_rng_state(rng)
+
+# %% ../nbs/25_diagnostics.ipynb #3886d6eb
+def _history(run, step):
+    "A run's folder, its log as {step: line}, and its budget"
+    live = isinstance(run, Trainer)
+    folder = run.dir if live else find_checkpoint(run).parent
+    if folder is None: raise ValueError('this run has no folder: give Trainer(…, dir=…)')
+    if live and run.log: state = dict(log=run.log, budget=run.budget)
+    else:
+        points = checkpoints_in(folder)
+        later = [p for p in points if _number(p) >= step]
+        state = load_checkpoint((later + points[-1:])[0], 'trainer')['trainer']
+    return folder, {line['step']: line for line in state['log']}, state['budget']
+
+def _number(checkpoint): return int(checkpoint.name.removeprefix('step_'))
+
+def _fresh(make):
+    "A trainer that leaves nothing behind, reads each number at once, and says nothing"
+    trainer = make()
+    if not isinstance(trainer, Trainer) or trainer.step:
+        raise TypeError('make() builds the trainer as it was before its first step, '
+                        f'and returns it; it gave {trainer!r}')
+    trainer.dir, trainer.read_late = None, False
+    trainer._keep_batch = lambda *args: 'a replay keeps no batch'
+    return trainer
+
+def _go_to(trainer, folder, step, log, budget):
+    "Do all steps before `step`; returns the step of the checkpoint they begin at"
+    kept = Path(folder)/f'bad_batch_{step-1:06}'
+    before = [p for p in checkpoints_in(folder) if _number(p) < step]
+    fatal = step not in log and kept.exists()      # its checkpoint stands behind the bad batch
+    if fatal and len(before) > 1 and _number(before[-1]) == step-1: before.pop()
+    if before: trainer.resume(before[-1])
+    trainer.callbacks = [cb for cb in trainer.callbacks if not _for_show(cb)]
+    trainer.budget = tuple(budget) if budget else None
+    begins = trainer.step
+    trainer.model.train()
+    trainer.call('before_fit')
+    while trainer.step < step-1: _one_step(trainer, log)
+    if fatal: trainer.get_batch = _reader(trainer, load_checkpoint(kept, 'report')['report'])
+    return begins
+
+def _for_show(callback):
+    try: return callback.for_show
+    except AttributeError: return False
+
+# %% ../nbs/25_diagnostics.ipynb #358001fe
+def _one_step(trainer, log):
+    "A step whose validation is the log's"
+    if trainer.progress >= 1: raise ValueError(f'the run ends with step {trainer.step}')
+    trainer.one_step()
+    line = trainer.log[-1]
+    line |= {k: v for k, v in log.get(trainer.step, {}).items() if k not in line}
+
+def _reader(trainer, report):
+    "A `get_batch` that gives the batches kept of a bad step"
+    batches = iter(report['batches'])
+    move = lambda v: v.to(trainer.device) if isinstance(v, torch.Tensor) else v
+    return lambda: {k: move(v) for k, v in next(batches).items()}
+
+def _look(trainer, begins, log):
+    "Do the step that stands next, and look at all of it"
+    look = _Look()
+    trainer.callbacks.append(look)
+    trainer.on_nan, trainer._bad_in_row = 'skip', 0               # a bad step is what we came for
+    try: _one_step(trainer, log)
+    finally:
+        trainer.call('after_fit')
+    lines = {line['step']: line for line in trainer.log}
+    unlike = (s for s in sorted(lines) if s > begins and s in log and not _same(lines[s], log[s]))
+    return Replay(trainer.step, begins, look.batches, trainer._text_of(look.batches),
+                  trainer.log[-1], log.get(trainer.step, {}), look.norms, list(look.not_finite),
+                  next(unlike, None), trainer)
+
+def _same(line, other):
+    pairs = [(line[k], other[k]) for k in ('loss', 'grad_norm')]
+    return all(a == b or a != a and b != b for a, b in pairs)     # NaN is like NaN
+
+class _Look:
+    "A callback that notes a step's batches, gradient norms, and what is not finite"
+    def __init__(self): self.batches, self.norms, self.not_finite, self.handles = [], {}, {}, []
+
+    def before_step(self, trainer):
+        model = uncompiled(trainer.model)
+        for name, p in model.named_parameters(): self.note(f'weight {name}', p)
+        if trainer.compiled or model is not trainer.model: return  # hooks see no compiled module
+        for name, module in model.named_modules():
+            def hook(module, args, out, name=name):
+                self.note(f'output of {name}' if name else 'output', out)
+            self.handles.append(module.register_forward_hook(hook))
+
+    def after_loss(self, trainer):
+        self.batches.append(trainer.batch)
+        inputs = {f'{k} of the batch': v for k, v in trainer.batch.items()}
+        self.not_finite = {k: None for k, v in inputs.items() if _bad(v)} | self.not_finite
+        self.note('loss', trainer.last_loss)
+
+    def after_backward(self, trainer):
+        scale = trainer.scaler.get_scale() if trainer.scaler else 1.
+        for name, p in uncompiled(trainer.model).named_parameters():
+            if p.grad is None: continue
+            self.norms[name] = p.grad.norm().item()/scale
+            self.note(f'gradient of {name}', p.grad)
+
+    def after_fit(self, trainer):
+        for h in self.handles: h.remove()
+
+    def note(self, name, value):
+        values = value if isinstance(value, tuple) else [value]
+        if any(map(_bad, values)): self.not_finite[name] = None
+
+def _bad(t):
+    "Does it hold NaN or infinity?"
+    return isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all()
+
+# %% ../nbs/25_diagnostics.ipynb #76cb21b6
+def _short(text, n=60):
+    text = ' '.join(text.split()).replace('|', '\\|')
+    return text if len(text) <= n else text[:n-1] + '…'
+
+@patch
+def __repr__(self:Replay):
+    equal = 'as in the log, to the last bit' if self.exact else 'not in the log'
+    if self.logged and self.differs: equal = f'the log says {self.logged["loss"]:.4f}'
+    if self.differs and self.differs < self.step: equal += f', and differs from step {self.differs}'
+    return (f'step {self.step}, from the checkpoint of step {self.begins}: '
+            f'loss {self.line["loss"]:.4f} ({equal}), gradient norm {self.line["grad_norm"]:.3g}'
+            + (f'; not finite: {", ".join(self.not_finite[:3])}' if self.not_finite else ''))
+
+@patch
+def _repr_markdown_(self:Replay):
+    "The line above, the norm of each layer's gradient, and the beginning of the first rows"
+    norms = [f'| {layer} | {norm:.3g} |' for layer, norm in self.layers.items()]
+    rows = [f'- {_short(row)}' for row in (self.text or [])[:4]]
+    return '\n'.join([f'{self!r}', '', '| layer | gradient norm |', '|---|---|', *norms, '', *rows])
+
+# %% ../nbs/25_diagnostics.ipynb #7aac74d0
+class BadSteps(list):
+    "The reports of a run's bad steps, a dict each, shown as a table"
+    def __repr__(self):
+        line = 'step {step}: the {what} is {value}'
+        return '\n'.join(line.format(**r) for r in self) or 'no bad steps'
+
+    def _repr_markdown_(self):
+        lines = ['| step | what | value | largest gradient | text |', '|---|---|---|---|---|']
+        for r in self:
+            cells = r['step'], r['what'], r['value'], _largest(r['grad_norms']), _first(r['text'])
+            lines.append(f'| {" | ".join(map(str, cells))} |')
+        return '\n'.join(lines)
+
+def bad_steps(folder:str|Path # a run's folder
+              ) -> BadSteps: # dicts: step, what, value, grad_norms, text, batches, path
+    """The reports that a trainer wrote about its bad steps, oldest first
+
+    A step is counted as the log counts it; the folder's name has the number of steps before it.
+    Raises ValueError for a report that is damaged.
+    """
+    paths = sorted(Path(folder).expanduser().glob('bad_batch_*'))
+    whole = [p for p in paths if (p/'report.json').is_file()]
+    reports = [load_checkpoint(p, 'report')['report'] | dict(path=p) for p in whole]
+    return BadSteps(r | dict(step=r['step'] + 1) for r in reports)
+
+def _largest(norms):
+    if not norms: return 'there was none yet'
+    broken = [n for n, v in norms.items() if not math.isfinite(v)]
+    if broken: return f'{len(broken)} of {len(norms)} are not finite, as {broken[0]}'
+    name = max(norms, key=norms.get)
+    return f'{name}: {norms[name]:.3g}'
+
+def _first(text): return _short(text[0]) if text else ''

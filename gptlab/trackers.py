@@ -108,6 +108,8 @@ class Tracker:
 
     Raises ValueError without a backend, TypeError for one that has not the methods of `Backend`.
     """
+    for_show = True
+
     def __init__(self,
                  *backends:Backend, # such as JSONL('logs'), TensorBoard('runs')
                  name:str|None=None, # of the run; None makes a readable one
@@ -120,7 +122,8 @@ class Tracker:
         self.opened = []                           # the backends that are open
 
     def before_fit(self, trainer:Trainer):
-        "Open the run everywhere"
+        "Open the run everywhere; of several ranks only rank 0 does"
+        if trainer.ranks.rank: return
         config, name = run_config(trainer), self.name or run_name(trainer)
         self.opened = [b for b in self.backends if self._works(b, b.open, config, name)]
         self.backends = list(self.opened)

@@ -281,3 +281,128 @@ def test_rows_are_shown_and_written(tmp_path):
     lines = (tmp_path/'rows.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == probe.rows
     assert probe.plot('std').get_xlabel() == 'step'
+
+
+# ---- a step again
+
+def make(folder=None, callbacks=(), seed=0, **kw):
+    set_seed(seed)
+    docs = ['Once upon a time there was a cat. ', 'It sat on the mat. ', 'Then it ran home. ']*20
+    train, valid = batches(docs, ByteTokenizer(), B=2, T=T, valid_rows=2)
+    model = GPT(GPTConfig(**SMALL | dict(vocab_size=257), dropout=.2))
+    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=1e-2))
+    settings = dict(device='cpu', eval_every=3, dir=folder, keep=9) | kw
+    return Trainer(model, opt, train, valid, callbacks=list(callbacks), **settings)
+
+
+def files(folder): return {p: (p.stat().st_mtime_ns, p.is_dir()) for p in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('kw', [{}, dict(accumulate=2)], ids=['plain', 'accumulated'])
+def test_each_step_of_a_run_is_done_again_to_the_bit(tmp_path, kw, monkeypatch):
+    def again(): return make(tmp_path/'run', **kw)
+    run = make(tmp_path/'run', **kw, save_every=4).fit(10)
+    before, rng = files(tmp_path), rng_state()
+    monkeypatch.chdir(tmp_path)
+    for step in range(1, 11):
+        for source in (run, tmp_path/'run'):
+            got = replay(source, step, again)
+            assert got.exact and got.step == step and got.begins == (step-1)//4*4
+            assert got.line['loss'] == run.log[step-1]['loss'] and not got.not_finite
+        assert len(got.batches) == kw.get('accumulate', 1) and len(got.text) == 2*len(got.batches)
+    assert files(tmp_path) == before
+    assert str(rng_state()) == str(rng)
+    whole = math.sqrt(sum(n**2 for n in got.norms.values()))
+    assert math.isclose(whole, run.log[9]['grad_norm'], rel_tol=1e-5)
+    assert math.isclose(math.sqrt(sum(n**2 for n in got.layers.values())), whole, rel_tol=1e-6)
+    assert list(got.layers) == ['embed', 'blocks.0', 'blocks.1', 'norm', 'head']
+    for p, q in zip(got.trainer.model.parameters(), run.model.parameters()):
+        assert torch.equal(p, q)                                  # it stands after the step
+
+
+def test_a_step_of_a_run_that_was_prolonged(tmp_path):
+    run = make(tmp_path, save_every=4).fit(8)
+    run.fit(16)
+    assert all(replay(tmp_path, step, make).exact for step in (10, 14, 16))
+    with pytest.raises(ValueError, match='the run ends with step 16'): replay(run, 99, make)
+
+
+def test_a_replay_shows_and_sends_nothing_but_keeps_what_steers(tmp_path, capsys):
+    class Kept(Backend):
+        calls = []
+        def open(self, config, name): self.calls.append(name)
+        def log(self, line, step): self.calls.append(step)
+        def close(self): self.calls.append('close')
+    def steep(grad, name): return grad*2
+    def again():
+        shown = [Lines(), Tracker(Kept())]
+        return make(tmp_path, [*shown, GradientHooks([steep, clip_by_value(.01)]), WeightAverage()])
+    again().fit(9)
+    Kept.calls.clear()
+    capsys.readouterr()
+    assert replay(tmp_path, 7, again).exact
+    assert not Kept.calls and not capsys.readouterr().out
+
+
+def test_another_trainer_is_seen_to_be_another(tmp_path, capsys):
+    make(tmp_path, save_every=4).fit(10)
+    got = replay(tmp_path, 8, lambda: make(accumulate=2))
+    assert not got.exact and got.differs == 5
+    assert 'resumed with accumulate 2' in capsys.readouterr().out
+    assert 'the log says' in repr(got) and 'differs from step 5' in repr(got)
+
+
+def spoilt(at, where):
+    "Makes a model whose `where` gives infinity when it sees the batch number `at`"
+    def build(folder=None):
+        run = make(folder, save_every=3)
+        rows = [next(run.train) for _ in range(12)]
+        for i, b in enumerate(rows): b['weight'] = torch.full((2, T), float(i))
+        def loss(model, b):
+            nll, _ = model(b['ids'], b['targets'])
+            return nll.sum(), nll.numel()
+        def break_it(module, args, out):
+            return out*math.inf if run.batch['weight'][0, 0] == at else out
+        run.model.get_submodule(where).register_forward_hook(break_it)
+        run.train, run.loss = rows, loss
+        return run
+    return build
+
+
+def test_a_bad_step_is_found_and_done_again(tmp_path):
+    build = spoilt(7, 'blocks.1.mlp')
+    with pytest.raises(FloatingPointError): build(tmp_path).fit(12)
+    bad, = bad_steps(tmp_path)
+    assert bad['step'] == 8 and bad['what'] == 'loss' and bad['path'].name == 'bad_batch_000007'
+    assert '| 8 | loss |' in bad_steps(tmp_path)._repr_markdown_()
+    before = files(tmp_path)
+    got = replay(tmp_path, 8, build)
+    assert got.begins == 6 and not got.logged and not math.isfinite(got.line['loss'])
+    assert got.not_finite[0] == 'output of blocks.1.mlp'
+    assert torch.equal(got.batches[0]['ids'], bad['batches'][0]['ids'])
+    assert got.text is None or got.text == bad['text']
+    assert 'not finite: output of blocks.1.mlp' in repr(got) and got._repr_markdown_()
+    assert files(tmp_path) == before
+
+
+def test_a_bad_step_with_one_checkpoint_reads_the_batches_that_were_kept(tmp_path):
+    def build(): return spoilt(1, 'blocks.0.attn')(tmp_path)
+    run = build()
+    run.save_every = 0
+    with pytest.raises(FloatingPointError): run.fit(12)
+    got = replay(tmp_path, 2, build)
+    assert got.begins == 1 and got.batches[0]['weight'][0, 0] == 1
+    assert 'output of blocks.0.attn' in got.not_finite
+
+
+def test_a_folder_without_bad_steps(tmp_path): assert bad_steps(tmp_path) == []
+
+
+def test_what_a_replay_refuses(tmp_path):
+    run = make(tmp_path, save_every=4).fit(6)
+    for step in (0, -1, 1.5, '3'):
+        with pytest.raises(ValueError, match='step is a number'): replay(run, step, make)
+    for wrong in (lambda: None, lambda: run):
+        with pytest.raises(TypeError, match='before its first step'): replay(run, 3, wrong)
+    with pytest.raises(ValueError, match='has no folder'): replay(make(), 3, make)
+    with pytest.raises(FileNotFoundError): replay(tmp_path/'none', 3, make)

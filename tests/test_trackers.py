@@ -170,6 +170,14 @@ def test_a_run_that_goes_on_is_opened_again_and_repeats_nothing():
     assert [c[0] for c in kept.calls] == ['open', 'log', 'close']*2
 
 
+def test_of_several_ranks_only_the_first_writes():
+    kept = Kept()
+    run = trainer([Tracker(kept)])
+    run.ranks.rank = 1
+    run.fit(STEPS)
+    assert kept.calls == []
+
+
 def test_a_run_that_fails_is_closed_with_its_last_line():
     kept = Kept()
     class Fails:
