@@ -1070,8 +1070,9 @@ def _snapshot(self:SafeRun):
 def _go_back(self:SafeRun):
     "Weights, optimizer, log and callbacks of the last good state; the data stay where they are"
     self._unread = []
+    with contextlib.suppress(Exception): self._writer.wait()      # one may be on its way
     d, saved = self._memory, self.dir and checkpoints_in(self.dir)
-    if saved and int(saved[-1].name[5:]) >= d['trainer']['step']:
+    if saved and _step(saved[-1]) >= d['trainer']['step']:
         d = load_checkpoint(saved[-1], 'model', 'trainer')
     state = copy.deepcopy(d['trainer'])
     load_weights(self.model, d['model'])
