@@ -285,6 +285,7 @@ class LiveView(WidgetView):
         if self.samples:
             self.past.max = len(self.samples)-1
             self.past.value = self.past.max
+            _answer_at_once(self.past)
 
     def after_fit(self, trainer:Trainer):
         "Leave a picture in place of the view"
@@ -295,6 +296,7 @@ class LiveView(WidgetView):
     def _connect(self, trainer):
         self.trainer = trainer
         for b in self.buttons: b.disabled = trainer is None
+        _answer_at_once(*self.buttons)
 
     def _stop(self, button):
         if self.trainer: self.trainer.stop, self.trainer.interrupted = True, 'the stop button'
@@ -303,6 +305,11 @@ class LiveView(WidgetView):
         if self.trainer: self.trainer.save_soon = True
 
     def _repr_mimebundle_(self, **kw): return self.box._repr_mimebundle_(**kw)
+
+def _answer_at_once(*widgets):
+    "Let events come while the cell runs: ipykernel 7.4 keeps them back where a cell spoke last"
+    for w in widgets:
+        if w.comm is not None: vars(w.comm).pop('_reply_subshell_id', None)
 
 # %% ../nbs/13_watching.ipynb #5e1c0a0c
 @patch(cls_method=True)
