@@ -141,23 +141,23 @@ train, valid = batches(corpus('stories'), ByteTokenizer(), B=2, T=32)
 model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=32))
 view = LiveView(every=.2, sample=lambda trainer, prompt: prompt + ' <b>upon', prompt='Once')
 run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), callbacks=[view],
-              eval_every=100, dir='live', device='cpu', save_seconds=0)
+              eval_every=100, dir='{}', device='cpu', save_seconds=0)
 run.fit(10**8)"""                                      # for ever; saved only when asked
 
 
 @pytest.fixture
-def live(lab, page_dir, chromium):
+def live(lab, page_dir, chromium, request):
     "A page whose only cell trains for ever, and the folder of its run"
-    cell = dict(cell_type='code', id='a'*8, metadata={}, source=LIVE, outputs=[],
+    name = request.node.name
+    cell = dict(cell_type='code', id='a'*8, metadata={}, source=LIVE.format(name), outputs=[],
                 execution_count=None)
     nb = json.loads((NBS/'index.ipynb').read_text(encoding='utf-8')) | dict(cells=[cell])
-    (page_dir/'live.ipynb').write_text(json.dumps(nb), encoding='utf-8')
-    shutil.rmtree(page_dir/'live', ignore_errors=True)
-    page = open_page(lab, chromium, 'live.ipynb', READY)
+    (page_dir/f'{name}.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    page = open_page(lab, chromium, f'{name}.ipynb', READY)
     page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
     page.locator('[data-command="runmenu:run-all"]').click()
     page.locator('.gptlab-live').wait_for(timeout=120_000)
-    yield page, page_dir/'live'
+    yield page, page_dir/name
     page.close()
 
 
@@ -210,7 +210,8 @@ def test_the_live_view_comes_back_after_a_reload(live):
     page, folder = live
     goes_on(page)
     page.keyboard.press('Control+s')
-    saved = lambda: 'widget-view' in (folder.parent/'live.ipynb').read_text(encoding='utf-8')
+    file = folder.with_suffix('.ipynb')
+    saved = lambda: 'widget-view' in file.read_text(encoding='utf-8')
     until(page, saved, 'the notebook was not saved')
     page.reload(wait_until='load', timeout=120_000)
     page.locator('.gptlab-live').wait_for(timeout=120_000)
