@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['format_duration', 'lines_read', 'status_line', 'View', 'Bar', 'Lines', 'curve_svg', 'WidgetView', 'LiveView',
-           'matmul_peak', 'flops_utilization', 'LayerStats', 'Silent', 'default_watcher', 'Trackio']
+           'PageView', 'matmul_peak', 'flops_utilization', 'LayerStats', 'Silent', 'default_watcher', 'Trackio']
 
 # %% ../nbs/13_watching.ipynb #0bef0301
 import html, math, os, re, sys, threading, time
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .checkpoints import as_number
-from .core import in_kernel, svg_image
+from .core import atomic_write, in_kernel, svg_image
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
@@ -325,16 +325,16 @@ def _leave_picture(self:LiveView, trainer):
     self.place.update(HTML(_still(trainer)))
     self.cell, self.place = _running_cell(), None
 
-def _still(trainer):
+def _still(trainer, training=False):
     "The line of a run, its curves, and what its model writes"
     line = _escaped(status_line(trainer) if trainer.budget else repr(trainer))
-    return f'<div>{line}<br>{_curves(trainer)}{_written(trainer)}</div>'
+    return f'<div>{line}<br>{_curves(trainer)}{_written(trainer, training)}</div>'
 
-def _written(trainer):
-    "The samples of the run's view; without a view, a new sample"
+def _written(trainer, training):
+    "The samples of the run's view; without a view, a new sample, unless the model is `training`"
     view = next((cb for cb in trainer.callbacks if isinstance(cb, LiveView) and cb.samples), None)
     if view is not None: return view._all_samples()
-    here = threading.current_thread() is threading.main_thread()  # else it may be training now
+    here = not training and threading.current_thread() is threading.main_thread()
     able = here and trainer.sampler and trainer.log and trainer.tok
     return _sampled(_sample_of(trainer, trainer.sampler)) if able else ''
 
@@ -349,6 +349,20 @@ def _running_cell():
     if not in_kernel(): return None
     request = sys.modules['IPython'].get_ipython().kernel.get_parent()
     return request.get('header', {}).get('msg_id')
+
+# %% ../nbs/13_watching.ipynb #5e1c0a0e
+class PageView(View):
+    "A callback that keeps the picture of a run in an HTML file: for any browser, at any time"
+    def __init__(self,
+                 path:str|Path='run.html', # the file
+                 every:float=5., # seconds between updates
+                 ):
+        self.path, self.every = Path(path), every
+
+    def show(self, trainer:Trainer):
+        "Write the file"
+        again = f'<meta charset="utf-8"><meta http-equiv="refresh" content="{self.every:.0f}">'
+        atomic_write(self.path, again + _still(trainer, training=True))
 
 # %% ../nbs/13_watching.ipynb #65aa951b
 def matmul_peak(device:torch.device|str='cpu', # where

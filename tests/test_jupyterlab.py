@@ -140,8 +140,8 @@ set_seed(0)
 train, valid = batches(corpus('stories'), ByteTokenizer(), B=2, T=32)
 model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=32))
 view = LiveView(every=.2, sample=lambda trainer, prompt: prompt + ' <b>upon', prompt='Once')
-run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), callbacks=[view],
-              eval_every=100, dir='{}', device='cpu', save_seconds=0)
+run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), callbacks=[view, PageView('{0}.html', 1)],
+              eval_every=100, dir='{0}', device='cpu', save_seconds=0)
 run.fit(10**8)"""                                      # for ever; saved only when asked
 
 
@@ -206,7 +206,9 @@ def test_the_buttons_work_while_the_cell_runs(live):
 
 
 @pytest.mark.exhaustive
-def test_the_live_view_comes_back_after_a_reload(live):
+def test_a_run_can_be_watched_after_a_reload(lab, live, chromium):
+    """JupyterLab asks for the widgets' state, and the kernel answers when its cell is done; until
+    then the page in a file moves"""
     page, folder = live
     goes_on(page)
     page.keyboard.press('Control+s')
@@ -214,13 +216,19 @@ def test_the_live_view_comes_back_after_a_reload(live):
     saved = lambda: 'widget-view' in file.read_text(encoding='utf-8')
     until(page, saved, 'the notebook was not saved')
     page.reload(wait_until='load', timeout=120_000)
-    page.locator('.gptlab-live').wait_for(timeout=120_000)
-    goes_on(page)
-    page.locator('.gptlab-live button', has_text='save').click()
-    until(page, lambda: saved_in(folder), 'the save button saved nothing')
-    page.locator('.gptlab-live button', has_text='stop').click()
-    until(page, lambda: '; ' not in line_of(page) and page.locator(
-        '.gptlab-live button[disabled]').count() == 2, 'the run did not stop')
+    page.locator('.jp-Cell', has_text='Loading widget').wait_for(timeout=120_000)
+
+    other = chromium.new_page()
+    other.goto(f'{lab}/files/{folder.name}.html?token=tok', timeout=60_000)
+    before = other.locator('body').inner_text()
+    assert 'tokens/s' in before and '<b>upon' in before and other.locator('img').count() == 1
+    other.wait_for_function('text => document.body.innerText !== text', arg=before, timeout=60_000)
+    other.close()
+
+    (folder/'STOP').touch()
+    page.locator('.gptlab-live').wait_for(timeout=120_000)        # the cell is done: it is back
+    assert 'tokens/s' in line_of(page)
+    assert page.locator('.gptlab-live button[disabled]').count() == 2
 
 
 @pytest.mark.parametrize('path', SAVED)

@@ -36,7 +36,7 @@ def harmless(html):
 
 # ---- text that is not ours
 
-def test_hostile_text_is_text_in_the_live_view():
+def test_hostile_text_is_text_in_the_live_view(tmp_path):
     "R01: in samples, prompts, names, folders and what a trainer is doing"
     view = LiveView(every=0, prompt=HOSTILE, sample=lambda trainer, prompt: prompt + HOSTILE)
     run = trainer([view]).fit(4)
@@ -47,6 +47,9 @@ def test_hostile_text_is_text_in_the_live_view():
     assert '<b>&lt;script' in view.text.value                     # the prompt, bold
     run.doing = ''
     harmless(run._repr_html_())
+    page = PageView(tmp_path/'run.html')
+    page.show(run)
+    harmless(page.path.read_text())
 
 
 def test_hostile_text_is_text_in_a_picture():
@@ -77,12 +80,14 @@ class After:
 
 # ---- odd runs
 
-def views(): return [LiveView(every=0), WidgetView(every=0), Lines(), Bar(), View()]
+def views(folder):
+    page = PageView(folder/'run.html')
+    return [LiveView(every=0), WidgetView(every=0), Lines(), Bar(), View(), page]
 
 
-def shown_everywhere(run, capsys):
+def shown_everywhere(run, capsys, folder):
     "Every view shows the run, at every event; nothing is left out"
-    for view in views():
+    for view in views(folder):
         if isinstance(view, Bar): view.before_fit(run)
         for event in EVENTS:
             if event == 'before_eval': run.doing = 'scoring the validation batches'
@@ -93,35 +98,35 @@ def shown_everywhere(run, capsys):
     return said
 
 
-def test_a_run_without_a_log_is_shown(capsys):
+def test_a_run_without_a_log_is_shown(capsys, tmp_path):
     run = trainer()
     run.sampler = None
-    shown_everywhere(run, capsys)
+    shown_everywhere(run, capsys, tmp_path)
     assert status_line(run) == 'about to begin' and 'no budget' in run._repr_html_()
 
 
 @pytest.mark.parametrize('steps', [1, 2])
-def test_a_run_of_few_lines_is_shown(steps, capsys):
+def test_a_run_of_few_lines_is_shown(steps, capsys, tmp_path):
     run = trainer().fit(steps)
-    shown_everywhere(run, capsys)
+    shown_everywhere(run, capsys, tmp_path)
     assert '100%' in status_line(run) and ('<img' in run._repr_html_()) == (steps > 1)
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_losses_that_are_not_finite_are_shown(bad, capsys):
+def test_losses_that_are_not_finite_are_shown(bad, capsys, tmp_path):
     run = trainer().fit(6)
     for line in run.log[2:]: line.update(loss=bad, grad_norm=bad)
     run.log[-1].update(valid=bad, bpb=bad)
-    shown_everywhere(run, capsys)
+    shown_everywhere(run, capsys, tmp_path)
     assert f'loss {bad:.3f}' in status_line(run)
     for line in run.log: line['loss'] = bad
-    shown_everywhere(run, capsys)
+    shown_everywhere(run, capsys, tmp_path)
 
 
-def test_a_run_without_validation_sampler_or_tokenizer_is_shown(capsys):
+def test_a_run_without_validation_sampler_or_tokenizer_is_shown(capsys, tmp_path):
     run = trainer()
     run.valid, run.sampler, run.tok = None, None, None
-    shown_everywhere(run.fit(3), capsys)
+    shown_everywhere(run.fit(3), capsys, tmp_path)
 
 
 def test_views_leave_weights_and_random_numbers_alone():
@@ -249,6 +254,15 @@ def test_a_picture_takes_the_place_of_the_view(monkeypatch):
     assert not run.stop                                           # it is over: nothing to stop
 
 
+def test_a_page_does_not_sample_while_it_trains(tmp_path):
+    run = trainer([PageView(tmp_path/'run.html', every=0)])
+    def sampler(trainer): raise AssertionError('sampled')
+    run.sampler = sampler
+    run.fit(4)
+    text = (tmp_path/'run.html').read_text()
+    assert 'content="0"' in text and '100%, step 4' in text and 'sampled' not in text
+
+
 def test_earlier_samples_are_few():
     view = LiveView(every=1e9, sample=lambda trainer: 'text')
     run = trainer([view], n=1).fit(60)
@@ -280,7 +294,7 @@ def test_trackio_gets_each_line_once_and_whole(monkeypatch):
         assert 'valid' in sent[2][1] and 'valid' in sent[4][1]
         assert all(not isinstance(v, torch.Tensor) for _, d in sent[1:-1] for v in d.values())
     run.fit(9)
-    assert [k for k, _ in sent[-3:]] == [run.info['name'], 9, 'end']
+    assert [k for k, _ in sent[-4:]] == [run.info['name'], 8, 9, 'end']
 
 
 TRACKED = '''
