@@ -49,12 +49,15 @@ def status_line(trainer:Trainer) -> str:
 class View:
     "What all views share: when a run is shown; a subclass says how, in `show`"
     for_show = True
-    every, last = .5, -math.inf                                   # seconds between updates; the last
+    every, last = .5, -math.inf                          # seconds between updates; the last one
 
     def show(self, trainer:Trainer):
         "Show the run as it stands"
 
-    def update(self, trainer:Trainer, doing:str=''):
+    def update(self,
+               trainer:Trainer,
+               doing:str='', # such as 'saving'; '' is training, or nothing
+               ):
         "Show the run, and what it is `doing` beside training"
         trainer.doing, self.last = doing, time.monotonic()
         self.show(trainer)
@@ -237,7 +240,10 @@ class WidgetView(View):
         "Show the i-th sample, and what it was made from"
         self.text.value = self.entry(*self.samples[i])
 
-    def entry(self, step:int, text:str) -> str:
+    def entry(self,
+              step:int, # after which it was written
+              text:str, # the sample, with its prompt
+              ) -> str:
         "A sample in HTML"
         given = f'from {self.prompt!r}' if self.prompt else 'from the beginning'
         return f'<small>after step {step:,}, {_escaped(given)}</small>{_sampled(text, self.prompt)}'
@@ -478,13 +484,19 @@ class Trackio:
                  ):
         self.project, self.name, self.every = project, name, every
 
-    def open(self, config:dict, name:str):
+    def open(self,
+             config:dict, # the settings of the run, plain
+             name:str, # of the run
+             ):
         "Open the run, or go on with the one of this name"
         import trackio
         self.run = trackio.init(project=self.project, name=name, config=config, resume='allow',
                                 auto_log_cpu=False, auto_log_gpu=False, embed=False)
 
-    def log(self, line:dict, step:int):
+    def log(self,
+            line:dict, # name → number or text
+            step:int, # of the run
+            ):
         "Send a line"
         self.run.log(line, step=step)
 

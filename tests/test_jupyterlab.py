@@ -140,8 +140,8 @@ set_seed(0)
 train, valid = batches(corpus('stories'), ByteTokenizer(), B=2, T=32)
 model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=32))
 view = LiveView(every=.2, sample=lambda trainer, prompt: prompt + ' <b>upon', prompt='Once')
-run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), callbacks=[view, PageView('{0}.html', 1)],
-              eval_every=100, dir='{0}', device='cpu', save_seconds=0)
+run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), eval_every=100, dir='{0}',
+              device='cpu', save_seconds=0, callbacks=[view, PageView('{0}.html', 1)])
 run.fit(10**8)"""                                      # for ever; saved only when asked
 
 

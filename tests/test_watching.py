@@ -301,8 +301,11 @@ TRACKED = '''
 import sys
 sys.path.insert(0, {here!r})
 from test_watching import *
-run = trainer([Trackio('lab', name='a readable name', every=1)], notes=dict(text='cats')).fit(6)
-run = trainer([Tracker(TrackioRun('lab'), name='another name', every=1)]).fit(6)
+a = trainer([Trackio('lab', every=1)], notes=dict(text='cats')).fit(6)
+b = trainer([Tracker(TrackioRun('lab'), every=1)]).fit(6)
+print()
+print(a.info['name'])
+print(run_name(b))
 '''
 SERVED = '''
 import sys, trackio
@@ -312,14 +315,17 @@ trackio.show('lab', open_browser=False, block_thread=True, host='127.0.0.1', ser
 
 @pytest.fixture
 def dashboard(tmp_path):
-    "The address of trackio's dashboard, with two runs of ours"
+    "The address of trackio's dashboard with two runs of ours, and their names"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     env = os.environ | dict(TRACKIO_DIR=str(tmp_path), BROWSER='true', HF_HUB_OFFLINE='1',
                             GRADIO_ANALYTICS_ENABLED='False')
     code = TRACKED.format(here=str(Path(__file__).parent))
-    subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True)
+    done = subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True,
+                          text=True)
+    names = [s for s in done.stdout.splitlines() if s.startswith(('cats-', 'GPT-'))]
+    assert len(names) == 2, done.stdout
     with open(tmp_path/'log.txt', 'w+', encoding='utf-8') as log:
         server = subprocess.Popen([sys.executable, '-c', SERVED.format(port=port)], env=env,
                                   stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -332,7 +338,7 @@ def dashboard(tmp_path):
             else: pytest.fail('the dashboard did not start')
             if server.poll() is not None:
                 pytest.fail(f'the dashboard stopped: {(tmp_path/"log.txt").read_text()[-2000:]}')
-            yield f'http://127.0.0.1:{port}/?project=lab'
+            yield f'http://127.0.0.1:{port}/?project=lab', names
         finally:
             server.terminate()
             try: server.wait(20)
@@ -342,16 +348,16 @@ def dashboard(tmp_path):
 @pytest.mark.exhaustive
 def test_the_dashboard_of_trackio_shows_our_runs(dashboard, chromium):
     "Names and metrics stand in the page, curves are drawn, and nothing leaves this machine"
-    page, outside = chromium.new_page(viewport=dict(width=1400, height=1000)), []
+    (address, names), outside = dashboard, []
+    page = chromium.new_page(viewport=dict(width=1400, height=1000))
     def only_here(route):
         if '//127.0.0.1' in route.request.url: return route.continue_()
         outside.append(route.request.url)
         route.abort()
     page.route('**/*', only_here)
-    page.goto(dashboard, wait_until='load', timeout=60_000)
-    for text in ('a readable name', 'another name', 'grad_norm', 'loss'):
+    page.goto(address, wait_until='load', timeout=60_000)
+    for text in (*names, 'grad_norm', 'loss'):
         page.get_by_text(text).first.wait_for(timeout=60_000)
     assert page.locator('svg, canvas').count()
-    if os.environ.get('GPTLAB_SCREENSHOT'): page.screenshot(path=os.environ['GPTLAB_SCREENSHOT'])
-    print(outside)
+    assert not outside
     page.close()
