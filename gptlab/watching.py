@@ -55,7 +55,7 @@ class View:
         "Show the run as it stands"
 
     def update(self,
-               trainer:Trainer,
+               trainer:Trainer, # the run
                doing:str='', # such as 'saving'; '' is training, or nothing
                ):
         "Show the run, and what it is `doing` beside training"
