@@ -17,6 +17,7 @@ import torch
 from .optimizers import uncompiled
 from .core import atomic_write, check_contract, dotted_name
 from .trainer import Trainer
+from .watching import Trackio
 
 # %% ../nbs/39_trackers.ipynb #d4bc1a0b
 def plain_value(v:object # any setting
@@ -254,20 +255,5 @@ def wandb_history(path:str|Path # a file run-….wandb
     return lines
 
 # %% ../nbs/39_trackers.ipynb #99b37c87
-class TrackioRun(Backend):
+class TrackioRun(Trackio, Backend):
     "Backend: trackio, in a database on this machine (`TRACKIO_DIR`); `trackio show` opens it"
-    def __init__(self, project:str='gptlab'): self.project = project
-
-    def open(self, config, name):
-        "Open the run, or go on with the one of this name"
-        import trackio
-        self.run = trackio.init(project=self.project, name=name, config=config, resume='allow',
-                                auto_log_cpu=False, auto_log_gpu=False, embed=False)
-
-    def log(self, line, step):
-        "Send a line"
-        self.run.log(line, step=step)
-
-    def close(self):
-        "Finish the run: waits until all is written"
-        self.run.finish()

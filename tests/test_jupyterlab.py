@@ -1,8 +1,8 @@
-"""In real JupyterLab: the front page runs from top to bottom, and a notebook opened for the first
-time shows its pictures.
+"""In real JupyterLab: the front page runs from top to bottom, a notebook opened for the first time
+shows its pictures, and the live view's buttons work while its cell runs, also after a reload.
 
-What is asked of the front page: the live view carries the class `gptlab-live`, and there is at
-least one slider.
+What is asked of the front page: the live view carries the class `gptlab-live`, moves, and leaves a
+picture whose earlier samples can be unfolded.
 
 JupyterLab shows the cells of a page before it has read which kernel the page wants. In that moment
 the kernel is called "No Kernel", the indicator already says idle, and whoever chooses Run All is
@@ -123,19 +123,112 @@ def test_front_page_in_jupyterlab(lab, chromium):
     seen = page.evaluate('() => [...window.seen]')
     assert len(seen) > 1, f'the live view did not move: {seen}'
 
-    handle = page.locator('.noUi-handle').first
-    handle.scroll_into_view_if_needed()
-    before = handle.get_attribute('aria-valuetext')
-    # at its end it can only go back
-    for key in ('ArrowRight', 'ArrowLeft'):
-        handle.focus()
-        page.keyboard.press(key)
-        page.wait_for_timeout(300)
-        if handle.get_attribute('aria-valuetext') != before: break
-    assert handle.get_attribute('aria-valuetext') != before, 'the slider did not move'
-    page.wait_for_timeout(500)
+    assert page.locator('.gptlab-live').count() == 0, 'the view stands beside its picture'
+    earlier = page.locator('.jp-OutputArea-output details').first
+    earlier.scroll_into_view_if_needed()
+    assert not earlier.locator('pre').first.is_visible()
+    earlier.locator('summary').click()
+    earlier.locator('pre').first.wait_for(state='visible', timeout=10_000)
     assert errors.count() == 0, errors.first.inner_text()
     page.close()
+
+
+LIVE = """import os
+os.environ.pop('GPTLAB_MAX_STEPS')
+from gptlab.all import *
+set_seed(0)
+train, valid = batches(corpus('stories'), ByteTokenizer(), B=2, T=32)
+model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=32))
+view = LiveView(every=.2, sample=lambda trainer, prompt: prompt + ' <b>upon', prompt='Once')
+run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), eval_every=100, dir='{0}',
+              device='cpu', save_seconds=0, callbacks=[view, PageView('{0}.html', 1)])
+run.fit(10**8)"""                                      # for ever; saved only when asked
+
+
+@pytest.fixture
+def live(lab, page_dir, chromium, request):
+    "A page whose only cell trains for ever, and the folder of its run"
+    name = request.node.name
+    cell = dict(cell_type='code', id='a'*8, metadata={}, source=LIVE.format(name), outputs=[],
+                execution_count=None)
+    nb = json.loads((NBS/'index.ipynb').read_text(encoding='utf-8')) | dict(cells=[cell])
+    (page_dir/f'{name}.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    page = open_page(lab, chromium, f'{name}.ipynb', READY)
+    page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
+    page.locator('[data-command="runmenu:run-all"]').click()
+    page.locator('.gptlab-live').wait_for(timeout=120_000)
+    yield page, page_dir/name
+    page.close()
+
+
+def line_of(page):
+    "The live view's line"
+    return page.locator('.gptlab-live .widget-html').first.inner_text()
+
+
+def until(page, true, what, seconds=60):
+    "Wait for something outside of the page"
+    for _ in range(seconds*5):
+        if true(): return
+        page.wait_for_timeout(200)
+    pytest.fail(f'{what}; the view says {line_of(page)!r}')
+
+
+def goes_on(page):
+    "The view moves"
+    before = line_of(page)
+    until(page, lambda: line_of(page) != before, 'the view stands still')
+
+
+def saved_in(folder): return {p.name for p in folder.glob('step_*')}
+
+
+@pytest.mark.exhaustive
+def test_the_buttons_work_while_the_cell_runs(live):
+    page, folder = live
+    goes_on(page)
+    assert not saved_in(folder)
+    page.locator('.gptlab-live button', has_text='save').click()
+    until(page, lambda: saved_in(folder), 'the save button saved nothing')
+    goes_on(page)
+    until(page, lambda: '<b>upon' in page.locator('.gptlab-live').inner_text(), 'no sample')
+    assert page.locator('.gptlab-live pre b').first.inner_text() == 'Once'
+    details = page.locator('.gptlab-live').inner_text()
+    assert all(s in details for s in ('tokens/s', 'left', 'lr ', 'gradient norm', '(MFU)', 'GB'))
+    page.locator('.gptlab-live button', has_text='stop').click()
+    page.wait_for_function(DONE, timeout=60_000)
+    said = page.locator('.jp-OutputArea-output').all_inner_texts()
+    assert any('stopped by the stop button after step' in s for s in said), said
+    # U07: once, though run.fit(…) is the last expression
+    page.locator('.gptlab-live').wait_for(state='detached', timeout=10_000)
+    assert page.locator('.jp-OutputArea-output img').count() == 1
+    assert sum('bits per byte' in s for s in said) == 1 and 'Trainer at step' in said[-1], said
+
+
+@pytest.mark.exhaustive
+def test_a_run_can_be_watched_after_a_reload(lab, live, chromium):
+    """JupyterLab asks for the widgets' state, and the kernel answers when its cell is done; until
+    then the page in a file moves"""
+    page, folder = live
+    goes_on(page)
+    page.keyboard.press('Control+s')
+    file = folder.with_suffix('.ipynb')
+    saved = lambda: 'widget-view' in file.read_text(encoding='utf-8')
+    until(page, saved, 'the notebook was not saved')
+    page.reload(wait_until='load', timeout=120_000)
+    page.locator('.jp-Cell', has_text='Loading widget').wait_for(timeout=120_000)
+
+    other = chromium.new_page()
+    other.goto(f'{lab}/files/{folder.name}.html?token=tok', timeout=60_000)
+    before = other.locator('body').inner_text()
+    assert 'tokens/s' in before and '<b>upon' in before and other.locator('img').count() == 1
+    other.wait_for_function('text => document.body.innerText !== text', arg=before, timeout=60_000)
+    other.close()
+
+    (folder/'STOP').touch()
+    page.locator('.gptlab-live').wait_for(timeout=120_000)        # the cell is done: it is back
+    assert 'tokens/s' in line_of(page)
+    assert page.locator('.gptlab-live button[disabled]').count() == 2
 
 
 @pytest.mark.parametrize('path', SAVED)

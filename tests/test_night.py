@@ -792,4 +792,4 @@ def test_the_line_says_what_is_going_on():
 
 def test_lines_say_that_the_end_is_scored(capsys):
     small(callbacks=[Lines()]).fit(3)
-    assert 'scoring the validation text …' in capsys.readouterr().out
+    assert 'scoring the validation batches …' in capsys.readouterr().out
