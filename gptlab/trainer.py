@@ -325,10 +325,11 @@ def evaluate(self:Trainer):
     if not self.valid: return
     self.doing = 'scoring the validation batches'
     self.call('before_eval')
-    with run_eagerly(self.model):
-        tok = getattr(self.valid, 'tok', self.tok)
-        score = evaluate(self.model, self.valid, tok, verbose=False)
-    self.doing = ''
+    try:
+        with run_eagerly(self.model):
+            tok = getattr(self.valid, 'tok', self.tok)
+            score = evaluate(self.model, self.valid, tok, verbose=False)
+    finally: self.doing = ''
     self.log[-1] |= self._joined(score)
     self.call('after_eval')
 
