@@ -158,8 +158,10 @@ def _write_checkpoint(path, flat):
 def _sweep(path):
     "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
     for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
-        ours = all(q.suffix in ('.json', '.safetensors') for q in p.glob('*'))
+        ours = all(_OURS.fullmatch(q.name) for q in p.glob('*'))
         if _SCRATCH.fullmatch(p.name) and ours: shutil.rmtree(p, ignore_errors=True)
+
+_OURS = re.compile(r'.+\.(json|safetensors)|\.tmp\w+')           # safetensors writes to .tmp…
 
 def _check_place(path):
     "Raises FileExistsError where there is something else than a checkpoint"
@@ -397,7 +399,8 @@ def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
     for p in folder.glob('.step_*'):
         m = _SCRATCH.fullmatch(p.name)
-        if m and _STEP.fullmatch(m[1]) and not m[2]: _sweep(folder/m[1])
+        if not m or not _STEP.fullmatch(m[1]): continue
+        if not m[2] or (folder/m[1]/'manifest.json').is_file(): _sweep(folder/m[1])
 
 def _best(found):
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None}
@@ -431,6 +434,8 @@ def run_lock(folder:str|Path # a run's folder, which exists
     except NotImplementedError:                                   # a file system without locks
         print(f'{folder} cannot be locked: see that no other program trains in it')
     try:
+        for p in folder.glob(f'.{owner.name}.*'):                 # of one killed as it wrote
+            if _SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
         me = dict(pid=os.getpid(), host=socket.gethostname())
         with contextlib.suppress(OSError): atomic_write(owner, json.dumps(me))
         yield
@@ -577,12 +582,20 @@ class Ranks:
         dist = torch.distributed
         self.many = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = 0, 1
-        if self.many: self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        if not self.many: return
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'   # where they exchange
 
     def sum(self, t:torch.Tensor) -> torch.Tensor:
         "The sum of a tensor over all ranks, in place"
         if self.many: torch.distributed.all_reduce(t)
         return t
+
+    def first(self, x:float) -> float:
+        "Rank 0's number, on every rank"
+        if not self.many: return x
+        mine = torch.tensor(0. if self.rank else x, dtype=torch.float64, device=self.device)
+        return self.sum(mine).item()
 
     def gather(self, tree:object) -> list:
         "A tree of each rank, on every rank"
@@ -595,12 +608,11 @@ class Ranks:
 
     def _gather_bytes(self, t):
         "Byte tensors (n,) of each rank; they are filled up to the longest"
-        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
-        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         sizes[self.rank] = len(t)
         sizes = self.sum(sizes).tolist()
-        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
-        mine[:len(t)] = t.to(device)
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        mine[:len(t)] = t.to(self.device)
         every = [torch.empty_like(mine) for _ in sizes]
         torch.distributed.all_gather(every, mine)
         return [e[:n].cpu() for e, n in zip(every, sizes)]
@@ -772,7 +784,13 @@ def _make_scaler(self:SafeRun):
 def _wrapped(self:SafeRun):
     "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
     if not self.ranks.many: return self.model
-    return nn.parallel.DistributedDataParallel(self.model)
+    skips = any(n.endswith('experts') for n, _ in self.model.named_modules())   # nobody may ask one
+    return nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=skips)
+
+@patch
+def _average_next(self:SafeRun, on):
+    "Are the gradients of the next backward pass averaged over ranks? As `no_sync` sets it"
+    if self.ranks.many: self._called.require_backward_grad_sync = on
 
 @patch
 def _warm_up(self:SafeRun):
@@ -812,13 +830,29 @@ def _scale_grads(self:SafeRun, c):
         if p.grad is not None: p.grad.mul_(c.to(p.grad.dtype))
 
 @patch
+def _has_valid(self:SafeRun):
+    "Are there validation batches, here or on another rank?"
+    n = torch.tensor(len(self.valid or ()))
+    return bool(self.ranks.sum(n.to(self.ranks.device)) if self.ranks.many else n)
+
+@patch
 def _joined(self:SafeRun, score):
-    "Loss and bits per byte over all ranks, whether each has all batches or its part"
-    if not self.ranks.many: return dict(valid=score.loss, bpb=score.bpb)
-    sums = [score.loss*score.tokens, score.tokens, score.n_bytes]
-    nats, tokens, n_bytes = self.ranks.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+    """Loss and bits per byte over all ranks, whether each has all batches, its part or none
+
+    Where `score()` fails on one rank, all raise: none waits for it.
+    """
+    if not self.ranks.many: return dict(valid=(found := score()).loss, bpb=found.bpb)
+    sums, error = [0., 0, 0, 0], None
+    try:
+        if any((b['targets'] != -100).any() for b in self.valid or ()):
+            found = score()
+            sums = [found.loss*found.tokens, found.tokens, found.n_bytes, 0]
+    except Exception as e: sums, error = [0., 0, 0, 1], e
+    sums = torch.tensor(sums, dtype=torch.float64, device=self.ranks.device)
+    nats, tokens, n_bytes, failed = self.ranks.sum(sums).tolist()
+    if failed: raise error or RuntimeError('it failed on another rank')
     bpb = nats/math.log(2)/n_bytes if n_bytes else math.nan
-    return dict(valid=nats/tokens, bpb=bpb)
+    return dict(valid=nats/max(1, tokens), bpb=bpb)
 
 # %% ../nbs/11_checkpoints.ipynb #c1b50006
 @patch
@@ -869,8 +903,12 @@ def _begin_fit(self:SafeRun):
 @contextlib.contextmanager
 def _interruptible(self:SafeRun):
     "While fitting, a signal asks the trainer to stop after the step; a second one interrupts"
+    begun, patience = 0., 5 if self.ranks.many else 0             # torchrun sends Ctrl-C on, too
     def note(name):
-        if self.interrupted and not self._moving: raise KeyboardInterrupt
+        nonlocal begun
+        again = self.interrupted and time.monotonic() > begun + patience
+        if again and not self._moving: raise KeyboardInterrupt
+        if not self.interrupted: begun = time.monotonic()
         self.stop, self.interrupted = True, name
     self.stop, self.interrupted = False, None
     with catch_signals(note): yield
@@ -888,8 +926,10 @@ def _look_around(self:SafeRun):
         (self.dir/'STOP').unlink(missing_ok=True)
         self.stop, self.interrupted = True, 'the file STOP'
     if not self.ranks.many: return
-    flags = torch.tensor([self.stop, self.interrupted is not None, self._by_clock()])
-    stop, interrupted, save = self.ranks.sum(flags.int().to(self.device)).tolist()
+    seconds = 0. if self.ranks.rank else self.seconds             # its clock counts for all
+    flags = [self.stop, self.interrupted is not None, self._by_clock(), seconds]
+    flags = torch.tensor(flags, dtype=torch.float64, device=self.ranks.device)
+    stop, interrupted, save, self.seconds = self.ranks.sum(flags).tolist()
     self.stop, self.save_soon = bool(stop), bool(save)
     if interrupted: self.interrupted = self.interrupted or 'another rank'
 
@@ -979,7 +1019,8 @@ def _undo_step(self:SafeRun):
 
 @patch
 def _watch_loss(self:SafeRun, total):
-    if not self.read_late or self.on_nan == 'skip': self._finite(total.item(), 'loss')
+    if self.read_late and self.on_nan != 'skip': return
+    self._finite(self._over_ranks(total).item(), 'loss')          # all decide the same
 
 @patch
 def _watch_norm(self:SafeRun, norm):
@@ -1039,13 +1080,23 @@ def _snapshot(self:SafeRun):
 def _go_back(self:SafeRun):
     "Weights, optimizer and log of the last good state; the data stay where they are"
     self._unread = []
-    d, saved = self._memory, self.dir and checkpoints_in(self.dir)
-    if saved and int(saved[-1].name[5:]) >= d['trainer']['step']:
-        d = load_checkpoint(saved[-1], 'model', 'trainer')
+    d, saved = self._memory, self._newest_saved()
+    if saved >= d['trainer']['step']:
+        d = load_checkpoint(self.dir/f'step_{saved:06}', 'model', 'trainer')
     state = copy.deepcopy(d['trainer'])
     load_weights(self.model, d['model'])
     self.opt.load_state_dict(state['opt'])
     for k in 'step tokens flops log'.split(): setattr(self, k, state[k])
+
+@patch
+def _newest_saved(self:SafeRun):
+    "The step of this run's newest checkpoint, on all ranks the same; −1 where there is none"
+    try: self._writer.wait()                                      # it may be about to prune
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED, training goes on: {e}')
+    saved = checkpoints_in(self.dir) if self.dir else []
+    return int(self.ranks.first(_step(saved[-1]) if saved else -1))
 
 @patch
 def _keep_batch(self:SafeRun, what, value, step=None):
@@ -1056,7 +1107,8 @@ def _keep_batch(self:SafeRun, what, value, step=None):
              if p.grad is not None}
     report = dict(step=step, what=what, value=repr(value), grad_norms=norms,
                   text=self._text_of(drawn), batches=[dict(b) for b in drawn])
-    path = (self.dir or Path('.'))/f'bad_batch_{step:06}'
+    mine = f'_rank{self.ranks.rank}' if self.ranks.many else ''
+    path = (self.dir or Path('.'))/f'bad_batch_{step:06}{mine}'
     try:
         return f'the batch is kept in {save_checkpoint(path, batch=dict(self.batch), report=report)}'
     except (OSError, TypeError) as e:

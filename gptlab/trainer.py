@@ -153,6 +153,7 @@ def call(self:Trainer, event:str):
         if not getattr(cb, 'for_show', False):
             f(self)
             continue
+        if self.ranks.rank: continue                              # one shows it for all
         try: f(self)
         except Exception as e:
             self._failed.add(id(cb))
@@ -169,7 +170,8 @@ def gradients(self:Trainer) -> torch.Tensor:
     is not finite, unless such steps are skipped.
     """
     sums, weights = [], []
-    for _ in range(self.accumulate):
+    for i in range(self.accumulate):
+        self._average_next(i == self.accumulate - 1)
         asked = time.perf_counter()
         self.batch = self.get_batch()
         self._waited += time.perf_counter() - asked
@@ -299,6 +301,7 @@ def _middle(self:Trainer, spent, start):
     if not self.budget: return 0.
     unit, whole = self.budget
     seconds = self.seconds + time.perf_counter() - start
+    if unit == 'seconds': seconds = self.ranks.first(seconds)
     end = dict(steps=self.step+1, seconds=seconds).get(unit, self.spent)
     return min(1., (spent+end)/2/whole)
 
@@ -321,14 +324,14 @@ def _finish_fit(self:Trainer):
 @patch
 def evaluate(self:Trainer):
     "Score the validation batches into the last line of the log"
-    if not self.valid: return
+    if not self._has_valid(): return
     self.doing = 'scoring the validation batches'
     self.call('before_eval')
     with run_eagerly(self.model):
         tok = getattr(self.valid, 'tok', self.tok)
-        score = evaluate(self.model, self.valid, tok, verbose=False)
+        score = lambda: evaluate(self.model, self.valid, tok, verbose=False)
+        self.log[-1] |= self._joined(score)
     self.doing = ''
-    self.log[-1] |= self._joined(score)
     self.call('after_eval')
 
 # %% ../nbs/12_trainer.ipynb #d9c7db2b

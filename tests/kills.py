@@ -1,6 +1,9 @@
 """One harness for processes that are struck: start a victim, wait for its moment, send it a signal,
-see what it left behind."""
-import contextlib, os, signal, subprocess, sys, time
+see what it left behind.
+
+`python tests/kills.py 300` kills the runs of test_resume.py so many times, and tells what it saw.
+"""
+import collections, contextlib, os, random, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 
@@ -100,3 +103,32 @@ for _line in sys.stdin:
         "End the process that victims are forked from"
         self.process.stdin.close()
         self.process.wait(10)
+
+
+def many_kills(n, seed=0):
+    "Kill runs until n kills hit; each run is killed again and again, ended, and compared"
+    import test_resume as t
+    hit, runs, different, begun = collections.Counter(), 0, [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        forks = Forks(folder, t.SCRIPT)
+        whole, rng = t.Whole(forks), random.Random(seed)
+        while hit.total() < n:
+            case = t.KILLED[runs % len(t.KILLED)]
+            runs, run = runs + 1, forks.folder/f'{case}_{runs}'
+            for _ in range(rng.randrange(2, 7)):
+                aim = rng.choice(['start', 'step', 'save', 'prune'])
+                victim = t.struck(forks, rng, case, run, signal.SIGKILL, aim)
+                if victim.code != -signal.SIGKILL: break
+                left = t.at_work(run)
+                hit[f'in a {" and a ".join(sorted(left))}' if left else 'elsewhere'] += 1
+            bad = t.differences(forks, whole, case, run)
+            if bad: different.append((case, bad[:5]))
+            shutil.rmtree(run)
+            print(f'{hit.total()} kills ({dict(hit)}) in {runs} runs, {len(different)} differ',
+                  flush=True)
+        forks.close()
+    print(f'{time.monotonic() - begun:.0f} s', *different, sep='\n')
+    return not different
+
+
+if __name__ == '__main__': sys.exit(not many_kills(*map(int, sys.argv[1:])))
