@@ -639,6 +639,7 @@ def _begin_run(self:SafeRun):
     self._called = self._wrapped()                                # what the loss calls
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
+    self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
     self._memory, self._bad_in_row, self._bad_step = None, 0, -1
@@ -999,7 +1000,7 @@ def _begin_step(self:SafeRun):
     "From here on a failure can be undone: nothing is lost, no batch and no random number"
     self._reading().begin_step()
     self._before = self.tokens, self.flops, torch.get_rng_state()
-    self.skip, self._waited, self._open = False, 0., True
+    self.skip, self._waited, self._open, self._flops_of = False, 0., True, {}
     self.recent.append((self.step, self._reader._drawn))
 
 @patch

@@ -229,7 +229,10 @@ def _count(self:Trainer, shape):
     "Count the tokens of a batch (B,T) on all ranks, and the operations where they are known"
     n = math.prod(shape)*self.ranks.world_size
     self.tokens += n
-    if hasattr(self.model, 'flops_per_token'): self.flops += n*self.model.flops_per_token(shape[1])
+    if not hasattr(self.model, 'flops_per_token'): return
+    T, known = shape[1], self._flops_of                           # it walks the model: once a step
+    if T not in known: known[T] = self.model.flops_per_token(T)
+    self.flops += n*known[T]
 
 # %% ../nbs/12_trainer.ipynb #fbd84c8e
 @patch

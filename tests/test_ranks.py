@@ -42,6 +42,15 @@ class Steps:
         print('step', trainer.step, flush=True)
         time.sleep(self.pause)
 
+class Averaged:
+    "Notes for each micro-batch whether its gradients are averaged over the ranks"
+    def __init__(self): self.seen = []
+    def after_loss(self, trainer):
+        if trainer.ranks.many: self.seen.append(trainer._called.require_backward_grad_sync)
+    def after_fit(self, trainer):
+        expected = [i == trainer.accumulate - 1 for i in range(trainer.accumulate)]*6
+        assert not trainer.ranks.many or self.seen == expected, self.seen
+
 class Spike:
     "A loss that is large on one rank, at one call"
     def __init__(self, rank, at): self.rank, self.at, self.calls = rank, at, 0
@@ -74,7 +83,8 @@ def valid_rows(rank, world_size, kind):
 
 def model_and_opt(opt, **kw):
     set_seed(7)
-    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, **kw))
+    cfg = GPTConfig(vocab_size=257, context_length=16, n_layers=2, n_heads=2, d_model=16, **kw)
+    model = GPT(cfg)
     groups = [muon(precision='float32', at=hidden)] if opt == 'muon' else []
     return model, Opt(model, *groups, adamw(lr=3e-3))
 
@@ -84,7 +94,7 @@ def equal(ranks, accumulate, opt, unequal, kind, folder):
     data = rows(unequal=bool(unequal))[ranks.rank::ranks.world_size]
     return Trainer(model, opt, data, valid_rows(ranks.rank, ranks.world_size, kind), eval_every=3,
                    accumulate=int(accumulate), schedule=linear(), device='cpu', dir=folder,
-                   callbacks=[Lines()]).fit(6)
+                   callbacks=[Lines(), Averaged()]).fit(6)
 
 def streamed(ranks, folder, pause, settings):
     "A stream of its own for each rank, dropout, and steps that can be struck"
@@ -103,12 +113,13 @@ def mixed(ranks, folder):
     model, opt = model_and_opt('adamw', mlp=partial(MoE, n_experts=8, k=1))
     data = rows()[ranks.rank::ranks.world_size]
     data = [{k: v[:1, :2] for k, v in b.items()} for b in data]
-    return Trainer(model, opt, data, device='cpu', callbacks=[], accumulate=2//ranks.world_size).fit(6)
+    return Trainer(model, opt, data, device='cpu', callbacks=[],
+                   accumulate=2//ranks.world_size).fit(6)
 
 def go(case, result, rank, world_size, port, *args):
     if int(world_size) > 1:
-        os.environ.update(RANK=rank, WORLD_SIZE=world_size, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-        os.environ.update(GLOO_SOCKET_IFNAME='lo')
+        os.environ.update(RANK=rank, WORLD_SIZE=world_size, MASTER_PORT=port,
+                          MASTER_ADDR='127.0.0.1', GLOO_SOCKET_IFNAME='lo')
     ranks = join_ranks()
     run = globals()[case](ranks, *args)
     torch.save(dict(weights=run.model.state_dict(), log=run.log, step=run.step), result + rank)
@@ -130,7 +141,8 @@ class Group:
         self.n += 1
         self.result = self.folder/f'result_{self.n}_'
         common = world_size, free_port(), *args
-        return self.forks.start_all([(case, self.result, rank, *common) for rank in range(world_size)])
+        calls = [(case, self.result, rank, *common) for rank in range(world_size)]
+        return self.forks.start_all(calls)
 
     def end(self, victims):
         "What each rank has at its end"
@@ -277,8 +289,8 @@ if __name__ == '__main__':
                 struck.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
     set_seed(3)
-    train, valid = batches(['Once upon a time. ', 'There was a cat. ']*200, ByteTokenizer(), B=2, T=16,
-                           seed=ranks.rank, valid_rows=4)
+    docs = ['Once upon a time. ', 'There was a cat. ']*200
+    train, valid = batches(docs, ByteTokenizer(), B=2, T=16, seed=ranks.rank, valid_rows=4)
     model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=16))
     run = Trainer(model, Opt(model, adamw()), train, valid, dir='run', save_every=2,
                   callbacks=[Strike()], device='cpu')

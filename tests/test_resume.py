@@ -78,8 +78,8 @@ CASES = dict(
                 dict(accumulate=2), STEPS, []),
     growing  = (lambda: ahead(*batches(TEXT, **DATA)), dict(save_every=1), STEPS,
                 [lambda: Grow({6: (6, 32), 12: (4, 48), 18: (7, 40)})]),
-    saves    = (lambda: batches(TEXT, **DATA), dict(save_every=1, keep=dict(keep=1, best=1, every=6)),
-                STEPS, [Average]),
+    saves    = (lambda: batches(TEXT, **DATA),
+                dict(save_every=1, keep=dict(keep=1, best=1, every=6)), STEPS, [Average]),
     half     = (lambda: fast_batches(TEXT, **AHEAD),
                 dict(save_every=1, dtype='float16', schedule=wsd(warmup=.2)), STEPS, [Average]),
     )
