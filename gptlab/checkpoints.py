@@ -628,6 +628,7 @@ class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
     EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
               'before_eval', 'after_eval', 'after_fit')
+    find_unused = False # on several ranks: may a step leave some parameters without a gradient?
 
 @patch
 def _begin_run(self:SafeRun):
@@ -785,8 +786,8 @@ def _make_scaler(self:SafeRun):
 def _wrapped(self:SafeRun):
     "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
     if not self.ranks.many: return self.model
-    skips = any(n.endswith('experts') for n, _ in self.model.named_modules())   # nobody may ask one
-    return nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=skips)
+    wrap = nn.parallel.DistributedDataParallel
+    return wrap(self.model, find_unused_parameters=self.find_unused)
 
 @patch
 def _average_next(self:SafeRun, on):

@@ -116,6 +116,25 @@ def mixed(ranks, folder):
     return Trainer(model, opt, data, device='cpu', callbacks=[],
                    accumulate=2//ranks.world_size).fit(6)
 
+class Halves(torch.nn.Module):
+    "A model of which each call uses one half"
+    def __init__(self):
+        super().__init__()
+        self.parts, self.calls = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in 'ab']), 0
+    def forward(self, x):
+        self.calls += 1
+        return self.parts[self.calls % 2](x)
+
+def halved(ranks, accumulate, find):
+    "The same batches on every rank, so that it should equal one process alone"
+    set_seed(0)
+    model, mine = Halves(), type('Mine', (Trainer,), dict(find_unused=bool(find)))
+    loss = lambda model, batch: (model(batch['x']).square().sum(), 2)
+    opt = torch.optim.SGD(model.parameters(), lr=.1)
+    data = [dict(x=torch.full((2, 2), float(i))) for i in range(1, 6)]
+    return mine(model, opt, data, loss=loss, accumulate=int(accumulate), device='cpu',
+                callbacks=[]).fit(5)
+
 def go(case, result, rank, world_size, port, *args):
     if int(world_size) > 1:
         os.environ.update(RANK=rank, WORLD_SIZE=world_size, MASTER_PORT=port,
@@ -245,6 +264,19 @@ def test_a_budget_in_seconds_ends_after_the_same_step(group, tmp_path):
     ends = group(2, 'trained', tmp_path/'run', 0, "dict()", "dict(seconds=.5)")
     assert ends[0]['step'] == ends[1]['step'] > 2
     assert not same(ends[0]['weights'], ends[1]['weights'])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_parameters_that_a_step_leaves_out(group, accumulate):
+    "They must be allowed; without, the error says what it is about"
+    one, = group(1, 'halved', accumulate, '')
+    two = group(2, 'halved', accumulate, 'find')
+    assert farthest(one, two[0]) < 1e-5 and not same(two[0]['weights'], two[1]['weights'])
+    if accumulate > 1: return
+    victims = group.start(2, 'halved', accumulate, '')
+    assert [v.end() for v in victims] == [1, 1]
+    assert 'parameters that were not used in producing loss' in victims[0].said()
 
 
 def test_experts_that_nobody_asked(group, tmp_path):
