@@ -905,12 +905,8 @@ def _begin_fit(self:SafeRun):
 @contextlib.contextmanager
 def _interruptible(self:SafeRun):
     "While fitting, a signal asks the trainer to stop after the step; a second one interrupts"
-    begun, patience = 0., 5 if self.ranks.many else 0             # torchrun sends Ctrl-C on, too
     def note(name):
-        nonlocal begun
-        again = self.interrupted and time.monotonic() > begun + patience
-        if again and not self._moving: raise KeyboardInterrupt
-        if not self.interrupted: begun = time.monotonic()
+        if self.interrupted and not self._moving: raise KeyboardInterrupt
         self.stop, self.interrupted = True, name
     self.stop, self.interrupted = False, None
     with catch_signals(note): yield
