@@ -158,8 +158,10 @@ def _write_checkpoint(path, flat):
 def _sweep(path):
     "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
     for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
-        ours = all(q.suffix in ('.json', '.safetensors') for q in p.glob('*'))
+        ours = all(_OURS.fullmatch(q.name) for q in p.glob('*'))
         if _SCRATCH.fullmatch(p.name) and ours: shutil.rmtree(p, ignore_errors=True)
+
+_OURS = re.compile(r'.+\.(json|safetensors)|\.tmp\w+')           # safetensors writes to .tmp…
 
 def _check_place(path):
     "Raises FileExistsError where there is something else than a checkpoint"
@@ -399,7 +401,8 @@ def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
     for p in folder.glob('.step_*'):
         m = _SCRATCH.fullmatch(p.name)
-        if m and _STEP.fullmatch(m[1]) and not m[2]: _sweep(folder/m[1])
+        if not m or not _STEP.fullmatch(m[1]): continue
+        if not m[2] or (folder/m[1]/'manifest.json').is_file(): _sweep(folder/m[1])
 
 def _best(found):
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None}
@@ -433,6 +436,8 @@ def run_lock(folder:str|Path # a run's folder, which exists
     except NotImplementedError:                                   # a file system without locks
         print(f'{folder} cannot be locked: see that no other program trains in it')
     try:
+        for p in folder.glob(f'.{owner.name}.*'):                 # of one killed as it wrote
+            if _SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
         me = dict(pid=os.getpid(), host=socket.gethostname())
         with contextlib.suppress(OSError): atomic_write(owner, json.dumps(me))
         yield
@@ -593,13 +598,21 @@ class Ranks:
         dist = torch.distributed
         self.many = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = 0, 1
-        if self.many: self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        if not self.many: return
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'   # where they exchange
 
     def sum(self, t:torch.Tensor # of any shape
             ) -> torch.Tensor:
         "The sum of a tensor (…), of any shape, over all ranks, in place"
         if self.many: torch.distributed.all_reduce(t)
         return t
+
+    def first(self, x:float) -> float:
+        "Rank 0's number, on every rank"
+        if not self.many: return x
+        mine = torch.tensor(0. if self.rank else x, dtype=torch.float64, device=self.device)
+        return self.sum(mine).item()
 
     def gather(self, tree:object) -> list:
         "A tree of each rank, on every rank"
@@ -612,12 +625,11 @@ class Ranks:
 
     def _gather_bytes(self, t):
         "Byte tensors (n,) of each rank; they are filled up to the longest"
-        device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
-        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         sizes[self.rank] = len(t)
         sizes = self.sum(sizes).tolist()
-        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
-        mine[:len(t)] = t.to(device)
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        mine[:len(t)] = t.to(self.device)
         every = [torch.empty_like(mine) for _ in sizes]
         torch.distributed.all_gather(every, mine)
         return [e[:n].cpu() for e, n in zip(every, sizes)]
@@ -633,6 +645,7 @@ class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
     EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
               'before_eval', 'after_eval', 'after_fit')
+    find_unused = False # on several ranks: may a step leave some parameters without a gradient?
 
 @patch
 def _begin_run(self:SafeRun):
@@ -644,6 +657,7 @@ def _begin_run(self:SafeRun):
     self._called = self._wrapped()                                # what the loss calls
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
+    self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
     self._memory, self._bad_in_row, self._bad_step = None, 0, -1
@@ -794,7 +808,13 @@ def _make_scaler(self:SafeRun):
 def _wrapped(self:SafeRun):
     "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
     if not self.ranks.many: return self.model
-    return nn.parallel.DistributedDataParallel(self.model)
+    wrap = nn.parallel.DistributedDataParallel
+    return wrap(self.model, find_unused_parameters=self.find_unused)
+
+@patch
+def _average_next(self:SafeRun, on):
+    "Are the gradients of the next backward pass averaged over ranks? As `no_sync` sets it"
+    if self.ranks.many: self._called.require_backward_grad_sync = on
 
 @patch
 def _warm_up(self:SafeRun):
@@ -834,13 +854,29 @@ def _scale_grads(self:SafeRun, c):
         if p.grad is not None: p.grad.mul_(c.to(p.grad.dtype))
 
 @patch
+def _has_valid(self:SafeRun):
+    "Are there validation batches, here or on another rank?"
+    n = torch.tensor(len(self.valid or ()))
+    return bool(self.ranks.sum(n.to(self.ranks.device)) if self.ranks.many else n)
+
+@patch
 def _joined(self:SafeRun, score):
-    "Loss and bits per byte over all ranks, whether each has all batches or its part"
-    if not self.ranks.many: return dict(valid=score.loss, bpb=score.bpb)
-    sums = [score.loss*score.tokens, score.tokens, score.n_bytes]
-    nats, tokens, n_bytes = self.ranks.sum(torch.tensor(sums, dtype=torch.float64)).tolist()
+    """Loss and bits per byte over all ranks, whether each has all batches, its part or none
+
+    Where `score()` fails on one rank, all raise: none waits for it.
+    """
+    if not self.ranks.many: return dict(valid=(found := score()).loss, bpb=found.bpb)
+    sums, error = [0., 0, 0, 0], None
+    try:
+        if any((b['targets'] != -100).any() for b in self.valid or ()):
+            found = score()
+            sums = [found.loss*found.tokens, found.tokens, found.n_bytes, 0]
+    except Exception as e: sums, error = [0., 0, 0, 1], e
+    sums = torch.tensor(sums, dtype=torch.float64, device=self.ranks.device)
+    nats, tokens, n_bytes, failed = self.ranks.sum(sums).tolist()
+    if failed: raise error or RuntimeError('it failed on another rank')
     bpb = nats/math.log(2)/n_bytes if n_bytes else math.nan
-    return dict(valid=nats/tokens, bpb=bpb)
+    return dict(valid=nats/max(1, tokens), bpb=bpb)
 
 # %% ../nbs/11_checkpoints.ipynb #c1b50006
 @patch
@@ -912,17 +948,12 @@ def _look_around(self:SafeRun):
         (self.dir/'STOP').unlink(missing_ok=True)
         self.stop, self.interrupted = True, 'the file STOP'
     if not self.ranks.many: return
-    flags = torch.tensor([self.stop, self.interrupted is not None, self._by_clock()])
-    stop, interrupted, save = self.ranks.sum(flags.int().to(self.device)).tolist()
+    seconds = 0. if self.ranks.rank else self.seconds             # its clock counts for all
+    flags = [self.stop, self.interrupted is not None, self._by_clock(), seconds]
+    flags = torch.tensor(flags, dtype=torch.float64, device=self.ranks.device)
+    stop, interrupted, save, self.seconds = self.ranks.sum(flags).tolist()
     self.stop, self.save_soon = bool(stop), bool(save)
     if interrupted: self.interrupted = self.interrupted or 'another rank'
-
-@patch
-def _agreed(self:SafeRun, seconds):
-    "By the clock of rank 0: ranks with clocks of their own would end after different steps"
-    if not self.ranks.many: return seconds
-    own = seconds if self.ranks.rank == 0 else 0.
-    return self.ranks.sum(torch.tensor(own, dtype=self._wide, device=self.device)).item()
 
 @patch
 def _by_clock(self:SafeRun):
@@ -990,7 +1021,7 @@ def _begin_step(self:SafeRun):
     "From here on a failure can be undone: nothing is lost, no batch and no random number"
     self._reading().begin_step()
     self._before = self.tokens, self.flops, torch.get_rng_state()
-    self.skip, self._waited, self._open = False, 0., True
+    self.skip, self._waited, self._open, self._flops_of = False, 0., True, {}
     self.recent.append((self.step, self._reader._drawn))
 
 @patch
@@ -1010,7 +1041,8 @@ def _undo_step(self:SafeRun):
 
 @patch
 def _watch_loss(self:SafeRun, total):
-    if not self.read_late or self.on_nan == 'skip': self._finite(total.item(), 'loss')
+    if self.read_late and self.on_nan != 'skip': return
+    self._finite(self._over_ranks(total).item(), 'loss')          # all decide the same
 
 @patch
 def _watch_norm(self:SafeRun, norm):
@@ -1070,16 +1102,25 @@ def _snapshot(self:SafeRun):
 def _go_back(self:SafeRun):
     "Weights, optimizer, log and callbacks of the last good state; the data stay where they are"
     self._unread = []
-    with contextlib.suppress(Exception): self._writer.wait()      # one may be on its way
-    d, saved = self._memory, self.dir and checkpoints_in(self.dir)
-    if saved and _step(saved[-1]) >= d['trainer']['step']:
-        d = load_checkpoint(saved[-1], 'model', 'trainer')
+    d, saved = self._memory, self._newest_saved()
+    if saved >= d['trainer']['step']:
+        d = load_checkpoint(self.dir/f'step_{saved:06}', 'model', 'trainer')
     state = copy.deepcopy(d['trainer'])
     load_weights(self.model, d['model'])
     self.opt.load_state_dict(state['opt'])
     for k in 'step tokens flops log'.split(): setattr(self, k, state[k])
     for cb, s in zip(self.callbacks, state['callbacks']):         # averages, counts: as they were
         if s is not None and 'load_state_dict' in dir(cb): cb.load_state_dict(s)
+
+@patch
+def _newest_saved(self:SafeRun):
+    "The step of this run's newest checkpoint, on all ranks the same; −1 where there is none"
+    try: self._writer.wait()                                      # it may be about to prune
+    except Exception as e:
+        self._unsaved = e
+        self._say(f'NOT SAVED, training goes on: {e}')
+    saved = checkpoints_in(self.dir) if self.dir else []
+    return int(self.ranks.first(_step(saved[-1]) if saved else -1))
 
 @patch
 def _keep_batch(self:SafeRun, what, value, step=None):
@@ -1090,7 +1131,8 @@ def _keep_batch(self:SafeRun, what, value, step=None):
              if p.grad is not None}
     report = dict(step=step, what=what, value=repr(value), grad_norms=norms,
                   text=self._text_of(drawn), batches=[dict(b) for b in drawn])
-    path = (self.dir or Path('.'))/f'bad_batch_{step:06}'
+    mine = f'_rank{self.ranks.rank}' if self.ranks.many else ''
+    path = (self.dir or Path('.'))/f'bad_batch_{step:06}{mine}'
     try:
         save_checkpoint(path, batch=dict(self.batch), report=report)
         return f'the batch is kept in {path}'

@@ -124,7 +124,7 @@ class Trainer(SafeRun):
         apply_schedule(self.opt, self.schedule, self._middle(spent, start), last)
         norm = self.update()
         self.step += 1
-        took = self._agreed(time.perf_counter() - start)
+        took = time.perf_counter() - start
         self.seconds += took
         self._add_line(loss, norm, self.tokens - tokens, took)
         self.call('after_step')
@@ -154,6 +154,7 @@ def call(self:Trainer, event:str):
         if not getattr(cb, 'for_show', False):
             f(self)
             continue
+        if self.ranks.rank: continue                              # one shows it for all
         try: f(self)
         except Exception as e:
             self._failed.add(id(cb))
@@ -170,7 +171,8 @@ def gradients(self:Trainer) -> torch.Tensor:
     is not finite, unless such steps are skipped.
     """
     sums, weights = [], []
-    for _ in range(self.accumulate):
+    for i in range(self.accumulate):
+        self._average_next(i == self.accumulate - 1)
         asked = time.perf_counter()
         self.batch = self.get_batch()
         self._waited += time.perf_counter() - asked
@@ -228,7 +230,10 @@ def _count(self:Trainer, shape):
     "Count the tokens of a batch (B,T) on all ranks, and the operations where they are known"
     n = math.prod(shape)*self.ranks.world_size
     self.tokens += n
-    if hasattr(self.model, 'flops_per_token'): self.flops += n*self.model.flops_per_token(shape[1])
+    if not hasattr(self.model, 'flops_per_token'): return
+    T, known = shape[1], self._flops_of                           # it walks the model: once a step
+    if T not in known: known[T] = self.model.flops_per_token(T)
+    self.flops += n*known[T]
 
 # %% ../nbs/12_trainer.ipynb #fbd84c8e
 @patch
@@ -299,7 +304,8 @@ def _middle(self:Trainer, spent, start):
     """
     if not self.budget: return 0.
     unit, whole = self.budget
-    seconds = self.seconds + self._agreed(time.perf_counter() - start)
+    seconds = self.seconds + time.perf_counter() - start
+    if unit == 'seconds': seconds = self.ranks.first(seconds)
     end = dict(steps=self.step+1, seconds=seconds).get(unit, self.spent)
     return min(1., (spent+end)/2/whole)
 
@@ -322,15 +328,15 @@ def _finish_fit(self:Trainer):
 @patch
 def evaluate(self:Trainer):
     "Score the validation batches into the last line of the log"
-    if not self.valid: return
+    if not self._has_valid(): return
     self.doing = 'scoring the validation batches'
     self.call('before_eval')
     try:
         with run_eagerly(self.model):
             tok = getattr(self.valid, 'tok', self.tok)
-            score = evaluate(self.model, self.valid, tok, verbose=False)
+            score = lambda: evaluate(self.model, self.valid, tok, verbose=False)
+            self.log[-1] |= self._joined(score)
     finally: self.doing = ''
-    self.log[-1] |= self._joined(score)
     self.call('after_eval')
 
 # %% ../nbs/12_trainer.ipynb #d9c7db2b

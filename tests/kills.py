@@ -1,6 +1,9 @@
 """One harness for processes that are struck: start a victim, wait for its moment, send it a signal,
-see what it left behind."""
-import contextlib, os, signal, subprocess, sys, time
+see what it left behind.
+
+`python tests/kills.py 300` kills the runs of test_resume.py so many times, and tells what it saw.
+"""
+import collections, contextlib, os, random, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 
@@ -66,19 +69,21 @@ class Forks:
     """
     LOOP = '''
 import os, sys, traceback
+
+def _fork(_said, *_args):
+    if (_pid := os.fork()): return _pid
+    _fd = os.open(_said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(_fd, 1)
+    os.dup2(_fd, 2)
+    _code = 1
+    try: go(*_args); _code = 0
+    except SystemExit as _e: _code = _e.code
+    except BaseException: traceback.print_exc()
+    sys.stdout.flush(); sys.stderr.flush(); os._exit(_code)
 for _line in sys.stdin:
-    _said, *_args = _line.rstrip('\\n').split('|')
-    if not (_pid := os.fork()):
-        _fd = os.open(_said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(_fd, 1)
-        os.dup2(_fd, 2)
-        _code = 1
-        try: go(*_args); _code = 0
-        except SystemExit as _e: _code = _e.code
-        except BaseException: traceback.print_exc()
-        sys.stdout.flush(); sys.stderr.flush(); os._exit(_code)
-    print(_pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(_pid, 0)[1]), flush=True)
+    _pids = [_fork(*_one.split('|')) for _one in _line.rstrip('\\n').split('\\t')]
+    print(*_pids, flush=True)
+    for _pid in _pids: print(os.waitstatus_to_exitcode(os.waitpid(_pid, 0)[1]), flush=True)
 '''
 
     def __init__(self, folder, script):
@@ -89,14 +94,49 @@ for _line in sys.stdin:
 
     def start(self, *args):
         "A victim that runs go(*args); one at a time, so wait for its end before the next"
-        self.n += 1
-        said = self.folder/f'said_{self.n}.txt'
-        self.process.stdin.write('|'.join(map(str, (said, *args))) + '\n')
+        return self.start_all([args])[0]
+
+    def start_all(self, calls):
+        "Victims that run at once, one for each list of arguments; wait for them in this order"
+        said = [self.folder/f'said_{self.n + i}.txt' for i in range(len(calls))]
+        self.n += len(calls)
+        lines = ['|'.join(map(str, (where, *args))) for where, args in zip(said, calls)]
+        self.process.stdin.write('\t'.join(lines) + '\n')
         self.process.stdin.flush()
-        return Victim(int(self.process.stdout.readline()), said,
-                      lambda: int(self.process.stdout.readline()))
+        pids = map(int, self.process.stdout.readline().split())
+        code = lambda: int(self.process.stdout.readline())
+        return [Victim(pid, where, code) for pid, where in zip(pids, said)]
 
     def close(self):
         "End the process that victims are forked from"
-        self.process.stdin.close()
-        self.process.wait(10)
+        self.process.kill()
+        self.process.communicate()
+
+
+def many_kills(n, seed=0):
+    "Kill runs until n kills hit; each run is killed again and again, ended, and compared"
+    import test_resume as t
+    hit, runs, different, begun = collections.Counter(), 0, [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        forks = Forks(folder, t.SCRIPT)
+        whole, rng = t.Whole(forks), random.Random(seed)
+        while hit.total() < n:
+            case = t.KILLED[runs % len(t.KILLED)]
+            runs, run = runs + 1, forks.folder/f'{case}_{runs}'
+            for _ in range(rng.randrange(2, 7)):
+                aim = rng.choice(['start', 'step', 'save', 'prune'])
+                victim = t.struck(forks, rng, case, run, signal.SIGKILL, aim)
+                if victim.code != -signal.SIGKILL: break
+                left = t.at_work(run)
+                hit[f'in a {" and a ".join(sorted(left))}' if left else 'elsewhere'] += 1
+            bad = t.differences(forks, whole, case, run)
+            if bad: different.append((case, bad[:5]))
+            shutil.rmtree(run)
+            print(f'{hit.total()} kills ({dict(hit)}) in {runs} runs, {len(different)} differ',
+                  flush=True)
+        forks.close()
+    print(f'{time.monotonic() - begun:.0f} s', *different, sep='\n')
+    return not different
+
+
+if __name__ == '__main__': sys.exit(not many_kills(*map(int, sys.argv[1:])))

@@ -5,7 +5,7 @@ Real processes and real signals. A victim prints its steps; the test kills it at
 and a new process goes on. What is compared is the last checkpoint: all weights, the optimizer's
 memory, the dice, the place in the data, and every line of the log but its clock.
 """
-import os, random, shutil, signal, subprocess, sys, time
+import os, random, re, shutil, signal, subprocess, sys, time
 
 import pytest
 import torch
@@ -27,24 +27,23 @@ posix = pytest.mark.skipif(os.name == 'nt',
 
 SCRIPT = '''
 import os, sys, time, traceback
+from functools import partial
 import torch._dynamo             # torch's optimizers load it; here, once for all
 from gptlab.checkpoints import checkpoints_in
 from gptlab.core import set_seed
 from gptlab.data import make_stories
 from gptlab.generation import generate_text, sample_from
+from gptlab.loader import fast_batches, Grow, Prefetch
 from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import Opt, adamw, hidden, muon
-from gptlab.packing import batches
-from gptlab.schedules import linear
+from gptlab.packing import batches, best_fit
+from gptlab.schedules import linear, wsd
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 
-# budget, settings of the trainer, batches with documents kept apart?, samples on the way?
-CASES = dict(
-    steps    = (dict(steps=24), dict(), False, True),
-    tokens   = (dict(tokens=24*2*4*32), dict(accumulate=2), False, False),
-    flops    = (dict(flops=24*4*32), dict(), True, False),       # times operations per token, below
-    notices  = (dict(steps=24), dict(accumulate=2), True, True))
+TEXT, STEPS = make_stories(60), dict(steps=24)
+DATA = dict(tok=ByteTokenizer(), B=4, T=32, valid_rows=4)
+AHEAD = DATA | dict(size=8, depth=3)             # blocks of few documents: several in a run
 
 class Steps:
     "Tells whoever listens which step is done, and leaves time to strike"
@@ -56,27 +55,58 @@ class Samples:
     def after_step(self, trainer): ''.join(generate_text(trainer.model, trainer.tok, 'Once', 3))
     def after_eval(self, trainer): sample_from(trainer, 'Once', 5)
 
+class Average:
+    "A moving average of the weights"
+    kept = None
+    def after_step(self, trainer):
+        now = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        before, self.kept = self.kept or now, now
+        for n in now: now[n].lerp_(before[n], .9)
+    def state_dict(self): return self.kept
+    def load_state_dict(self, state): self.kept = state
+
+def ahead(train, valid): return Prefetch(train, 3), valid
+
+# data, settings of the trainer, budget, callbacks
+CASES = dict(
+    steps    = (lambda: batches(TEXT, **DATA), dict(), STEPS, [Samples]),
+    tokens   = (lambda: batches(TEXT, **DATA), dict(accumulate=2), dict(tokens=24*2*4*32), []),
+    flops    = (lambda: batches(TEXT, **DATA, docs=True), dict(), dict(flops=24*4*32), []),
+    notices  = (lambda: batches(TEXT, **DATA, docs=True), dict(accumulate=2), STEPS, [Samples]),
+    workers  = (lambda: fast_batches(TEXT, workers=1, **AHEAD), dict(), STEPS, []),
+    packed   = (lambda: fast_batches(TEXT, pack=partial(best_fit, buffer=4), **AHEAD, docs=True),
+                dict(accumulate=2), STEPS, []),
+    growing  = (lambda: ahead(*batches(TEXT, **DATA)), dict(save_every=1), STEPS,
+                [lambda: Grow({6: (6, 32), 12: (4, 48), 18: (7, 40)})]),
+    saves    = (lambda: batches(TEXT, **DATA),
+                dict(save_every=1, keep=dict(keep=1, best=1, every=6)), STEPS, [Average]),
+    half     = (lambda: fast_batches(TEXT, **AHEAD),
+                dict(save_every=1, dtype='float16', schedule=wsd(warmup=.2)), STEPS, [Average]),
+    )
+
 def make(case, folder, pause):
-    budget, kw, docs, samples = CASES[case]
+    data, kw, budget, callbacks = CASES[case]
     set_seed(7)
-    train, valid = batches(make_stories(60), ByteTokenizer(), B=4, T=32, docs=docs, valid_rows=4)
+    train, valid = data()
     model = GPT(GPTConfig(vocab_size=257, context_length=48, n_layers=2, n_heads=2, d_model=32,
                           dropout=.1))
     if 'flops' in budget: budget = dict(flops=budget['flops']*model.flops_per_token(32))
     opt = Opt(model, muon(at=hidden, wd=.1), adamw(lr=3e-3, wd=.01))
-    return budget, Trainer(model, opt, train, valid, schedule=linear(),
-                           callbacks=[Steps(pause)] + [Samples()]*samples, dir=folder,
-                           save_every=2, eval_every=5, device='cpu', **kw)
+    kw = dict(schedule=linear(), save_every=2, eval_every=5, device='cpu') | kw
+    return budget, Trainer(model, opt, train, valid, dir=folder,
+                           callbacks=[Steps(pause), *(c() for c in callbacks)], **kw)
 
 def go(pause, case, folder):
     budget, run = make(case, folder, float(pause))
     if checkpoints_in(folder): run.resume().fit()
     else: run.fit(**budget)
+    if hasattr(run.train, 'close'): run.train.close()
 '''
 
 
-STRUCK = dict(steps='steps', tokens='tokens', flops='flops', sigint='notices', sigterm='notices')
-SIGNAL = dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM)
+NOTICES = dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM)
+KILLED = 'workers packed growing saves half steps tokens flops'.split()
+STRUCK = ['sigint', *KILLED, 'sigterm']
 
 
 @pytest.fixture(scope='module')
@@ -87,26 +117,52 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def whole(runs):
+def whole(runs): return Whole(runs)
+
+
+class Whole:
     "The last checkpoint of each case's run that nobody touched, made once"
-    made = {}
-    def of(case):
-        if case not in made:
-            folder = runs.folder/f'whole_{case}'
-            victim = runs.start(0, case, folder)
+    def __init__(self, runs): self.runs, self.made = runs, {}
+
+    def __call__(self, case):
+        if case not in self.made:
+            folder = self.runs.folder/f'whole_{case}'
+            victim = self.runs.start(0, case, folder)
             assert victim.end() == 0, victim.said()
-            made[case] = state(folder)
-        return made[case]
-    return of
+            assert not litter(folder)
+            self.made[case] = state(folder)
+        return self.made[case]
 
 
-def struck(runs, rng, case, folder, how):
-    "Run a case, or go on with it, and strike it at a random step and a random part of the next"
-    victim, at = runs.start(.02, case, folder), rng.randrange(3, 11)
-    victim.until(lambda: victim.said().count('step ') >= at or not alive(victim.pid))
-    time.sleep(rng.random()*.05)
+def struck(runs, rng, case, folder, how, aim='step'):
+    """Run a case, or go on with it, and strike it: as it starts, at a random part of a random step,
+    or while a checkpoint is written or removed"""
+    victim, at = runs.start(.02 if aim == 'step' else 0, case, folder), rng.randrange(3, 11)
+    ended = lambda: not alive(victim.pid)
+    if aim == 'start': at = 0
+    victim.until(lambda: victim.said().count('step ') >= at or ended())
+    if aim in ('save', 'prune'):
+        victim.until(lambda: aim in at_work(folder) or ended(), pause=0)
+        time.sleep(rng.random()*.002)
+    else: time.sleep(rng.random()*dict(start=.2, step=.05)[aim])
     victim.strike(how)
     return victim
+
+
+SCRATCH = re.compile(r'\.step_(\d+)\.[0-9a-f]{8}(\.old)?')
+
+def at_work(folder):
+    "What goes on in a run's folder: is a checkpoint being written (save), or removed (prune)?"
+    names = os.listdir(folder) if folder.exists() else []
+    done = [int(n[5:]) for n in names if n.startswith('step_')]
+    scratch = [m for m in map(SCRATCH.fullmatch, names) if m]
+    return {'save' if int(m[1]) >= max(done, default=0) and not m[2] else 'prune' for m in scratch}
+
+
+def litter(folder):
+    "What lies in the folder of a run that has ended beside its checkpoints and its lock"
+    names = (p.name for p in folder.iterdir())
+    return [n for n in names if n != '.lock' and not re.fullmatch(r'step_\d{6}', n)]
 
 
 def alive(pid):
@@ -136,29 +192,35 @@ def state(folder):
     return d
 
 
+def differences(runs, whole, case, folder):
+    "Go on with a run to its end: where does what it leaves differ from the run nobody touched?"
+    last = runs.start(0, case, folder)
+    if last.end(): return [last.said()]
+    found = state(folder)
+    steps = [line['step'] for line in found['trainer']['log']]
+    assert found['trainer']['opt']['state'] and found['model']       # there is something to compare
+    bad = [] if steps == [*range(1, 25)] else [f'the log has steps {steps}']
+    return bad + litter(folder) + same(whole(case), found)
+
+
 @posix
-@pytest.mark.repeat(quick=1, exhaustive=12)
-@pytest.mark.parametrize('name', STRUCK)
-def test_struck_and_taken_up_it_ends_the_same(runs, whole, name, seed):
-    rng, case, folder = random.Random(f'{name} {seed}'), STRUCK[name], runs.folder/f'{name}_{seed}'
-    how = SIGNAL.get(name, signal.SIGKILL)
-    first = struck(runs, rng, case, folder, how)
+@pytest.mark.repeat(quick=6, exhaustive=40)
+def test_struck_and_taken_up_it_ends_the_same(runs, whole, seed):
+    name, rng = STRUCK[seed % len(STRUCK)], random.Random(seed)
+    folder, how = runs.folder/f'{name}_{seed}', NOTICES.get(name, signal.SIGKILL)
+    case = 'notices' if name in NOTICES else name
+    aim = 'step' if name in NOTICES else rng.choice(['step', 'save', 'prune'])
+    first = struck(runs, rng, case, folder, how, aim)
     said = first.said()
     # on the way, not at the end
-    if how == signal.SIGKILL: assert first.code == -signal.SIGKILL and 'step 24\n' not in said
+    if how == signal.SIGKILL: assert first.code == -signal.SIGKILL, (aim, said)
     else: a_notice_is_taken(first, name, checkpoints_in(folder))
     # killed, taken up, killed again
     if rng.random() < .5:
         again = struck(runs, rng, case, folder, signal.SIGKILL)
         assert again.code in (0, -signal.SIGKILL) and 'step 1\n' not in again.said()
-    last = runs.start(0, case, folder)
-    assert last.end() == 0, last.said()
-    found = state(folder)
-    assert found['trainer']['step'] == 24 == len(found['trainer']['log'])
-    # there is something to compare
-    assert found['trainer']['opt']['state'] and found['model']
-    bad = same(whole(case), found)
-    assert not bad, f'first {said}: {bad[:10]}'
+    bad = differences(runs, whole, case, folder)
+    assert not bad, f'{aim}, first {said}: {bad[:10]}'
     shutil.rmtree(folder)
 
 
@@ -415,3 +477,18 @@ def test_a_crash_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     assert len(codes) > 10 and found['note']['value'] == n
     assert [p.name for p in (tmp_path/'run').iterdir()] == [path.name], (
         'what the crashes left behind is swept up')
+
+
+def test_what_killed_processes_leave_in_a_run_is_swept(tmp_path):
+    "Half a file of safetensors, half a note of who holds the lock, an older copy of what was saved"
+    run = small(dir=tmp_path).fit(2)
+    for name in ('.step_000001.0a1b2c3d', '.step_000002.0a1b2c3d.old'):
+        shutil.copytree(tmp_path/'step_000002', tmp_path/name)
+    (tmp_path/'.step_000001.0a1b2c3d'/'.tmpQ3cVzE').write_text('half')
+    (tmp_path/'..lock.json.0a1b2c3d').write_text('half')
+    shutil.copytree(tmp_path/'step_000002', tmp_path/'.step_000001.11111111')
+    (tmp_path/'.step_000001.11111111'/'mine.txt').write_text('not from a checkpoint')
+    run.keep = dict(keep=2, every=2)
+    run.fit(4)
+    assert sorted(litter(tmp_path)) == ['.step_000001.11111111']
+    assert [p.name for p in checkpoints_in(tmp_path)] == ['step_000002', 'step_000004']
