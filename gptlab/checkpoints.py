@@ -1040,9 +1040,10 @@ def _undo_step(self:SafeRun):
     self._open = False
 
 @patch
-def _watch_loss(self:SafeRun, total):
+def _watch_loss(self:SafeRun, total, weight):
     if self.read_late and self.on_nan != 'skip': return
-    self._finite(self._over_ranks(total).item(), 'loss')          # all decide the same
+    total, weight = self._over_ranks(torch.stack([total, weight]))      # all decide the same
+    self._finite((total/weight.clamp(min=1)).item(), 'loss')
 
 @patch
 def _watch_norm(self:SafeRun, norm):
@@ -1069,8 +1070,7 @@ def _is_bad(self:SafeRun, value, what):
     if not math.isfinite(value): return True
     if what != 'loss' or self.spike is None or len(self.log) < 20: return False
     recent = [as_number(line['loss']) for line in self.log[-50:] if not line.get('skipped')]
-    weight = max(1., self.log[-1]['tokens']/max(1, self.step)/self.accumulate)
-    return value/weight > self.spike*sum(recent)/max(1, len(recent))
+    return value > self.spike*sum(recent)/max(1, len(recent))
 
 @patch
 def _watch_line(self:SafeRun, line):

@@ -180,7 +180,7 @@ def gradients(self:Trainer) -> torch.Tensor:
         weights.append(weight)
         sums.append(total.detach().to(self._wide))
         self.last_loss = sums[-1]/weight.clamp(min=1)
-        self._watch_loss(sums[-1])
+        self._watch_loss(sums[-1], weight)
         self.call('after_loss')
         first = self._over_ranks(weights[0])/self.ranks.world_size
         self.backward(total/first.clamp(min=1).to(total.dtype))   # as if all weighed the same …
