@@ -657,6 +657,7 @@ def _begin_run(self:SafeRun):
     self._called = self._wrapped()                                # what the loss calls
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
+    self._warm = False                                            # compiled by a first batch?
     self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
@@ -675,12 +676,13 @@ def _name(self:SafeRun):
 def settings(self:SafeRun) -> dict:
     "All that was chosen for this run, as plain data: the identity of what came of it"
     data = {k: getattr(self.train, k) for k in ('B', 'T', 'seed') if hasattr(self.train, k)}
-    return dict(optimizer=_groups(self.opt), schedule=_described(self.schedule), clip=self.clip,
-                accumulate=self.accumulate, data=data, loss=_described(self.loss),
-                dtype=str(self.dtype or 'float32').removeprefix('torch.'),
-                device=str(self.device), compile=self.compiled, on_nan=self.on_nan,
-                world_size=self.ranks.world_size, seed=torch.initial_seed(),
-                tokenizer=repr(self.tok), **self.notes)
+    chosen = dict(optimizer=_groups(self.opt), schedule=_described(self.schedule), clip=self.clip,
+                  accumulate=self.accumulate, data=data, loss=_described(self.loss),
+                  dtype=str(self.dtype or 'float32').removeprefix('torch.'),
+                  device=str(self.device), compile=self.compiled, on_nan=self.on_nan,
+                  world_size=self.ranks.world_size, seed=torch.initial_seed(),
+                  tokenizer=repr(self.tok))
+    return self.notes | chosen
 
 def _groups(opt):
     "The settings of each group, before any schedule"
@@ -819,7 +821,8 @@ def _average_next(self:SafeRun, on):
 @patch
 def _warm_up(self:SafeRun):
     "Compile before the clock starts: a forward and a backward pass whose results are dropped"
-    start, rng = time.perf_counter(), torch.get_rng_state()
+    start, rng = time.perf_counter(), self._random_state()
+    self._warm = True
     self._say(f'compiling for {self.device} …')
     buffers = {n: b.clone() for n, b in self.model.named_buffers()}
     self._reading().begin_step()
@@ -829,7 +832,7 @@ def _warm_up(self:SafeRun):
     self._reading().undo_step()
     with torch.no_grad():
         for n, b in self.model.named_buffers(): b.copy_(buffers[n])
-    torch.set_rng_state(rng)
+    self._put_back(rng)
     self._say(f'compiled in {time.perf_counter() - start:.0f} s')
 
 @patch
@@ -918,7 +921,7 @@ def _check_dir(self:SafeRun):
 def _begin_fit(self:SafeRun):
     "Compile, remember where to go back to, and open the callbacks"
     self.model.train()
-    if self.compiled and self.progress < 1 and not self.log: self._warm_up()
+    if self.compiled and self.progress < 1 and not self._warm: self._warm_up()
     if self.read_late or self.on_nan == 'rewind': self._memory = self._snapshot()
     self._next_save = time.monotonic() + min(60, self.save_seconds or math.inf)
     self.call('before_fit')
@@ -1020,7 +1023,7 @@ def _try_evaluate(self:SafeRun):
 def _begin_step(self:SafeRun):
     "From here on a failure can be undone: nothing is lost, no batch and no random number"
     self._reading().begin_step()
-    self._before = self.tokens, self.flops, torch.get_rng_state()
+    self._before = self.tokens, self.flops, self._random_state()
     self.skip, self._waited, self._open, self._flops_of = False, 0., True, {}
     self.recent.append((self.step, self._reader._drawn))
 
@@ -1035,9 +1038,20 @@ def _end_step(self:SafeRun):
 def _undo_step(self:SafeRun):
     if not self._open or self._moving: return
     self.tokens, self.flops, rng = self._before
-    torch.set_rng_state(rng)
+    self._put_back(rng)
     self._reading().undo_step()
     self._open = False
+
+@patch
+def _random_state(self:SafeRun):
+    "The state of the generators that a model draws from: torch's, and the device's"
+    cuda = self.device.type == 'cuda'
+    return torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None
+
+@patch
+def _put_back(self:SafeRun, state):
+    torch.set_rng_state(state[0])
+    if state[1] is not None: torch.cuda.set_rng_state(state[1], self.device)
 
 @patch
 def _watch_loss(self:SafeRun, total, weight):
@@ -1047,7 +1061,8 @@ def _watch_loss(self:SafeRun, total, weight):
 
 @patch
 def _watch_norm(self:SafeRun, norm):
-    if self.scaler is None: self._finite(norm.item(), 'norm of the gradient')
+    if self.scaler or self.skip or self.read_late and self.on_nan != 'skip': return
+    self._finite(norm.item(), 'norm of the gradient')
 
 @patch
 def _finite(self:SafeRun, value, what):
@@ -1094,9 +1109,11 @@ def _watch_line(self:SafeRun, line):
 
 @patch
 def _snapshot(self:SafeRun):
-    "The run in memory: weights and state"
-    model = {k: v.detach().clone() for k, v in uncompiled(self.model).state_dict().items()}
-    return dict(model=model, trainer=copy.deepcopy(self.state_dict()))
+    "The run in the machine's memory, not the device's: weights and state"
+    tensors = {}
+    run = dict(model=uncompiled(self.model).state_dict(), trainer=self.state_dict())
+    flat = flatten_tree(run, tensors)
+    return unflatten_tree(flat, {k: t.to('cpu', copy=True) for k, t in tensors.items()})
 
 @patch
 def _go_back(self:SafeRun):
@@ -1148,6 +1165,7 @@ def _text_of(self:SafeRun, batches):
 @patch
 def _check(self:SafeRun):
     "Refuse what would fail silently later"
+    self.dir = Path(self.dir).expanduser() if self.dir else None  # it may have been set since
     if self.valid is not None and not hasattr(self.valid, '__len__'):
         raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')

@@ -245,7 +245,7 @@ def update(self:Trainer) -> torch.Tensor:
     if self.scaler: self.scaler.unscale_(self.opt)
     params = [p for p in self.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(params, self.clip or math.inf)
-    if not self.read_late and not self.skip: self._watch_norm(norm)
+    self._watch_norm(norm)
     self._moving = True                                           # not to be interrupted
     if self.scaler:
         if not self.skip: self.scaler.step(self.opt)

@@ -505,6 +505,18 @@ def test_skipped_steps_are_counted_and_end_the_run_after_ten(tmp_path):
         small(loss=Bad(*range(3, 99)), on_nan='skip', dir=tmp_path).fit(50)
 
 
+def test_skip_reads_each_norm_too_where_numbers_come_late():
+    "A finite loss with a gradient of 0·∞"
+    def rooted(model, batch):
+        total, n = lm_loss(model, batch)
+        return total + 0*(total - total.detach()).abs().sqrt(), n
+    run = small(loss=rooted, on_nan='skip')
+    run.read_late = True
+    run.fit(3)
+    assert all(r['skipped'] for r in run.log)
+    assert all(w.isfinite().all() for w in weights(run).values())
+
+
 def test_a_spike_is_bad_too(tmp_path):
     run = small(loss=Bad(25, by=50.), on_nan='skip', spike=3.).fit(30)
     assert [r['step'] for r in run.log if r.get('skipped')] == [25]
@@ -740,6 +752,15 @@ def test_all_settings_are_in_log_checkpoint_and_config(tmp_path):
     assert {'schedule', 'clip', 'accumulate', 'dtype', 'device', 'tokenizer'} <= s.keys()
     assert {'commit', 'torch', 'machine', 'date', 'run_id'} <= saved.keys()
     assert {'flops', 'lr', 'tokens_per_second'} <= run.log[0].keys()
+
+
+def test_notes_and_a_folder_that_comes_later(tmp_path):
+    "U07: run.dir = 'x' after the first fit"
+    run = small(notes=dict(purpose='try', clip='mine')).fit(2)
+    assert run.info['settings']['purpose'] == 'try' and run.info['settings']['clip'] == 1.
+    run.dir = str(tmp_path/'late')
+    run.fit(4)
+    assert find_checkpoint(tmp_path/'late').name == 'step_000004'
 
 
 # ---- 10. callbacks and losses that are not what they seem
