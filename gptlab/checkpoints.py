@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'find_checkpoint', 'latest_checkpoint', 'load_weights', 'check_weights', 'non_finite', 'load_model',
-           'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
+           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'check_weights', 'non_finite',
+           'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import collections, concurrent.futures, contextlib, copy, datetime, glob, hashlib, itertools, json
@@ -262,6 +262,21 @@ def latest_checkpoint(folder:str|Path) -> Path:
     """
     return find_checkpoint(folder)
 
+def load_found(path:str|Path, # as for `find_checkpoint`
+               which:str|int, # as for `find_checkpoint`
+               *names:str, # as for `load_checkpoint`
+               ) -> tuple:
+    """(its path, the trees) of a checkpoint that `find_checkpoint` chose; raises as those two do
+
+    Whoever trains may have dropped it meanwhile: then the choice is made once more.
+    """
+    point = find_checkpoint(path, which)
+    try:
+        return point, load_checkpoint(point, *names)
+    except (ValueError, OSError, RuntimeError):                   # the last is safetensors'
+        point = find_checkpoint(path, which)
+        return point, load_checkpoint(point, *names)
+
 def _chosen(found, which):
     if which == 'latest': return found[-1]
     if which == 'best': return _best(found)
@@ -355,7 +370,7 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`.
     """
-    d = load_checkpoint(find_checkpoint(path, which), 'config', 'tokenizer', 'model')
+    d = load_found(path, which, 'config', 'tokenizer', 'model')[1]
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
@@ -456,7 +471,7 @@ def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
                ) -> Path:
     """Make a folder that did not exist: `path`, or with -2, -3 … at its end
 
-    Raises OSError where it cannot be made.
+    Raises FileExistsError where all such names are taken, OSError where it cannot be made.
     """
     path = Path(path).expanduser()
     for n in range(1, 10_000):

@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
-from .checkpoints import load_weights, non_finite, Ranks, rng_state
+from .checkpoints import load_found, load_weights, non_finite, Ranks, rng_state
 from .checkpoints import SafeRun, set_rng_state
 from .core import best_device, resolve_name, step_limit
 from .model import lm_loss, run_eagerly
@@ -410,8 +410,8 @@ def resume(self:Trainer,
     """
     if not (path or self.dir):
         raise ValueError('resume which run? give resume(path), or Trainer(…, dir=…)')
-    point = find_checkpoint(path or self.dir, which)
-    d = load_checkpoint(point, 'model', 'trainer', 'config', 'tokenizer')
+    names = 'model', 'trainer', 'config', 'tokenizer'
+    point, d = load_found(path or self.dir, which, *names)
     self._check_same(d, point)
     mine, before = self.info['settings'], self._reading().state_dict()
     try:

@@ -3,7 +3,7 @@
 The suite runs in two workers (pyproject.toml: -n 2), so whatever a worker starts must not take both
 cores.
 """
-import os, random, shutil, sys
+import os, random, shutil, signal, sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,11 @@ import pytest
 os.environ.update(OMP_NUM_THREADS='1', MPLBACKEND='agg', TOKENIZERS_PARALLELISM='false',
                   HF_HUB_OFFLINE='1', PYTHONIOENCODING='utf-8', PIP_NO_INDEX='1',
                   PIP_DISABLE_PIP_VERSION_CHECK='1')
+# started in the background, or under nohup, Python ignores these; a run then goes on, as it should
+for number in (signal.SIGINT, getattr(signal, 'SIGHUP', signal.SIGINT)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        stop = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, stop)
 # set, it makes nbdev_export do nothing at all
 os.environ.pop('IN_TEST', None)
 # console scripts of this environment, also when it is not activated
