@@ -111,9 +111,9 @@ def _copy(values, params):
 def before_eval(self:WeightAverage, trainer:Trainer):
     "Score the average on the validation batches into the last line of the log"
     if self.n == 0: return
+    score = lambda: evaluate(trainer.model, trainer.valid, trainer.tok, verbose=False)
     with self.weights(trainer.model), run_eagerly(trainer.model):
-        score = evaluate(trainer.model, trainer.valid, trainer.tok, verbose=False)
-    columns = trainer._joined(score).items()
+        columns = trainer._joined(score).items()
     trainer.log[-1] |= {f'{k}_{self.name}': v for k, v in columns}
 
 # %% ../nbs/40_steering.ipynb #6fbdcb7a
