@@ -672,7 +672,7 @@ def _begin_run(self:SafeRun):
     self._called = self._wrapped()                                # what the loss calls
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
-    self._warm = False                                            # compiled by a first batch?
+    self._warm = self._halted = False                             # compiled? stopped by a signal?
     self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
@@ -947,8 +947,9 @@ def _interruptible(self:SafeRun):
     "While fitting, a signal asks the trainer to stop after the step; a second one interrupts"
     def note(name):
         if self.interrupted and not self._moving: raise KeyboardInterrupt
-        self.stop, self.interrupted = True, name
-    self.stop, self.interrupted = False, None
+        self.interrupted = name
+        if not self.ranks.many: self.stop = True                  # else all stop, at the next look
+    self.stop, self.interrupted, self._halted = False, None, False
     with catch_signals(note): yield
 
 @patch
@@ -965,12 +966,14 @@ def _look_around(self:SafeRun):
     if self.dir and self.ranks.rank == 0 and (self.dir/'STOP').exists():
         (self.dir/'STOP').unlink(missing_ok=True)
         self.stop, self.interrupted = True, 'the file STOP'
+    self._halted = self.interrupted is not None
     if not self.ranks.many: return
     seconds = 0. if self.ranks.rank else self.seconds             # its clock counts for all
-    flags = [self.stop, self.interrupted is not None, self._by_clock(), seconds]
+    flags = [self.stop, self._halted, self._by_clock(), seconds]
     flags = torch.tensor(flags, dtype=torch.float64, device=self.ranks.device)
     stop, interrupted, save, self.seconds = self.ranks.sum(flags).tolist()
-    self.stop, self.save_soon = bool(stop), bool(save)
+    self.stop, self.save_soon = bool(stop or interrupted), bool(save)
+    self._halted = bool(interrupted)                              # a signal since then waits
     if interrupted: self.interrupted = self.interrupted or 'another rank'
 
 @patch

@@ -315,7 +315,7 @@ def _finish_fit(self:Trainer):
     "Save, score, save the score; what cannot be saved at the end is an error"
     self._read_log()
     if self.log and self.dir: self._try_save()
-    if self.log and 'valid' not in self.log[-1] and not self.interrupted:
+    if self.log and 'valid' not in self.log[-1] and not self._halted:
         self._try_evaluate()
         if self.dir and 'valid' in self.log[-1]: self._try_save()
     if self.dir: self._wait_for_disk()
