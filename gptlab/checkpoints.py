@@ -155,11 +155,12 @@ def _write_checkpoint(path, flat):
     _sweep(path)
     return path
 
+def _only_ours(folder): return all(_OURS.fullmatch(p.name) for p in folder.glob('*'))
+
 def _sweep(path):
     "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
     for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
-        ours = all(_OURS.fullmatch(q.name) for q in p.glob('*'))
-        if _SCRATCH.fullmatch(p.name) and ours: shutil.rmtree(p, ignore_errors=True)
+        if _SCRATCH.fullmatch(p.name) and _only_ours(p): shutil.rmtree(p, ignore_errors=True)
 
 _OURS = re.compile(r'.+\.(json|safetensors)|\.tmp\w+')           # safetensors writes to .tmp…
 
@@ -167,6 +168,7 @@ def _check_place(path):
     "Raises FileExistsError where there is something else than a checkpoint"
     if not path.exists() or (path/'manifest.json').is_file(): return
     if path.is_dir() and not any(path.iterdir()): return
+    if _STEP.fullmatch(path.name) and path.is_dir() and _only_ours(path): return  # a damaged one
     raise FileExistsError(f'could not write the checkpoint {path}: it holds something else; '
                           'give a new folder')
 
