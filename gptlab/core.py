@@ -144,6 +144,14 @@ class _CellLine:
         if self.handle: self.handle.update(line, raw=True)
         else: self.handle = display(line, raw=True, display_id=True)
 
+class _NoBar:
+    "Goes through the items, and shows nothing"
+    def __init__(self, items): self.items = items
+    def __iter__(self): return iter(self.items)
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def update(self, n=1): pass
+
 def in_kernel() -> bool:
     "Is this a live Jupyter kernel?"
     if 'IPython' not in sys.modules: return False
@@ -162,7 +170,8 @@ def show_progress(items:Iterable|None=None, # what to go through; None: count wi
     Returns a tqdm: loop over it, or open it by `with` and call its `update(n)`. Nothing is shown
     in pipes and log files, while notebooks are tested, and where `GPTLAB_SILENT` is set.
     """
-    from tqdm import tqdm
+    try: from tqdm import tqdm
+    except ImportError: return _NoBar(items)                          # a bare machine
     quiet = file is None and (os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'))
     if file is None and in_kernel(): file = _CellLine()
     if total is None and hasattr(items, '__len__'): total = len(items)
