@@ -290,8 +290,8 @@ CHANGED = {
         ['model/gpt2: weights', 'model/gpt2: logits', 'model/gpt2: gradients'],
         ['model/plain: weights', 'model/gpt2: parameters', 'model/llama: names']),
     'momentum of Muon': (
-        'optimizers.py', '_foreach_lerp(grads, averages, momentum)',
-        '_foreach_lerp(grads, averages, momentum*.99)',
+        'optimizers.py', '[averages[i] for i in which], momentum)',
+        '[averages[i] for i in which], momentum*.99)',
         ['rule/muon_exact: weights', 'rule/muon_jordan: weights', 'rule/muon: resumed'],
         ['rule/adamw: weights', 'rule/muon_exact: groups', 'curve/cosine']),
     'a curve': (
