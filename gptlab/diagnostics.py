@@ -384,10 +384,12 @@ class GradientHooks:
                                     f'of shape {tuple(p.shape)}')
             if grad is not p.grad: p.grad.copy_(grad)
 
-class clip_by_value:
-    "A gradient hook: every entry is kept within ±limit"
+class _Clip:
     def __init__(self, limit:float=1.): self.limit = limit
     def __repr__(self): return f'{type(self).__name__}({self.limit})'
+
+class clip_by_value(_Clip):
+    "A gradient hook: every entry is kept within ±limit"
 
     def __call__(self,
                  grad:torch.Tensor, # any shape
@@ -396,10 +398,8 @@ class clip_by_value:
         "The clipped gradient"
         return grad.clamp(-self.limit, self.limit)
 
-class clip_by_norm:
+class clip_by_norm(_Clip):
     "A gradient hook: the norm of each parameter's gradient is kept within the limit"
-    def __init__(self, limit:float=1.): self.limit = limit
-    def __repr__(self): return f'{type(self).__name__}({self.limit})'
 
     def __call__(self,
                  grad:torch.Tensor, # any shape
