@@ -2,10 +2,12 @@
 import io
 import os
 import select
+import stat
 import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from fastcore.test import test_eq as same
 
@@ -126,3 +128,93 @@ def test_the_length_of_what_has_none_is_unknown(cell):
 
 def test_nothing_to_go_through():
     same(list(show_progress([], 'reading')), [])
+
+
+# ---- what others wrote, and where we write
+
+def test_text_of_others_is_only_text():
+    hostile = '<img src=x onerror="a()">\x1b]52;c;eA==\x07\x9b2J\u202egnp.exe\ud800'
+    hostile += '|`*_[a](b)\r\n# no'
+    for show in (core.plain_text, core.html_text, core.markdown_text):
+        shown = show(hostile)
+        assert all(c.isprintable() or c in '\n\t' for c in shown), shown
+        shown.encode()                                             # no half of a pair is left
+    assert '<' not in core.html_text(hostile) and '"' not in core.html_text(hostile)
+    line = core.markdown_text(hostile)
+    assert '<' not in line and '\n' not in line and r'\|\`\*\_\[a\](b)\\r \# no' in line
+    same(core.plain_text('tab\tand\nline, ä 漢 🙂'), 'tab\tand\nline, ä 漢 🙂')
+
+
+@pytest.mark.parametrize('value, bounds, kind, said', [
+    ('x', {}, TypeError, "lr must be a number, not 'x'"),
+    (True, {}, TypeError, 'lr must be a number, not True'),
+    (None, dict(low=0), TypeError, 'lr must be a number of at least 0, not None'),
+    (1.5, dict(whole=True), TypeError, 'lr must be a whole number, not 1.5'),
+    (float('nan'), dict(above=0), ValueError, 'lr must be a number above 0, not nan'),
+    (float('inf'), {}, ValueError, 'lr must be a number, not inf'),
+    (0, dict(above=0), ValueError, 'lr must be a number above 0, not 0'),
+    (2, dict(low=0, high=1), ValueError, 'of at least 0 and of at most 1, not 2')])
+def test_a_number_is_looked_at_where_it_comes_in(value, bounds, kind, said):
+    with pytest.raises(kind) as e:
+        core.check_number('lr', value, **bounds)
+    assert said in str(e.value)
+
+
+def test_a_number_of_numpy_is_a_number():
+    got = [core.check_number('n', v) for v in (np.int64(3), np.float32(.5), 3, .5)]
+    same(got, [3, .5, 3, .5])
+    same([type(v) for v in got], [int, float, int, float])
+
+
+def test_a_path_is_what_the_user_means(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    same(core.user_path('~/run'), tmp_path/'run')
+    for bad, kind in (('', ValueError), (None, TypeError), (3, TypeError), ([], TypeError)):
+        with pytest.raises(kind, match='path'):
+            core.user_path(bad)
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links and modes of POSIX')
+def test_a08_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path):
+    real, link, dangling = (tmp_path/n for n in ('real', 'link', 'dangling'))
+    real.write_text('old')
+    real.chmod(0o640)
+    link.symlink_to(real)
+    core.atomic_write(link, 'new')
+    assert link.is_symlink() and real.read_text() == 'new' and real.stat().st_mode & 0o777 == 0o640
+    dangling.symlink_to(tmp_path/'later')
+    core.atomic_write(dangling, 'new')
+    assert dangling.is_symlink() and (tmp_path/'later').read_text() == 'new'
+    (tmp_path/'loop').symlink_to(tmp_path/'loop')
+    with pytest.raises(OSError, match='leads to itself'):
+        core.atomic_write(tmp_path/'loop', 'x')
+    assert (tmp_path/'loop').is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='pipes of POSIX')
+def test_a08_what_is_no_file_is_written_to_and_stays(tmp_path):
+    core.atomic_write('/dev/null', 'x')
+    assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
+    pipe = tmp_path/'pipe'
+    os.mkfifo(pipe)
+    with subprocess.Popen(['cat', pipe], stdout=subprocess.PIPE) as reader:
+        core.atomic_write(pipe, 'through')
+        same(reader.communicate(timeout=60)[0], b'through')
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a08_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    folder = tmp_path/'thesis'
+    folder.mkdir()
+    (folder/'chapter1.txt').write_text('x')
+    with pytest.raises(OSError, match='thesis'):
+        core.atomic_write(folder, 'y')
+    same([p.name for p in tmp_path.rglob('*')], ['thesis', 'chapter1.txt'])
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may write everything')
+def test_a_read_only_file_is_not_replaced(tmp_path):
+    (tmp_path/'f').write_text('x')
+    (tmp_path/'f').chmod(0o444)
+    with pytest.raises(OSError, match='read-only'):
+        core.atomic_write(tmp_path/'f', 'y')
