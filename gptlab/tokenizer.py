@@ -129,7 +129,8 @@ def check_texts(texts:Iterable[str], # many texts
     if not learnt: return texts
     texts = iter([texts] if isinstance(texts, str) else texts)
     first = next(texts, '')
-    if isinstance(first, str) and len(first) < 1000 and os.path.isfile(os.path.expanduser(first)):
+    if not isinstance(first, str): utf8(first)
+    if len(first) < 1000 and os.path.isfile(os.path.expanduser(first)):
         raise ValueError(f'{first!r} is the name of a file, and would itself be learnt; '
                          'read_text(name) gives its text, corpus(names) that of many')
     return chain([first], texts)
