@@ -190,16 +190,17 @@ def _special_ids(special):
                         'are whole numbers') from None
     return dict(zip(names, ids))
 
-def _is_joined(raw, ranks):
+def _is_joined(raw, rank, ranks):
     "Is a token two others in a row, each a byte or of lower rank?"
-    for i in range(len(raw)-1, 0, -1):
-        if i > 1 and ranks.get(raw[:i], math.inf) > ranks[raw]: continue
-        if len(raw) - i == 1 or ranks.get(raw[i:], math.inf) < ranks[raw]: return True
-    return len(raw) == 1
+    n = len(raw)
+    for i in range(n-1, 0, -1):
+        if (i == 1 or ranks.get(raw[:i], rank) < rank) and (
+                i == n-1 or ranks.get(raw[i:], rank) < rank): return True
+    return n == 1
 
 def _check_order(ranks):
     "Ids that are no order of merges would give other pieces than their own tokenizer does"
-    odd = [b for b in ranks if not _is_joined(b, ranks)]
+    odd = [b for b, rank in ranks.items() if not _is_joined(b, rank, ranks)]
     if not odd: return
     longer = sum(len(b) > 2 for b in ranks)           # two bytes can always be joined
     said = (f'{len(odd):,} of {longer:,} tokens, such as {odd[0]!r:.40}, are not made of two '
@@ -287,7 +288,7 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                       'and set TIKTOKEN_CACHE_DIR to it') from None
     tok = RankTokenizer(d['mergeable_ranks'], d['pat_str'], d['special_tokens'])
     if size: tok = truncate_vocab(tok, int(size) - len(special))
-    return add_special(tok, special)
+    return add_special(tok, special) if special else tok
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
 def _made_from(tok, old):
@@ -299,9 +300,9 @@ def add_special(tok:RankTokenizer, # made from ranks
                 names:Iterable[str], # special tokens to add, after the last id
                 ) -> RankTokenizer:
     "The same tokenizer with more special tokens; the ids that it had stay"
-    new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
     if not isinstance(tok, RankTokenizer):
         raise TypeError(f'tok must be made from ranks, and is {type(tok).__name__}')
+    new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
     return _made_from(RankTokenizer(tok.ranks, tok.pattern, tok.special | new), tok)
 
 def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
@@ -962,7 +963,7 @@ def text_kinds(size:int=20_000) -> dict[str,str]:
     """Texts of some kinds to measure a tokenizer on, `size` characters each at most
 
     Each tenth page of Python's manual, its own source, numbers, one sentence in eight scripts."""
-    check_number('size', size, low=0, whole=True)
+    check_number('size', size, low=1, whole=True)
     texts = dict(English='\n'.join(topics[k] for k in sorted(topics)[::10]),
                  code=Path(heapq.__file__).read_text(encoding='utf-8'),
                  numbers='\n'.join(f'{i*i} {i/7:.3f} {i**5 % 9973:,}' for i in range(1, 1000)),
@@ -1038,8 +1039,9 @@ def _compare_row(name, tok, texts):
     return row
 
 def _check_names(toks):
-    if isinstance(toks, Mapping): return
-    raise TypeError(f'toks leads from names to tokenizers, not {toks!r:.80}')
+    if not isinstance(toks, Mapping):
+        raise TypeError(f'toks leads from names to tokenizers, not {toks!r:.80}')
+    if not toks: raise ValueError('toks is empty: pass at least one tokenizer')
 
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
                        texts:str|dict[str,str]|None=None, # one, or by kind; None: `text_kinds()`
@@ -1054,8 +1056,7 @@ def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
         raise TypeError(f'texts is one text, or leads from kinds to texts, not {texts!r:.80}')
     if texts is None: texts = text_kinds()
     elif isinstance(texts, str): texts = dict(text=texts)
-    if not toks or not any(texts.values()):
-        raise ValueError('pass at least one tokenizer, and a text that is not empty')
+    if not any(texts.values()): raise ValueError('pass a text that is not empty')
     todo = show_progress(toks.items(), 'comparing', unit='tokenizers', verbose=verbose)
     return Comparison(_compare_row(n, as_tokenizer(t), texts) for n, t in todo)
 
@@ -1074,6 +1075,7 @@ def show_all(toks:dict[str,Tokenizer], # a name for each
              ) -> TokenViews:
     "Show how each of several tokenizers splits a text"
     _check_names(toks)
+    utf8(text)
     views = {n: show_tokens(t, text) for n, t in toks.items()}
     return TokenViews({f'{n}, {len(v.pieces)} ids': v for n, v in views.items()})
 
@@ -1100,6 +1102,7 @@ def open_tokenizer(name:str|Path, # a name, or a file
     Files: saved here, tokenizer.json, .model, .tiktoken. Raises FileNotFoundError for a file that
     is not there, ValueError for an unknown name or a damaged file."""
     file, name = user_path(name), str(name)
+    if not isinstance(parts, dict|None): raise TypeError(f'parts is a dict, not {parts!r:.80}')
     kind = file.suffix.lower()
     if kind in ('.json', '.model', '.tiktoken') and not file.is_file():
         raise FileNotFoundError(f'there is no tokenizer file {name}')
