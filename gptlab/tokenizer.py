@@ -90,7 +90,7 @@ def as_ids(self:Tokenizer, ids:Iterable[int]) -> list[int]:
 
     Raises TypeError for what is not one row of ids, ValueError for an id outside the vocabulary."""
     try:
-        ids = list(map(operator.index, ids.tolist() if hasattr(ids, 'tolist') else check_row(ids)))
+        ids = list(map(operator.index, ids.tolist() if isinstance(ids, torch.Tensor) else check_row(ids)))
     except TypeError:
         raise TypeError(f'expected one row of ids, such as [5, 17], not {reprlib.repr(ids)}; '
                         'pass the rows of a batch one by one') from None
@@ -318,11 +318,12 @@ def mark(self:Tokenizer,
         if name is not None and name not in list(self.special):
             raise ValueError(f'{mark}={name!r} is no special of this tokenizer; '
                              f'its specials are {list(self.special)}')
-    self.own_marks = getattr(self, 'own_marks', {}) | names
+    self.own_marks = self.own_marks | names
     self.marks = self.marks | names
     if 'eos' in names: self.brought = {k: v for k, v in self.brought.items() if k != 'end_ids'}
     return self
 
+Tokenizer.own_marks = {}
 Tokenizer.mark = partialmethod(Tokenizer.mark)        # nobody's `mask` is a slip for it
 
 @patch
@@ -335,9 +336,14 @@ def named_bytes(self:Tokenizer, ids:Iterable[int]) -> bytes:
 @patch
 def to_dict(self:Tokenizer) -> dict:
     "All that is needed to make this tokenizer again, as JSON can hold it"
-    besides = {'marks': getattr(self, 'own_marks', {}), 'brought': self.brought}
+    besides = {'marks': self.own_marks, 'brought': self.brought}
     besides = {k: v for k, v in besides.items() if v}
     return dict(tokenizer=dotted_name(type(self)), **self.settings(), **besides)
+
+@patch(cls_method=True)
+def from_settings(cls:Tokenizer, **settings) -> Tokenizer:
+    "The tokenizer of some settings, which may come from a file: nothing else is read"
+    return cls(**settings)
 
 @patch(cls_method=True)
 def from_dict(cls:Tokenizer,
@@ -359,7 +365,8 @@ def from_dict(cls:Tokenizer,
         raise ValueError(f'{name!r} is not a tokenizer')
     settings = {k: v for k, v in d.items() if k not in ('tokenizer', 'marks', 'brought')}
     try:
-        tok = getattr(kind, 'from_settings', kind)(**settings)
+        ours = issubclass(kind, Tokenizer)
+        tok = kind.from_settings(**settings) if ours else kind(**settings)
         if 'marks' in d: tok.mark(**d['marks'])
         if d.get('brought'): tok.brought = dict(d['brought'])
         return tok
@@ -479,7 +486,7 @@ class TokenView:
 def show_tokens(tok:Tokenizer, # any tokenizer
                 text:str|Iterable[int], # a text to encode, or a row of ids
                 ) -> TokenView:
-    "Show how a tokenizer splits a text, one colour an id; raises TypeError for neither text nor ids"
+    "Show how a tokenizer splits a text, one colour an id; raises TypeError for other things"
     tok = as_tokenizer(tok)
     if isinstance(text, str): ids = tok.encode(text)
     else: ids = tok.as_ids(text)
