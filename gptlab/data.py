@@ -292,6 +292,14 @@ def _side(source, plan, aside, start):
         raise ValueError(f'no document is {"kept aside" if aside else "left to learn from"}: '
                          'choose another fraction valid=…')
 
+def _listed_corpus(name, docs, valid, licence, source):
+    "The corpus of documents in memory; its source says where the end of one was held out"
+    sides = split_docs(docs, valid)
+    if len(set(docs)) == 1: source += ', one document, its end kept aside'
+    elif sum(map(len, sides)) > sum(not _is_empty(d) for d in docs):
+        source += ', the end of one document kept aside'
+    return Corpus(name, *sides, licence, source)
+
 def _streamed(docs, valid, name, **facts):
     """The corpus of a source, never all in memory: up to a thousand documents split exactly,
     more of them by their checksums alone"""
@@ -340,23 +348,23 @@ def _kind(name):
     return Path(path.stem if path.suffix.lower() in _packers else path).suffix.lower()
 
 _packers = {'.gz', '.bz2', '.xz'}
-_text_kinds = {'.txt', '.md', '.jsonl', '.ndjson', '.parquet'}
+_text_kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.parquet')
 
 def _given(text, valid, separator):
     "The corpus of documents, files, a table or a data set that were handed over"
     if isinstance(text, Iterator) and isinstance(first := next(text, None), os.PathLike):
         text = [first, *text]
-    if not isinstance(text, Iterable):
+    docs = text if isinstance(text, (list, tuple)) else _opened(text)
+    if not isinstance(docs, Iterable):
         raise TypeError('a corpus is a name, a path, a list of str, a source, a data set '
                         f'or a Corpus, not {type(text).__name__}')
-    docs = text if isinstance(text, (list, tuple)) else _opened(text)
     if not isinstance(docs, (list, tuple)):
         name = getattr(docs, 'name', type(docs).__name__)
         return _streamed(_separate(docs, separator), valid, name, licence=_licence(text),
                          source='a stream, split by checksum')
     if _are_files(docs): return _own(list(docs), valid, separator)
-    docs = skip_documents(_separate(docs, separator), 0)
-    return Corpus('list', *split_docs(list(_marks_said(docs, 'the list')), valid))
+    docs = list(_marks_said(skip_documents(_separate(docs, separator), 0), 'the list'))
+    return _listed_corpus('list', docs, valid, 'not stated', 'given as a list')
 
 def _licence(ds):
     info = getattr(ds, 'info', None)
@@ -622,7 +630,12 @@ def _tell(template, rng, memory):
 def make_stories(n_docs:int=2000, # how many stories
                  seed:int=0, # equal seeds give equal stories, on any machine
                  ) -> list[str]:
-    "Simple English stories, written for gptlab, of exactly known probability (see `story_bits`)"
+    """Simple English stories, written for gptlab, of exactly known probability (see `story_bits`)
+
+    Raises TypeError and ValueError for what is no number of stories, or no seed.
+    """
+    n_docs = check_number('n_docs', n_docs, low=0, whole=True)
+    seed = check_number('seed', seed, whole=True)
     rng = random.Random(seed)
     return [_tell('{story}', rng, {})[0] for _ in range(n_docs)]
 
@@ -651,8 +664,9 @@ def _read(slots, text, at, memory, bits):
 def story_bits(doc:str) -> float:
     """The exact −log₂ p of a whole story, its end included, in bits
 
-    Raises ValueError for a text that the generator cannot write.
+    Raises ValueError for a text that the generator cannot write, TypeError for what is no text.
     """
+    if not isinstance(doc, str): raise TypeError(f'a story is text, not {doc!r:.80}')
     ways = _read(_slots('{story}'), doc, 0, {}, 0.)
     costs = [bits for at, _, bits in ways if at == len(doc)]
     if not costs: raise ValueError(f'the generator cannot write this text: {doc[:60]!r}…')
@@ -759,7 +773,8 @@ def _open_text(path):
 def _unpacking(path):
     "Raises ValueError that names a packed file that is damaged"
     try: yield
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as e:
+        if getattr(e, 'errno', None): raise                # the disk's, not the content's
         raise ValueError(f'{path} cannot be unpacked, it is damaged or cut off: {e}') from None
 
 def _utf8(data, path, at=0, errors='strict'):
@@ -1241,7 +1256,10 @@ def _own(path, valid, separator=None):
     if not many and '.parquet' in kinds:
         _say_left_out(path, [f for f in files if _kind(f) == '.parquet'])
         return _sharded(path, valid, separator)
-    if not many and path.is_dir(): files = _of_one_kind(path, files, kinds)
+    left_out = ''
+    if not many and path.is_dir():
+        files = _of_one_kind(files, kinds)
+        left_out = _say_left_out(path, files)
     name = f'{len(files)} files' if many else path.name
     docs = _separate(Source(partial(_docs_of, files), name), separator)
     bar = show_progress(iter(docs), f'reading {_one_line(name)}', unit='documents')
@@ -1249,26 +1267,24 @@ def _own(path, valid, separator=None):
     if not docs:
         n_bytes = sum(f.stat().st_size for f in files)
         raise ValueError(f'{path} holds no text ({n_bytes} bytes): give a file with text in it')
-    cut = ', one document, its end kept aside' if len(set(docs)) == 1 else ''
     source = ', '.join(f.name for f in files[:3]) + ', …'*(len(files) > 3) if many else path.name
-    source += '/'*(not many and path.is_dir())
-    return Corpus(name, *split_docs(docs, valid), 'your own', f'{source}{cut}')
+    source += '/'*(not many and path.is_dir()) + f' without {left_out}'*bool(left_out)
+    return _listed_corpus(name, docs, valid, 'your own', source)
 
-def _of_one_kind(folder, files, kinds):
+def _of_one_kind(files, kinds):
     "The files of a folder that are read: lines of JSON where there is no .txt, else the text"
     lines = {'.jsonl', '.ndjson'}
     wanted = lines if lines & kinds and '.txt' not in kinds else {'.txt', '.md'}
-    files = [f for f in files if _kind(f) in wanted]
-    _say_left_out(folder, files)
-    return files
+    return [f for f in files if _kind(f) in wanted]
 
 def _say_left_out(folder, files):
-    "A line that says what a folder holds beside the files that are read"
-    if not folder.is_dir(): return
+    "Says what a folder holds beside the files that are read, and returns it"
+    if not folder.is_dir(): return ''
     if left_out := _kinds_left_out(folder, [*files, folder/'meta.json']):
         kinds = ' and '.join(sorted({_kind(f) for f in files}))
         print(f'{plain_text(folder)}: {kinds} files are read, others left out ({left_out}); '
               'give those as well in a list of files')
+    return left_out
 
 def _docs_of(files, start):
     "The documents of files, each read as the end of its name says, from number `start` on"
