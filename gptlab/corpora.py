@@ -24,7 +24,7 @@ from .core import markdown_text, plain_text, show_progress, user_path
 from .data import MAX_META, Corpus, Source, check_source, corpus, count_documents
 from .data import hf_dataset, parquet, parse_meta, read_meta, skip_documents, source_name
 from .packing import Stateful, Tokens
-from .tokenizer import Tokenizer, utf8
+from .tokenizer import Tokenizer, as_tokenizer, utf8
 
 # %% ../nbs/21_corpora.ipynb #6a7a3032
 def clip_bytes(text:str, # any text
@@ -70,10 +70,12 @@ class Mixture(Source):
                  seed:int=0, # of the draws
                  n_bytes:int|None=None, # the stream ends before it would exceed so many bytes
                  ):
-        if not isinstance(sources, dict) or np.shape(p) != (len(sources),):
-            raise ValueError(f'p has shape {np.shape(p)}: give a probability for each source; '
+        p = np.asarray(p)
+        if not isinstance(sources, dict) or p.shape != (len(sources),) or p.dtype.kind not in 'iuf':
+            raise ValueError(f'p={p!r:.80}: give a probability for each source, in a dict; '
                              'mixture(sources, weights) makes them')
         seed = check_number('seed', seed, low=0, whole=True)
+        if n_bytes is not None: n_bytes = check_number('n_bytes', n_bytes, low=1, whole=True)
         drawn = [(name, source) for (name, source), q in zip(sources.items(), p) if q]
         self.names, self.sources = [n for n, _ in drawn], [s for _, s in drawn]
         self.p, self.seed, self.budget = np.array(p)[np.array(p) > 0], seed, n_bytes
@@ -135,7 +137,8 @@ def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Sou
     """One stream of several sources, drawn document by document
 
     What a source no longer gives goes to the others. Raises ValueError for no source, or weights,
-    alpha, seed or n_bytes that make no mixture; TypeError for what can be read once, or is one text.
+    alpha, seed or n_bytes that make no mixture; TypeError for what can be read once, for one text,
+    and for what are no documents.
     """
     _check_sources(sources)
     check_number('alpha', alpha, low=0)
@@ -224,10 +227,14 @@ class Rows(list):
                  rows:Iterable[dict]=(), # the rows, with the same keys
                  caption:str='', # a line to show above them
                  ):
+        if isinstance(rows, str) or not isinstance(rows, Iterable):
+            raise TypeError(f'rows are a list of dicts, not {rows!r:.80}')
+        if not isinstance(caption, str): raise TypeError(f'caption={caption!r:.80}: give a text')
         super().__init__(rows)
         self.caption = caption
         if wrong := [r for r in self if not isinstance(r, dict)]:
-            raise TypeError(f'a row is a dict, such as dict(shard=0, bytes=9), not {wrong[0]!r:.80}')
+            raise TypeError('a row is a dict, such as dict(shard=0, bytes=9), '
+                            f'not {wrong[0]!r:.80}')
 
     def _cells(self, as_text):
         if not self: return [['(no rows)']]
@@ -254,7 +261,7 @@ def _ratio(part, whole): return part/max(1, whole)
 def shares(self:Mixture, n:int|None=None) -> Rows:
     """What was wanted and what comes, in documents and in bytes, over the first `n` documents
     (None reads all)"""
-    if n is not None: n = check_number('n', n, low=0, whole=True)
+    if n is not None: n = check_number('n', n, low=1, whole=True)
     docs, size = Counter(), Counter()
     for name, doc in itertools.islice(self.labelled(), n):
         docs[name] += 1
@@ -281,7 +288,7 @@ def four_recipe(languages:str=_scripts # configurations of fineweb-2, one for ea
     Raises ValueError without a language.
     """
     configs = languages.split() if isinstance(languages, str) else []
-    if not configs:
+    if not configs or not all(re.fullmatch(r'\w+_\w+', c) for c in configs):
         raise ValueError(f"languages={languages!r}: give configurations of fineweb-2, such as "
                          "'deu_Latn fra_Latn'")
     return Rows([_recipe_row('HuggingFaceFW/fineweb-edu', 'sample-10BT', .30),
@@ -309,9 +316,18 @@ def four_sources(n_bytes:int|None=10**9, # size of the whole; None reads all the
                  load:Callable=hub_source, # (repo, config, column) → source
                  ) -> Mixture:
     """gpt-lab's corpus: fineweb-edu, finemath-4plus, codeparrot-clean,
-    and fineweb-2 in one language per script; raises what `load` raises"""
+    and fineweb-2 in one language per script
+
+    Raises TypeError for a recipe without its columns, and what `load` raises.
+    """
+    if not callable(load): raise TypeError(f'load must be a function, not {load!r:.80}')
+    columns, rows = {'source', 'repo', 'config', 'column', 'weight'}, recipe
+    if recipe is None: rows = four_recipe()
+    if not isinstance(rows, (list, tuple)) or not all(
+            isinstance(r, dict) and columns <= r.keys() for r in rows):
+        raise TypeError(f'recipe={recipe!r:.80}: give rows as those of four_recipe()')
     sources, weights = {}, {}
-    for r in four_recipe() if recipe is None else recipe:
+    for r in rows:
         sources[r['source']] = cap_documents(load(r['repo'], r['config'], r['column']), cap)
         weights[r['source']] = r['weight']
     return mixture(sources, weights, alpha, seed, n_bytes)
@@ -469,7 +485,7 @@ def _settings(docs, n_bytes, workers, column, source):
     n_bytes = check_number('bytes_per_shard', n_bytes, whole=True)
     workers = check_number('workers', workers, whole=True)
     if not isinstance(column, str) or not column:
-        raise TypeError(f"column={column!r}: give the name of a column, such as 'text'")
+        raise TypeError(f"column={column!r:.80}: give the name of a column, such as 'text'")
     if min(1 if docs is None else docs, n_bytes) < 1 or workers < 0:
         raise ValueError(f'docs_per_shard={docs}, bytes_per_shard={n_bytes}, workers={workers}: '
                          'sizes are 1 or more, workers 0 or more')
@@ -540,6 +556,7 @@ def reshard(source:Iterable[str], # documents, the same each time
     RuntimeError where a writing process died.
     """
     folder = _target(folder)
+    if not isinstance(licence, str): raise TypeError(f'licence={licence!r:.80}: give a text')
     made = _settings(docs_per_shard, bytes_per_shard, workers, column, source)
     title = source_name(source) or type(source).__name__
     with _alone(folder):
@@ -550,7 +567,7 @@ def reshard(source:Iterable[str], # documents, the same each time
         shards = _whole(work, shards)
         _write_shards(work, made, shards, source, int(workers), progress)
         return _finish(work, folder, name=str(name) or folder.name, column=column, shards=shards,
-                       licence=str(licence), source=title, made=made)
+                       licence=licence, source=title, made=made)
 
 # %% ../nbs/21_corpora.ipynb #f58b8e4d
 class _Again(Exception):
@@ -605,7 +622,8 @@ def _length(answer, start):
     "The file's whole length as the server states it, or None"
     if answer.status != 206:
         return _whole_number(answer.headers.get('Content-Length'))
-    m = re.fullmatch(r'bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})', answer.headers.get('Content-Range', ''))
+    span = answer.headers.get('Content-Range', '')
+    m = re.fullmatch('bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})', span)
     if not m or int(m[1]) != start:
         raise _Again('the server sent another range than was asked for', 416)
     return int(m[2])
@@ -684,8 +702,8 @@ def _fetch(attempt, url, path, sha256, tries, backoff):
     if path.exists():
         if not path.is_file(): raise FileExistsError(f'{path} is no file: give another path')
         if sha256 is None or (got := file_sha256(path)) == sha256: return path
-        raise FileExistsError(f'{path} is another file, its SHA-256 is {got}, not {sha256}; nothing '
-                              'is written over: give another path, or delete it first')
+        raise FileExistsError(f'{path} is another file, its SHA-256 is {got}, not {sha256}; '
+                              'nothing is written over: give another path, or delete it first')
     if part.exists() and not _tag_file(part).exists():
         raise FileExistsError(f'{part} is in the way, and not of an earlier call: move it')
     try:
@@ -812,7 +830,8 @@ def download_shards(base_url:str, # the folder on the web that holds shard_00000
                     ) -> Path:
     """Fetch a corpus of shards, the validation shard first; call again to go on
 
-    Where another process fetches the same folder, this one waits, and uses what is there. Raises ValueError, FileExistsError, FileNotFoundError, OSError.
+    Where another process fetches the same folder, this one waits, and uses what is there.
+    Raises ValueError, FileExistsError, FileNotFoundError, OSError.
     """
     _check_url(base_url, 'base_url=', base_url)
     _check_patience(tries, backoff, timeout)
@@ -956,7 +975,7 @@ class Overlap:
 
     def worst(self, k:int=5) -> Rows:
         "The validation documents of which training has the largest fraction, k of them"
-        k = check_number('k', k, low=0, whole=True)
+        k = check_number('k', k, low=1, whole=True)
         order = np.argsort(-np.nan_to_num(self.share, nan=-1), kind='stable')[:k]
         return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies)
                      for i in order])
@@ -1032,13 +1051,17 @@ def _rows(tok, batch, names, b):
 def _first(what, n):
     "The first n batches of a list, a stream (which is put back to where it was), or a row of ids"
     if isinstance(what, Tokens): what = what.ids
-    if hasattr(what, 'ndim'): return [dict(ids=what[None][:,:n*128])]
+    if hasattr(what, 'ndim'):
+        if what.ndim != 1: raise TypeError(f'a row of ids (T,) is expected, not {what!r:.40}')
+        return [dict(ids=what[None][:,:n*128])]
     if isinstance(what, list) and what and isinstance(what[0], int):
         return [dict(ids=np.array([what[:n*128]]))]
     check_contract(what, Stateful, needed=False)
     state = what.state_dict() if hasattr(what, 'state_dict') else None
     got = list(itertools.islice(iter(what), n))
     if state is not None: what.load_state_dict(state)
+    if wrong := [b for b in got if not isinstance(b, dict) or 'ids' not in b]:
+        raise TypeError(f'a batch is a dict with ids (B,T), not {wrong[0]!r:.80}')
     return got
 
 def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches, or one row of ids
@@ -1053,14 +1076,15 @@ def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches, or one row 
     stream with a method nearly called `state_dict` or `load_state_dict`.
     """
     n = check_number('n', n, low=1, whole=True)
-    if not hasattr(what, '__iter__') and not isinstance(what, Tokens):
+    if isinstance(what, (str, bytes, dict)) or not isinstance(what, (Iterable, Tokens)):
         raise TypeError(f'batches or one row of ids are expected, not {what!r:.80}')
-    tok = tok or getattr(what, 'tok', None)
+    if tok is None: tok = getattr(what, 'tok', None)
     if tok is None:
         raise ValueError('these batches carry no tokenizer: '
                          'pass the one that made them, dump_text(what, tok)')
+    tok = as_tokenizer(tok)
     names = {i: k for k, i in tok.special.items()}
     rows = [row for b, batch in enumerate(_first(what, n)) for row in _rows(tok, batch, names, b)]
     text = '\n'.join(rows) + '\n'
-    if path: atomic_write(path, text)
+    if path is not None: atomic_write(path, text)
     return text

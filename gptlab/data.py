@@ -37,6 +37,9 @@ class Corpus:
 
     def __post_init__(self):
         for side in (self.train, self.valid): _check_side(side)
+        for note in (self.licence, self.source):
+            if not isinstance(note, str): raise TypeError(f'{note!r:.80}: a licence and a source '
+                                                          'are text')
 
     def __iter__(self) -> Iterator[str]: return iter(self.train)
 
@@ -69,17 +72,6 @@ class Corpus:
         rows = '\n'.join(f'| {k} | {markdown_text(v)} |' for k, v in _facts(self).items())
         return f'**corpus {markdown_text(self.name)}**\n\n| | |\n|---|---|\n{rows}'
 
-def _check_side(side):
-    if isinstance(side, (str, bytes)):
-        raise TypeError(f'{side[:30]!r} is one text, and a side of a corpus is documents: '
-                        'put the text in a list, [text]')
-    no_documents = isinstance(side, (dict, set, frozenset)) or hasattr(side, 'columns')
-    if no_documents or not hasattr(side, '__iter__') and not hasattr(side, '__getitem__'):
-        raise TypeError(f'a side of a corpus is documents, a list of str or a source, not a '
-                        f'{type(side).__name__}: corpus(…) opens paths and tables')
-
-def _one_line(text): return ' '.join(plain_text(text).split('\n'))
-
 def _n_docs(docs):
     try: return len(docs)
     except TypeError: return sum(1 for _ in docs)
@@ -103,6 +95,93 @@ def _facts(c):
     percent = 100*valid[1]/max(1, c.n_bytes)
     return dict(train=_size(*train), valid=f'{_size(*valid)} ({percent:.1f} %)',
                 licence=c.licence, source=c.source, sha256=sha)
+
+# %% ../nbs/03_data.ipynb #5d0c09e1
+#| code-fold: true
+#| code-summary: "What is a document, and what only names one"
+@runtime_checkable
+class _Table(Protocol):
+    "A table of pandas, polars or pyarrow: going through it gives the names of its columns"
+    columns:Iterable
+
+@runtime_checkable
+class _Indexed(Protocol):
+    def __getitem__(self, i): ...
+
+@runtime_checkable
+class _Array(Protocol):
+    "An array of NumPy, or a column of pandas or polars"
+    def __array__(self): ...
+
+def _check_side(side):
+    if isinstance(side, (str, bytes)):
+        raise TypeError(f'{side[:30]!r} is one text, and a side of a corpus is documents: '
+                        'put the text in a list, [text]')
+    no_documents = isinstance(side, (dict, set, frozenset, _Table))
+    if no_documents or not isinstance(side, (Iterable, _Indexed)):
+        raise TypeError('a side of a corpus is documents, a list of str or a source, not a '
+                        f'{type(side).__name__}: corpus(…) opens paths and tables')
+    if isinstance(side, (list, tuple, _Array)):
+        for _ in _strings(side, 0, f'the {type(side).__name__}'): pass
+
+def _one_line(text): return ' '.join(plain_text(text).split('\n'))
+
+def _strings(docs, n, name):
+    "The documents, each checked to be text; the first is number n"
+    for i, d in enumerate(docs, n):
+        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d):
+            raise TypeError(f'document {i:,} of {name} is the name of a file, {str(d)!r}, not its '
+                            'text: open files with text_files([…]) or corpus([…]); names that are '
+                            'to be learnt as text end in a new line')
+        if not isinstance(d, str):
+            kind = 'null' if d is None else type(d).__name__
+            raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
+                            'leave it out, or make a str of it')
+        yield d
+
+def _names_a_file(doc):
+    "Is this no text, but the path of a file that exists? (A plain word is always text)"
+    if isinstance(doc, os.PathLike): return True
+    if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
+    if '.' not in doc and '/' not in doc and os.sep not in doc: return False
+    return os.path.isfile(os.path.expanduser(doc))
+
+def _are_files(docs):
+    "Is this a list of files, paths or names of them, in place of their texts?"
+    if not all(_names_a_file(d) or _kind(d) in _text_kinds for d in docs): return False
+    named = [_names_a_file(d) for d in docs]
+    return any(named) or bool(docs) and not any(' ' in d for d in docs)
+
+def _kind(name):
+    "How the name of a file ends, in lower case; what it is packed by is left out"
+    if not isinstance(name, (str, os.PathLike)) or not str(name) or '\n' in str(name): return ''
+    path = Path(name)
+    return Path(path.stem if path.suffix.lower() in _packers else path).suffix.lower()
+
+_packers = {'.gz', '.bz2', '.xz'}
+_text_kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.parquet')
+
+def _separated(docs, separator, start):
+    "The documents of a source, each in the parts that lie between its separators"
+    parts = (p for d in skip_documents(docs, 0) for p in d.split(separator) if not _is_empty(p))
+    return islice(parts, start, None)
+
+def _separate(docs, separator):
+    if separator is None: return docs
+    return Source(partial(_separated, docs, separator), source_name(docs) or 'documents')
+
+_mark = re.compile(r'<\|\w+\|>|</s>')
+
+def _marks_said(docs, name):
+    "The documents; at their end a line says which marks of other tokenizers were within them"
+    seen = Counter()
+    for d in docs:
+        if '<|' in d or '</s>' in d: seen.update(_mark.findall(d))
+        yield d
+    for mark, n in seen.most_common(3):
+        print(f'{_one_line(name)} has {mark} {n:,} time{"s"*(n > 1)} within its text, where it is '
+              f'read as it stands: corpus(…, separator={mark!r}) makes documents of what is '
+              'between')
 
 # %% ../nbs/03_data.ipynb #c17073a5
 def _is_empty(doc): return not doc or doc.isspace()
@@ -150,26 +229,6 @@ def _parts(doc, plan):
     if sha == cut: return _cut(doc, fraction)
     return ('', doc) if sha in whole else (doc, '')
 
-def _strings(docs, n, name):
-    "The documents, each checked to be text; the first is number n"
-    for i, d in enumerate(docs, n):
-        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d):
-            raise TypeError(f'document {i:,} of {name} is the name of a file, {str(d)!r}, not its '
-                            'text: open files with text_files([…]) or corpus([…]); names that are '
-                            'to be learnt as text end in a new line')
-        if not isinstance(d, str):
-            kind = 'null' if d is None else type(d).__name__
-            raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
-                            'leave it out, or make a str of it')
-        yield d
-
-def _names_a_file(doc):
-    "Is this no text, but the path of a file that exists? (A plain word is always text)"
-    if isinstance(doc, os.PathLike): return True
-    if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
-    if '.' not in doc and '/' not in doc and os.sep not in doc: return False
-    return os.path.isfile(os.path.expanduser(doc))
-
 def _fraction(valid):
     if not 0 < check_number('valid', valid) < 1:
         raise ValueError(f'valid={valid} is the fraction of the bytes to hold out: '
@@ -187,7 +246,7 @@ def split_docs(docs:list[str], # whole documents, in any order
     """
     _fraction(valid)
     _check_side(docs)
-    docs = [d for d in _strings(docs, 0, 'the list') if not _is_empty(d)]
+    docs = [d for d in _strings(docs, 0, 'the documents') if not _is_empty(d)]
     sizes = {_sha(d): len(utf8(d)) for d in docs}
     if not docs: raise ValueError('there is no text to split: every document is empty')
     if len(sizes) == 1: return tuple([part] for part in _cut(docs[0], valid))
@@ -214,6 +273,8 @@ class Source:
             raise TypeError(f'read must be a function: n → documents from n on, not {read!r:.80}')
         if n_docs is not None: n_docs = check_number('n_docs', n_docs, low=0, whole=True)
         if n_bytes is not None: n_bytes = check_number('n_bytes', n_bytes, low=0, whole=True)
+        if not isinstance(sha256, (str, type(None))):
+            raise TypeError(f'sha256 must be a checksum as text, or None, not {sha256!r:.80}')
         self.read, self.name, self.n_docs = read, name, n_docs
         self.n_bytes, self.sha256 = n_bytes, sha256
 
@@ -255,15 +316,17 @@ def skip_documents(source:Iterable[str], # a Source, a list: the same documents 
     if hasattr(source, 'skip'): return source.skip(n)
     if isinstance(source, (set, frozenset)):
         raise TypeError('a set has another order in each process: give a list, sorted(…)')
-    if not hasattr(source, '__iter__') and not hasattr(source, '__getitem__'):
+    if not isinstance(source, (Iterable, _Indexed)):
         raise TypeError(f'documents are a list of str or a source, not {source!r:.80}')
-    if isinstance(source, dict) or hasattr(source, 'columns'):
+    if isinstance(source, (dict, _Table)):
         raise TypeError(f'a {type(source).__name__} is no list of documents: give one of its '
                         'columns or entries, or all to corpus(…)')
     if iter(source) is source:
         raise TypeError(f'a {type(source).__name__} can be read only once: '
                         'pass a function that makes a new one, repeatable(lambda: …)')
-    return _strings(islice(iter(source), n, None), n, f'the {type(source).__name__}')
+    name = f'the {type(source).__name__}'
+    if isinstance(source, (list, tuple, _Array)): next(_strings(source, 0, name), None)
+    return _strings(islice(iter(source), n, None), n, name)
 
 def _call_and_skip(f, start): return islice(iter(f()), start, None)
 
@@ -277,7 +340,11 @@ def repeatable(f:Callable[[], Iterable[str]], # called anew for each reading
     if not callable(f):
         raise TypeError('repeatable wants a function that gives a fresh iterator, '
                         f'not a {type(f).__name__}: repeatable(lambda: …)')
-    if iter(docs := f()) is docs and f() is docs:
+    if not isinstance(docs := f(), (Iterable, _Indexed)):
+        raise TypeError(f'the function f gives {docs!r:.40}, not documents: let it return or '
+                        'yield them')
+    if not isinstance(name, str): raise TypeError(f'name must be text, not {name!r:.80}')
+    if iter(docs) is docs and f() is docs:
         raise TypeError('the function gives the same iterator twice, '
                         'and that can be read only once: make it inside the function')
     return Source(partial(_call_and_skip, f), name or getattr(f, '__name__', 'documents'))
@@ -312,49 +379,12 @@ def _streamed(docs, valid, name, **facts):
     valid = Source(partial(_side, docs, plan, 1), f'{name}, valid')
     return Corpus(name, train, valid, **facts)
 
-def _separated(docs, separator, start):
-    "The documents of a source, each in the parts that lie between its separators"
-    parts = (p for d in skip_documents(docs, 0) for p in d.split(separator) if not _is_empty(p))
-    return islice(parts, start, None)
-
-def _separate(docs, separator):
-    if separator is None: return docs
-    return Source(partial(_separated, docs, separator), source_name(docs) or 'documents')
-
-_mark = re.compile(r'<\|\w+\|>|</s>')
-
-def _marks_said(docs, name):
-    "The documents; at their end a line says which marks of other tokenizers were within them"
-    seen = Counter()
-    for d in docs:
-        if '<|' in d or '</s>' in d: seen.update(_mark.findall(d))
-        yield d
-    for mark, n in seen.most_common(3):
-        print(f'{_one_line(name)} has {mark} {n:,} time{"s"*(n > 1)} within its text, where it is '
-              f'read as it stands: corpus(…, separator={mark!r}) makes documents of what is '
-              'between')
-
 # %% ../nbs/03_data.ipynb #12fd6673
-def _are_files(docs):
-    "Is this a list of files, paths or names of them, in place of their texts?"
-    if not all(_names_a_file(d) or _kind(d) in _text_kinds for d in docs): return False
-    named = [_names_a_file(d) for d in docs]
-    return any(named) or bool(docs) and not any(' ' in d for d in docs)
-
-def _kind(name):
-    "How the name of a file ends, in lower case; what it is packed by is left out"
-    if not isinstance(name, (str, os.PathLike)) or not str(name) or '\n' in str(name): return ''
-    path = Path(name)
-    return Path(path.stem if path.suffix.lower() in _packers else path).suffix.lower()
-
-_packers = {'.gz', '.bz2', '.xz'}
-_text_kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.parquet')
-
 def _given(text, valid, separator):
     "The corpus of documents, files, a table or a data set that were handed over"
     if isinstance(text, Iterator) and isinstance(first := next(text, None), os.PathLike):
         text = [first, *text]
-    docs = text if isinstance(text, (list, tuple)) else _opened(text)
+    docs = text if isinstance(text, (list, tuple, Source)) else _opened(text)
     if not isinstance(docs, Iterable):
         raise TypeError('a corpus is a name, a path, a list of str, a source, a data set '
                         f'or a Corpus, not {type(text).__name__}')
@@ -702,7 +732,9 @@ def stories_bpb() -> float:
 def _files(path, *kinds):
     """The files meant by a path, a list of paths, or a folder: there the files of these kinds,
     in order, hidden ones left alone"""
-    if isinstance(path, (list, tuple)): return [f for p in path for f in _files(p, *kinds)]
+    if isinstance(path, (list, tuple)):
+        if not path: raise ValueError(f'path={path!r} names no file: give one at least')
+        return [f for p in path for f in _files(p, *kinds)]
     path = user_path(path)
     if path.is_file(): return [path]
     if not path.is_dir(): raise FileNotFoundError(f'no file or folder {str(path)!r}{_near(path)}')
@@ -729,7 +761,8 @@ def _near(path):
     return f'; did you mean {str(path.parent/near[0])!r}?' if near else ''
 
 # how files begin that are no plain text, what they are, and what to do with them
-_save_as_utf8 = 'save it as UTF-8: Path(new).write_text(Path(old).read_text({!r}), encoding="utf-8")'
+_save_as_utf8 = ('save it as UTF-8: '
+                 'Path(new).write_text(Path(old).read_text({!r}), encoding="utf-8")')
 _no_text = [
     (b'PK\x03\x04', 'a zip archive (.docx, .odt, .epub and .xlsx are such)',
      'unpack it, or save the document as plain text'),
@@ -774,7 +807,7 @@ def _unpacking(path):
     "Raises ValueError that names a packed file that is damaged"
     try: yield
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as e:
-        if getattr(e, 'errno', None): raise                # the disk's, not the content's
+        if isinstance(e, OSError) and e.errno: raise       # the disk's, not the content's
         raise ValueError(f'{path} cannot be unpacked, it is damaged or cut off: {e}') from None
 
 def _utf8(data, path, at=0, errors='strict'):
@@ -903,24 +936,32 @@ def _need_column(names, column):
         raise ValueError(f'the data set has no column {column!r}; it has {_listed(names)}: '
                          'say hf_dataset(ds, column=…)')
 
+@runtime_checkable
+class _DataSet(Protocol):
+    "A split of `datasets`"
+    column_names:list
+    info:object
+
+@runtime_checkable
+class _Arrow(Protocol):
+    def to_pylist(self): ...
+
 def _opened(text):
     "Documents in another form as a list or a source: files, tables, their columns, data sets"
     if isinstance(text, (str, bytes)): return text
     if isinstance(text, os.PathLike): text = [text]
     if isinstance(text, (list, tuple)) and _are_files(text):
         return Source(partial(_docs_of, _files([*text], *_text_kinds)), f'{len(text)} files')
-    if hasattr(text, 'column_names') and hasattr(text, 'info'): return hf_dataset(text)
-    if hasattr(text, 'columns') or hasattr(text, 'column_names'): text = _text_column(text)
-    for to_list in ('to_pylist', 'to_list', 'tolist'):
-        if hasattr(text, to_list):
-            docs = getattr(text, to_list)()
-            if isinstance(docs, list): return docs
-            raise TypeError(f'{docs!r:.40} is no list of documents: give a list of str')
-    return text
+    if isinstance(text, _DataSet): return hf_dataset(text)
+    if isinstance(text, _Table): text = _text_column(text)
+    if isinstance(text, _Arrow): return text.to_pylist()
+    if not isinstance(text, _Array): return text
+    try: return list(text)
+    except TypeError: raise TypeError(f'{text!r:.40} is no list of documents') from None
 
 def _text_column(table):
     "The column `text` of a table of pandas, polars or pyarrow"
-    names = [*(table.column_names if hasattr(table, 'column_names') else table.columns)]
+    names = [*(table.column_names if isinstance(table, _Arrow) else table.columns)]
     if 'text' in names: return table['text']
     raise ValueError(f"the table has no column 'text'; it has {_listed(names)}: "
                      'give one of them, corpus(table[…])')
@@ -939,12 +980,13 @@ def hf_dataset(ds:Iterable, # one split of `datasets`: a Dataset, or a streaming
                ) -> Source:
     """The documents of a data set of Hugging Face's `datasets`
 
-    Raises ValueError that lists the columns, or the splits where several are given.
+    Raises ValueError that lists the columns, or the splits where several are given; TypeError for
+    what is no data set.
     """
     if isinstance(ds, dict):
         raise ValueError(f'this is several data sets, {_listed(ds)}: '
                          'choose one, or give all to corpus(…)')
-    if not hasattr(ds, 'column_names') or not hasattr(ds, 'info'):
+    if not isinstance(ds, _DataSet):
         raise TypeError(f'hf_dataset takes a split of `datasets`, not a {type(ds).__name__}: '
                         'corpus(…) opens what else there is')
     _column(column)
