@@ -731,14 +731,18 @@ def stories_bpb() -> float:
 # %% ../nbs/03_data.ipynb #ac7d3934
 def _files(path, *kinds):
     """The files meant by a path, a list of paths, or a folder: there the files of these kinds,
-    in order, hidden ones left alone"""
+    in order, hidden ones and packed copies left alone"""
     if isinstance(path, (list, tuple)):
         if not path: raise ValueError(f'path={path!r} names no file: give one at least')
         return [f for p in path for f in _files(p, *kinds)]
     path = user_path(path)
     if path.is_file(): return [path]
-    if not path.is_dir(): raise FileNotFoundError(f'no file or folder {str(path)!r}{_near(path)}')
-    if found := [f for f in _visible(path) if _kind(f) in kinds]: return found
+    if not path.is_dir():
+        if path.exists(): raise ValueError(f'{path} is no regular file: save it as one first')
+        raise FileNotFoundError(f'no file or folder {str(path)!r}{_near(path)}')
+    found = {f: None for f in _visible(path) if _kind(f) in kinds}
+    copies = [f for f in found if f.suffix.lower() in _packers and f.with_suffix('') in found]
+    if files := [f for f in found if f not in copies]: return files
     here = _kinds_left_out(path, [])
     raise ValueError(f'{path} holds no {" or ".join(kinds)} file{f", only {here}" if here else ""};'
                      ' name a file, or a folder of such files')
@@ -750,7 +754,8 @@ def _visible(folder):
 
 def _kinds_left_out(folder, files):
     "How many files of which kinds a folder holds beside these, as text; empty where there are none"
-    kinds = Counter(_kind(f) or f.name for f in {*_visible(folder)} - {*files})
+    def kind(f): return _kind(f) + f.suffix*(f.suffix.lower() in _packers) or f.name
+    kinds = Counter(kind(f) for f in {*_visible(folder)} - {*files})
     listed = [f'{n:,} {kind}' for kind, n in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))]
     return _one_line(', '.join(listed[:6]) + ', …'*(len(listed) > 6))
 
@@ -1286,7 +1291,11 @@ def _sharded(path, valid, separator=None):
         docs = _separate(parquet(path, column), separator)
         return _streamed(docs, valid, name, licence=licence, source=source)
     source = meta.get('source', f'{path.name}/, the last of {len(files)} shards kept aside')
-    sides = [_separate(parquet(f, column), separator) for f in (files[:-1], files[-1:])]
+    train, valid = (parquet(f, column) for f in (files[:-1], files[-1:]))
+    if 10*valid.n_docs*(len(files)-1) < train.n_docs:
+        print(f'{plain_text(files[-1])}, which is held out, has only {valid.n_docs:,} of '
+              f'{train.n_docs + valid.n_docs:,} documents')
+    sides = (_separate(side, separator) for side in (train, valid))
     return Corpus(name, *sides, licence, source)
 
 def _own(path, valid, separator=None):
@@ -1296,7 +1305,7 @@ def _own(path, valid, separator=None):
     files = _files(path, *_text_kinds)
     kinds = {_kind(f) for f in files}
     if not many and '.parquet' in kinds:
-        _say_left_out(path, [f for f in files if _kind(f) == '.parquet'])
+        _say_left_out(path, _shards(path))
         return _sharded(path, valid, separator)
     left_out = ''
     if not many and path.is_dir():

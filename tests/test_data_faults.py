@@ -440,6 +440,28 @@ def test_u10_sibling_texts_of_another_kind_are_not_lost_in_silence(tmp_path, cap
     said = capsys.readouterr().out
     assert f'{read} files are read' in said and left in said
 
+def test_u10_sibling_shards_and_packed_copies(tmp_path, capsys):
+    "What is not of the shards is left out and said; a packed copy is not read twice"
+    reshard(numbered(30), tmp_path/'s', docs_per_shard=10, progress=False)
+    pq.write_table(pa.table(dict(text=['x'])), tmp_path/'s'/'extra.parquet')
+    assert corpus(tmp_path/'s').n_docs == 30 and '(1 .parquet)' in capsys.readouterr().out
+    write(tmp_path/'t'/'a.txt', 'one two '*99)
+    write(tmp_path/'t'/'a.txt.gz', gzip.compress(b'one two '*99))
+    assert corpus(tmp_path/'t').n_bytes == 8*99 and '1 .txt.gz' in capsys.readouterr().out
+
+def test_a05_sibling_a_tiny_last_shard_is_said(tmp_path, capsys):
+    for i, docs in enumerate([numbered(90), numbered(90), ['x']]):
+        pq.write_table(pa.table(dict(text=docs)), tmp_path/f'shard_{i:05d}.parquet')
+    assert list(corpus(tmp_path).valid) == ['x']
+    assert 'has only 1 of 181 documents' in capsys.readouterr().out
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='a matter of POSIX')
+def test_a14_sibling_a_pipe_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    for open_it in (corpus, text_files, jsonl, parquet):
+        with refuses(ValueError, 'pipe is no regular file'): open_it(tmp_path/'pipe')
+        with refuses(ValueError, '/dev/null is no regular file'): open_it('/dev/null')
+
 def test_u10_a_folder_without_text_says_what_is_there(tmp_path):
     write(tmp_path/'a.py', 'x')
     with refuses(ValueError, 'holds no .txt', '1 .py', 'name a file'): corpus(tmp_path)
