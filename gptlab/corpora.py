@@ -419,14 +419,16 @@ def _alone(path):
         with contextlib.suppress(OSError): file.unlink()
         lock.release()
 
+def _is_done(folder, made):
+    "Whether the same work is already done; raises FileExistsError where something else is there"
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
+    if folder.is_dir() and read_meta(folder).get('made') == made: return True
+    raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
+                          'give another folder, or delete it first')
+
 def _begin(folder, made):
-    """The folder to work in and the shards that stand in it; (folder, None) where the same work
-    is already done"""
+    "The folder to work in, and the shards that stand in it"
     work = folder.with_name(folder.name + '.unfinished')
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if folder.is_dir() and read_meta(folder).get('made') == made: return folder, None
-        raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
-                              'give another folder, or delete it first')
     if work.exists() and not work.is_dir(): raise FileExistsError(f'{work} is no folder: move it')
     if foreign := sorted(f.name for f in work.glob('*') if not _is_ours(f)):
         raise FileExistsError(f'{work} holds what is not of this work, {", ".join(foreign[:3])}: '
@@ -559,15 +561,16 @@ def reshard(source:Iterable[str], # documents, the same each time
     if not isinstance(licence, str): raise TypeError(f'licence={licence!r:.80}: give a text')
     made = _settings(docs_per_shard, bytes_per_shard, workers, column, source)
     title = source_name(source) or type(source).__name__
-    with _alone(folder):
-        work, shards = _begin(folder, made)
-        if shards is None:
-            _compare(folder, read_meta(folder, 'meta.json', 'shards')['shards'], source, column)
-            return folder
-        shards = _whole(work, shards)
-        _write_shards(work, made, shards, source, int(workers), progress)
-        return _finish(work, folder, name=str(name) or folder.name, column=column, shards=shards,
-                       licence=licence, source=title, made=made)
+    if not _is_done(folder, made):
+        with _alone(folder):
+            if not _is_done(folder, made):                 # by now
+                work, shards = _begin(folder, made)
+                shards = _whole(work, shards)
+                _write_shards(work, made, shards, source, int(workers), progress)
+                return _finish(work, folder, name=str(name) or folder.name, column=column,
+                               shards=shards, licence=licence, source=title, made=made)
+    _compare(folder, read_meta(folder, 'meta.json', 'shards')['shards'], source, column)
+    return folder
 
 # %% ../nbs/21_corpora.ipynb #f58b8e4d
 class _Again(Exception):
@@ -696,14 +699,18 @@ def _attempt(url, part, sha256, timeout, progress):
         _remove_part(part)
         raise _Again(f'its SHA-256 is {got}, expected {sha256}')
 
+def _is_there(path, sha256):
+    "Whether a file is already there; raises FileExistsError where another one is"
+    if not path.exists(): return False
+    if not path.is_file(): raise FileExistsError(f'{path} is no file: give another path')
+    if sha256 is None or (got := file_sha256(path)) == sha256: return True
+    raise FileExistsError(f'{path} is another file, its SHA-256 is {got}, not {sha256}; '
+                          'nothing is written over: give another path, or delete it first')
+
 def _fetch(attempt, url, path, sha256, tries, backoff):
     "Put a file where it should be, unless it is there; nothing that is not ours is written over"
     part = path.with_name(path.name + '.part')
-    if path.exists():
-        if not path.is_file(): raise FileExistsError(f'{path} is no file: give another path')
-        if sha256 is None or (got := file_sha256(path)) == sha256: return path
-        raise FileExistsError(f'{path} is another file, its SHA-256 is {got}, not {sha256}; '
-                              'nothing is written over: give another path, or delete it first')
+    if _is_there(path, sha256): return path
     if part.exists() and not _tag_file(part).exists():
         raise FileExistsError(f'{part} is in the way, and not of an earlier call: move it')
     try:
@@ -735,6 +742,7 @@ def fetch_file(url:str, # http:// or https://
         raise ValueError(f'sha256={sha256!r:.80}: give the 64 hex digits of a SHA-256, or None')
     path, sha256 = _target(path), sha256 and sha256.lower()
     attempt = partial(_attempt, url, sha256=sha256, timeout=timeout, progress=progress)
+    if _is_there(path, sha256): return path
     try:
         with _alone(path): return _fetch(attempt, url, path, sha256, tries, backoff)
     except OSError as e:
@@ -839,16 +847,17 @@ def download_shards(base_url:str, # the folder on the web that holds shard_00000
     if n_shards is not None: n_shards = check_number('n_shards', n_shards, low=1, whole=True)
     base, folder = base_url.rstrip('/'), _target(folder)
     how = dict(tries=tries, backoff=backoff, timeout=timeout)
-    with _alone(folder): return _download(base, folder, n, n_shards, column, how, progress)
-
-def _download(base, folder, n, n_shards, column, how, progress):
-    "Fetch the shards that are not there yet, or find that all is done"
     made = dict(url=base, n=n)
-    work, done = _begin(folder, made)
-    if done is None: return folder
+    if _is_done(folder, made): return folder
+    with _alone(folder): return _download(base, folder, made, n_shards, column, how, progress)
+
+def _download(base, folder, made, n_shards, column, how, progress):
+    "Fetch the shards that are not there yet, or find that all is done by now"
+    if _is_done(folder, made): return folder
+    work, _ = _begin(folder, made)
     meta = _published(base, **how)
     total = len(meta.get('shards', [])) or n_shards or count_shards(base, **how)
-    numbers = _numbers(base, n, total)
+    numbers = _numbers(base, made['n'], total)
     _note(work, made, [])
     fetch = partial(_fetch_shard, base, work, column, dict(how, progress=progress))
     known = [meta['shards'][number] if meta else {} for number in numbers]

@@ -1284,7 +1284,7 @@ def _python(valid):
 def _sharded(path, valid, separator=None):
     "The corpus of a Parquet file or a folder of them: of numbered shards the last is held out"
     files, meta = _shards(path), read_meta(path)
-    column, name = meta.get('column', 'text'), meta.get('name', path.name)
+    column, name = meta.get('column', 'text'), meta.get('name', path.name or path.resolve().name)
     licence = meta.get('licence', 'your own')
     if len(files) < 2 or not all(f.name.startswith('shard_') for f in files):
         source = f'{path.name}, Parquet'
@@ -1311,7 +1311,7 @@ def _own(path, valid, separator=None):
     if not many and path.is_dir():
         files = _of_one_kind(files, kinds)
         left_out = _say_left_out(path, files)
-    name = f'{len(files)} files' if many else path.name
+    name = f'{len(files)} files' if many else path.name or path.resolve().name
     docs = _separate(Source(partial(_docs_of, files), name), separator)
     bar = show_progress(iter(docs), f'reading {_one_line(name)}', unit='documents')
     docs = list(_marks_said(bar, name))

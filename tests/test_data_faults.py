@@ -710,6 +710,22 @@ def test_r07_sibling_two_different_corpora_into_one_folder(tmp_path):
     docs = list(parquet(tmp_path/'x'))
     assert docs in [numbered(200, k) for k in 'abcd'] and files(tmp_path)[0] == 'x'
 
+def test_r07_sibling_what_is_done_needs_no_right_to_write(shop, tmp_path, monkeypatch):
+    "A finished corpus on a disk that is read-only is found as before"
+    source = numbered(60)
+    folder = reshard(source, tmp_path/'o', docs_per_shard=20, progress=False)
+    for f in folder.iterdir(): shop.shop[f'/full/{f.name}'] = f.read_bytes()
+    shop.shop['/film'] = b'film'
+    here = download_shards(shop.url + '/full', tmp_path/'here', **quick)
+    film = fetch_file(shop.url + '/film', tmp_path/'film', **quick)
+    def no(path): raise PermissionError(13, 'read-only')
+    monkeypatch.setattr(corpora, '_alone', no)
+    assert reshard(source, tmp_path/'o', docs_per_shard=20) == folder
+    assert download_shards(shop.url + '/full', here, **quick) == here
+    assert fetch_file(shop.url + '/film', film, **quick) == film
+    with refuses(OSError, 'could not write', 'read-only'):
+        fetch_file(shop.url + '/film', tmp_path/'more', **quick)
+
 def test_r07_a_killed_writer_blocks_nobody(tmp_path):
     "What it held is free, and its file beside the folder goes"
     write(tmp_path/'.tale.gptlab-lock', '')
