@@ -129,27 +129,35 @@ def _one_line(text): return ' '.join(plain_text(text).split('\n'))
 def _strings(docs, n, name):
     "The documents, each checked to be text; the first is number n"
     for i, d in enumerate(docs, n):
-        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d):
-            raise TypeError(f'document {i:,} of {name} is the name of a file, {str(d)!r}, not its '
-                            'text: open files with text_files([…]) or corpus([…]); names that are '
-                            'to be learnt as text end in a new line')
+        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d): raise _a_name(d, i, name)
         if not isinstance(d, str):
             kind = 'null' if d is None else type(d).__name__
             raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
                             'leave it out, or make a str of it')
         yield d
 
-def _names_a_file(doc):
-    "Is this no text, but the path of a file that exists? (A plain word is always text)"
+def _a_name(doc, i, name):
+    return TypeError(f'document {i:,} of {name} is the name of a file, {str(doc)!r}, not its text: '
+                     'open files with text_files([…]) or corpus([…]); names that are to be learnt '
+                     'as text end in a new line')
+
+def _check_names(docs, name):
+    "Raises TypeError for documents in memory that are names of files in place of texts"
+    next(_strings(docs, 0, name), None)
+    if len(docs) and all(_names_a_file(d, bare=True) for d in docs): raise _a_name(docs[0], 0, name)
+
+def _names_a_file(doc, bare=False):
+    "Is this the path of a file or folder that exists? A plain word only if `bare` names count"
     if isinstance(doc, os.PathLike): return True
     if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
-    if '.' not in doc and '/' not in doc and os.sep not in doc: return False
-    return os.path.isfile(os.path.expanduser(doc))
+    path, in_folder = os.path.expanduser(doc), '/' in doc or os.sep in doc
+    if not bare and '.' not in doc and not in_folder: return False
+    return os.path.isfile(path) or in_folder and os.path.isdir(path)
 
 def _are_files(docs):
     "Is this a list of files, paths or names of them, in place of their texts?"
-    if not all(_names_a_file(d) or _kind(d) in _text_kinds for d in docs): return False
-    named = [_names_a_file(d) for d in docs]
+    if not all(_names_a_file(d, bare=True) or _kind(d) in _text_kinds for d in docs): return False
+    named = [_names_a_file(d, bare=True) for d in docs]
     return any(named) or bool(docs) and not any(' ' in d for d in docs)
 
 def _kind(name):
@@ -226,8 +234,8 @@ def _parts(doc, plan):
     sha = _sha(doc)
     if isinstance(plan, str): return ('', doc) if sha < plan else (doc, '')
     whole, cut, fraction = plan
-    if sha == cut: return _cut(doc, fraction)
-    return ('', doc) if sha in whole else (doc, '')
+    if sha == cut and len(doc.strip()) > 1: return _cut(doc, fraction)
+    return ('', doc) if sha in whole or sha == cut else (doc, '')
 
 def _fraction(valid):
     if not 0 < check_number('valid', valid) < 1:
@@ -325,7 +333,8 @@ def skip_documents(source:Iterable[str], # a Source, a list: the same documents 
         raise TypeError(f'a {type(source).__name__} can be read only once: '
                         'pass a function that makes a new one, repeatable(lambda: …)')
     name = f'the {type(source).__name__}'
-    if isinstance(source, (list, tuple, _Array)): next(_strings(source, 0, name), None)
+    if isinstance(source, _Array): source = list(source)
+    if isinstance(source, (list, tuple)): _check_names(source, name)
     return _strings(islice(iter(source), n, None), n, name)
 
 def _call_and_skip(f, start): return islice(iter(f()), start, None)

@@ -93,6 +93,9 @@ def test_a05_sibling_no_side_is_blank():
         train, valid = split_docs([doc])
         assert train[0] + valid[0] == doc and train[0].strip() and valid[0].strip()
     with refuses(ValueError, 'cannot be cut in two'): split_docs(['a\n\n'])
+    blanks = [f'{c}' + '\n'*5000 for c in 'abc']                      # nothing in them to cut
+    train, valid = split_docs(blanks)
+    assert sorted(train + valid) == blanks and train and valid
 
 
 # ---- A06: names are not learnt in place of texts
@@ -130,6 +133,12 @@ def test_a06_splits_and_home(two, monkeypatch):
     assert list(c.train) == ['ship '*5000] and list(c.valid) == ['sea '*5000]
     assert corpus(dict(train=Path('a.txt'), test=Path('b.txt'))).n_docs == 2
     assert text_of(corpus(['~/a.txt', '~/b.txt'])) == SHIPS
+    for n in 'ab': write(two/f'chapter_{n}', (two/f'{n}.txt').read_bytes())
+    assert text_of(corpus(['chapter_a', 'chapter_b'])) == SHIPS       # names without an end
+    with refuses(TypeError, 'name of a file'): reshard(['chapter_a', 'chapter_b'], two/'x')
+    for n in 'ab': (two/f'chapter_{n}').rename(write(two/f'in_{n}'/'x', '').with_suffix('.txt'))
+    for n in 'ab': (two/f'in_{n}'/'x').unlink()
+    assert text_of(corpus(['./in_a', 'in_b/'])) == SHIPS              # folders
     with refuses(FileNotFoundError, "'c.txt'"): corpus(['a.txt', 'c.txt'])
     with refuses(FileNotFoundError, "'x.txt'"): corpus(['x.txt', 'y.md'])
 
