@@ -119,6 +119,8 @@ def open_tokens(folder:str|Path, # what `write_tokens` made
     Raises FileNotFoundError where there are none, ValueError that names a damaged file.
     """
     folder = user_path(folder)
+    if parts is not None and not isinstance(parts, dict):
+        raise TypeError(f'parts={parts!r}: give your tokenizer by name, such as dict(Mine=Mine)')
     if not (folder/'meta.json').exists():
         raise FileNotFoundError(f'{folder} holds no tokens (no meta.json); '
                                 f'make them with write_tokens(source, tok, {str(folder)!r})')
@@ -182,6 +184,7 @@ class Slices:
 
         Raises ValueError where this rank gets no document at all.
         """
+        k = check_number('k', k, low=0, whole=True)
         starts, step = self.tokens.starts, self.size*self.world_size
         n_docs = len(starts) - 1
         docs = range(k*step + self.rank, min((k+1)*step, n_docs), self.world_size)
@@ -470,7 +473,7 @@ def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of
                  seed:int=0, # of the training order
                  docs:bool=False, # also give `docs` and `pos`
                  valid_rows:int|None=None, # a sample of so many rows; None takes all
-                 pack:Callable=concat, # (starts, T, rng) -> addresses (R,T+1)
+                 pack:Callable|None=concat, # (starts, T, rng) -> addresses; None concatenates
                  size:int=1024, # documents in a block, the shuffle buffer
                  workers:int=0, # processes that tokenize ahead
                  depth:int=4, # batches drawn ahead by a thread; 0 takes no thread
@@ -502,6 +505,12 @@ def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of
     stream = Batches(Ahead(blocks, workers) if workers else blocks, B, T, seed, docs, pack)
     return _read_ahead(stream, depth, device), fixed
 
+def _pinned(device):
+    "What copies batches to a CUDA device; None for another device"
+    if not isinstance(device, (str, torch.device)) or not str(device):
+        raise TypeError(f'device={device!r}: give a name such as cuda, or None')
+    return Pinned(device) if best_device(device).type == 'cuda' else None
+
 def _check_sizes(**sizes):
     for name, (value, low) in sizes.items(): check_number(name, value, low=low, whole=True)
 
@@ -532,7 +541,7 @@ def _fixed_part(valid, tok, B, T, docs, rows, rank, world_size, special):
 
 def _read_ahead(stream, depth, device):
     "The stream, drawn by a thread where there is a depth, and copied to a CUDA device"
-    put = Pinned(device) if device and best_device(device).type == 'cuda' else None
+    put = None if device is None else _pinned(device)
     return Prefetch(stream, depth, put) if depth else stream
 
 # %% ../nbs/19_loader.ipynb #7fe69348
