@@ -515,7 +515,7 @@ def _check_sizes(**sizes):
     for name, (value, low) in sizes.items(): check_number(name, value, low=low, whole=True)
 
 def _check_tok(tok):
-    if not hasattr(tok, 'encode'):
+    if not hasattr(tok, 'vocab_size'):
         raise TypeError(f'tok={tok!r}: a text needs a tokenizer, such as ByteTokenizer(); '
                         'only tokens of open_tokens bring their own')
 

@@ -43,7 +43,7 @@ def check_documents(docs:Iterable[str]) -> Iterable[str]:
     if _is_file(docs[0]):
         raise TypeError(f'{docs[0]!r} is the name of a file, not a document: '
                         'give the texts, or corpus(paths)')
-    if not isinstance(docs[0], str):
+    if not isinstance(docs[0], (str, bytes)):
         raise TypeError(f'documents are str, and the first is {reprlib.repr(docs[0])}')
     return docs
 
@@ -297,6 +297,17 @@ def _check_parts(tokens, pack):
                         f'{type(tokens).__name__}')
     if pack is not None: _check_pack(pack)
 
+def _check_rows(rows, n, T):
+    "The rows that a packer gave for n tokens; raises ValueError where they are none"
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.shape[1] != T+1:
+        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
+                         f'expected rows of T+1 = {T+1} addresses')
+    if rows.dtype.kind not in 'iu' or rows.max(initial=0) >= n:
+        raise ValueError('the packer gave something else than addresses, which are whole numbers '
+                         f'from 0 to {n-1}, or −1 for padding')
+    return rows
+
 def _check_pack(pack):
     if not callable(pack):
         raise TypeError(f'pack={pack!r}: give a function, such as best_fit without quotes')
@@ -386,14 +397,7 @@ def _pack_rows(self:Batches, tokens, T, rng):
     if len(tokens) == 0: return np.zeros((0, T+1), int)
     if len(tokens) > self.lazy_above and (rows := _lazy_rows(self.pack, tokens.starts, T, rng)):
         return rows
-    rows = np.asarray(self.pack(tokens.starts, T, rng))
-    if rows.ndim != 2 or rows.shape[1] != T+1:
-        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
-                         f'expected rows of T+1 = {T+1} addresses')
-    if rows.dtype.kind not in 'iu' or rows.max(initial=0) >= len(tokens):
-        raise ValueError('the packer gave something else than addresses, which are whole numbers '
-                         f'from 0 to {len(tokens)-1}, or −1 for padding')
-    return rows
+    return _check_rows(self.pack(tokens.starts, T, rng), len(tokens), T)
 
 @patch(as_prop=True)
 def rows(self:Batches) -> np.ndarray:
@@ -437,7 +441,7 @@ class FixedBatches(list):
         if not all(isinstance(b, Mapping) for b in self):
             raise TypeError('batches are a list of dicts with ids and targets, not '
                             f'{reprlib.repr(items)}')
-        if tok is not None and not hasattr(tok, 'encode'):
+        if tok is not None and not hasattr(tok, 'vocab_size'):
             raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, or None')
         self.tok = tok
 
@@ -611,7 +615,7 @@ def crop_rate(pack:Callable, # a packer: (starts, T, rng) -> addresses (R,T+1)
     """
     starts = _check_starts(starts, T)
     _check_pack(pack)
-    rows = pack(starts, T, np.random.default_rng(0))
+    rows = _check_rows(pack(starts, T, np.random.default_rng(0)), starts[-1], T)
     return 1 - len(np.unique(rows[rows >= 0])) / starts[-1]
 
 # %% ../nbs/04_packing.ipynb #3094849e
