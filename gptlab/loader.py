@@ -16,8 +16,8 @@ from .core import atomic_path, best_device, check_contract, check_number, end_wi
 from .core import show_progress, user_path
 from .data import Corpus, corpus, count_documents, skip_documents
 from .packing import Batches, Blocks, FixedBatches, Stateful, Tokens
-from .packing import GrowingArray, check_documents, check_rank, check_special, concat
-from .packing import encode_part, fixed_batches, parts_of, tokenize
+from .packing import GrowingArray, check_blocks, check_documents, check_rank, check_special
+from .packing import check_tok, concat, encode_part, fixed_batches, parts_of, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/19_loader.ipynb #e9995361
@@ -116,7 +116,8 @@ def open_tokens(folder:str|Path, # what `write_tokens` made
                 ) -> Tokens:
     """Tokens mapped from a folder, not read
 
-    Raises FileNotFoundError where there are none, ValueError that names a damaged file.
+    Raises FileNotFoundError where there are none, ValueError that names a damaged file, TypeError
+    for `parts` that are none.
     """
     folder = user_path(folder)
     if parts is not None and not isinstance(parts, dict):
@@ -165,7 +166,9 @@ def _mapped(file, dtype, n):
     return np.memmap(file, dtype=dtype, mode='r')
 
 class Slices:
-    "Mapped tokens as the blocks that `Blocks` would make of the same documents"
+    """Mapped tokens as the blocks that `Blocks` would make of the same documents
+
+    Raises TypeError for what are no Tokens."""
     def __init__(self, tokens:Tokens, # as `open_tokens` gives
                  size:int=1024, # documents in a block
                  rank:int=0, # this process takes the documents rank, rank+world_size, …
@@ -235,7 +238,9 @@ def _portable(e):
 def _as_is(x): return x
 
 class Ahead:
-    "Blocks prepared by worker processes, handed out in order; raises ValueError for fewer than one"
+    """Blocks prepared by worker processes, handed out in order
+
+    Raises TypeError or ValueError for fewer than one worker, or what are no blocks."""
     _results = _next = None                                  # an iterator, the block it gives next
 
     def __init__(self, blocks:Blocks, # or anything with `tok` and block(k)
@@ -244,8 +249,7 @@ class Ahead:
                  ):
         check_number('workers', workers, low=1, whole=True)  # without any, use the blocks
         check_number('depth', depth, low=1, whole=True)
-        if not hasattr(blocks, 'block') or not hasattr(blocks, 'tok'):
-            raise TypeError(f'workers read Blocks or Slices, not a {type(blocks).__name__}')
+        check_blocks(blocks)
         self.blocks, self.tok, self.workers, self.depth = blocks, blocks.tok, workers, depth
         self._cached = None, None                            # (k, tokens) of the latest block
 
@@ -391,7 +395,9 @@ def close(self:Prefetch):
 
 # %% ../nbs/19_loader.ipynb #df92e952
 class Pinned:
-    "Copies batches to a CUDA device through a ring of pinned buffers, beside the computation"
+    """Copies batches to a CUDA device through a ring of pinned buffers, beside the computation
+
+    Raises ValueError for another device."""
     def __init__(self, device:str='cuda', # where to
                  n:int=2, # buffers; two let one fill while the other is copied
                  ):
@@ -429,6 +435,7 @@ class Ring:
     """n buffers used one after another
 
     `send(buffer, item)` gives (result, event); a buffer waits for its event before it is reused.
+    Raises TypeError or ValueError for what is no number or function.
     """
     def __init__(self, n:int, # buffers
                  send:Callable, # fills a buffer and starts its copy
@@ -453,17 +460,16 @@ def shard(fixed:FixedBatches, # the whole list
     """The batches of one rank; all ranks get equally many
 
     They are filled up with batches whose targets are all ignored. Raises ValueError for a rank that
-    is not from 0 to world_size−1.
+    is not from 0 to world_size−1, TypeError for another list.
     """
     check_rank(1, rank, world_size)
-    if not isinstance(fixed, list):
-        raise TypeError(f'ranks share a list of batches, not a {type(fixed).__name__}')
+    if not isinstance(fixed, FixedBatches):
+        raise TypeError(f'ranks share FixedBatches (of fixed_batches), not a {type(fixed).__name__}')
     mine = fixed[rank::world_size]
     n = -(-len(fixed)//world_size)                           # batches of each rank, rounded up
-    tok  = getattr(fixed, 'tok', None)
-    if len(mine) == n: return FixedBatches(mine, tok)
+    if len(mine) == n: return FixedBatches(mine, fixed.tok)
     ignored = fixed[0] | dict(targets=torch.full_like(fixed[0]['targets'], -100))
-    return FixedBatches(mine + [ignored]*(n - len(mine)), tok)
+    return FixedBatches(mine + [ignored]*(n - len(mine)), fixed.tok)
 
 # %% ../nbs/19_loader.ipynb #9d0a22f6
 def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of `open_tokens`
@@ -497,7 +503,10 @@ def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of
         blocks, tok = Slices(text, size, rank, world_size), text.tok
         if valid is None: _warn_without_validation()
     else:
-        _check_tok(tok)
+        if tok is None:
+            raise TypeError('tok=None: give a tokenizer, such as ByteTokenizer(); only tokens of '
+                            'open_tokens bring their own')
+        check_tok(tok)
         c = corpus(text)
         blocks = Blocks(c.train, tok, size, rank, world_size, special)
         valid  = c.valid if valid is None else valid
@@ -513,11 +522,6 @@ def _pinned(device):
 
 def _check_sizes(**sizes):
     for name, (value, low) in sizes.items(): check_number(name, value, low=low, whole=True)
-
-def _check_tok(tok):
-    if not hasattr(tok, 'vocab_size'):
-        raise TypeError(f'tok={tok!r}: a text needs a tokenizer, such as ByteTokenizer(); '
-                        'only tokens of open_tokens bring their own')
 
 def _check_mapped(tokens, tok, special):
     "Tokens are made already: raises ValueError for a tokenizer or rule that is not theirs"
@@ -548,7 +552,7 @@ def _read_ahead(stream, depth, device):
 def _checked_plan(plan):
     "The plan itself; raises TypeError or ValueError for one that is none"
     if not isinstance(plan, dict) or not plan:
-        raise TypeError(f'plan={plan!r}: give shapes by step, such as {{0: (32, 64), 100: (16, 128)}}')
+        raise TypeError(f'plan={plan!r}: give shapes by step, such as {{0: (32, 64)}}')
     for step, shape in plan.items():
         if not isinstance(shape, (tuple, list)) or len(shape) != 2:
             raise TypeError(f'plan[{step!r}]={shape!r}: give (B, T)')

@@ -11,7 +11,7 @@ import bisect, json, math, mmap, re, reprlib, tempfile, warnings, zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,8 @@ from .tokenizer import Tokenizer
 def _is_file(text):
     "Is a document the name of a file that exists?"
     if isinstance(text, Path): return True
-    try: return isinstance(text, str) and len(text) < 500 and '\n' not in text and Path(text).is_file()
+    if not isinstance(text, str) or len(text) > 500 or '\n' in text: return False
+    try: return Path(text).is_file()
     except (OSError, ValueError): return False
 
 def check_documents(docs:Iterable[str]) -> Iterable[str]:
@@ -51,7 +52,9 @@ def parts_of(docs:Iterable[str], # whole documents
              n:int=1024, # most of them in a part
              n_chars:int=2**20, # a part ends once it has so many characters
              ) -> Iterator[list[str]]:
-    "The documents in lists that are short enough to be tokenised at once"
+    """The documents in lists that are short enough to be tokenised at once
+
+    Raises TypeError for what are no documents, and for one that is no str."""
     part, size = [], 0
     for i, d in enumerate(check_documents(docs)):
         if not isinstance(d, str):
@@ -156,8 +159,7 @@ def tokenize(docs:Iterable[str], # whole documents
         sizes.add(its_sizes)
         lengths.append(its_lengths)
     starts = np.cumsum(np.concatenate(lengths, dtype=np.int64))
-    lossy  = getattr(tok, 'lossy', False)
-    tokens = Tokens(ids.array(), starts, tok, sizes.array() if lossy else None)
+    tokens = Tokens(ids.array(), starts, tok, sizes.array() if _is_lossy(tok) else None)
     tokens.mark = f'{len(tokens)}-{ids.crc:08x}'
     return tokens
 
@@ -174,16 +176,21 @@ def encode_part(docs:list[str], # whole documents, not too many
     each = chain.from_iterable(chain(head, r) for r in rows)                # each after bos
     ids  = np.fromiter(each, np.int64, lengths.sum())                       # (N,)
     _check_ids(ids, tok.vocab_size)
-    lossy = getattr(tok, 'lossy', False)
-    sizes = _byte_sizes(docs, tok, len(head), special) if lossy else []
+    sizes = _byte_sizes(docs, tok, len(head), special) if _is_lossy(tok) else []
     return ids.astype(_id_type(tok)), lengths, np.array(sizes, np.int32)
 
 def _encode(docs, tok):
     return tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else list(map(tok.encode, docs))
 
-def _id_type(tok):
-    if not hasattr(tok, 'encode') or not hasattr(tok, 'vocab_size'):
+def _is_lossy(tok): return getattr(tok, 'lossy', False)
+
+def check_tok(tok:object):
+    "Raises TypeError for what is no tokenizer"
+    if not all(hasattr(tok, name) for name in ('encode', 'vocab_size')):
         raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, as ByteTokenizer()')
+
+def _id_type(tok):
+    check_tok(tok)
     return np.uint16 if tok.vocab_size <= 2**16 else np.uint32
 
 def check_tokens(tokens:'Tokens'):
@@ -199,6 +206,12 @@ def check_tokens(tokens:'Tokens'):
     if not fits or tokens.sizes is not None and len(tokens.sizes) != len(ids):
         raise ValueError(f'starts={reprlib.repr(starts)} begin at 0 and end with the number of '
                          f'ids, here {len(ids)}, and sizes are as many as ids')
+
+def check_blocks(blocks:object):
+    "Raises TypeError for what gives no tokens block by block"
+    if not all(hasattr(blocks, name) for name in ('block', 'tok')):
+        raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
+                        f'{type(blocks).__name__}')
 
 def check_special(special:str):
     "Raises ValueError for a word that does not say what becomes of specials' names in a text"
@@ -291,11 +304,6 @@ def _positive(**sizes):
     "Whole numbers of 1 or more, as Python's; raises TypeError or ValueError for anything else"
     return [check_number(k, v, low=1, whole=True) for k, v in sizes.items()]
 
-def _check_parts(tokens, pack):
-    if not hasattr(tokens, 'block') or not hasattr(tokens, 'tok'):
-        raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
-                        f'{type(tokens).__name__}')
-    if pack is not None: _check_pack(pack)
 
 def _check_rows(rows, n, T):
     "The rows that a packer gave for n tokens; raises ValueError where they are none"
@@ -327,7 +335,8 @@ class Batches:
                  docs:bool=False, # also give document numbers and positions
                  pack:Callable=None, # (starts, T, rng) -> addresses (R,T+1); None concatenates
                  ):
-        _check_parts(tokens, pack)
+        check_blocks(tokens)
+        if pack is not None: _check_pack(pack)
         self.tokens, self.tok, self.docs, self.pack = tokens, tokens.tok, docs, pack or concat
         self.seed = check_number('seed', seed, low=0, whole=True)
         self.epoch, self.block, self.cursor, self.cuts = 0, 0, 0, []
@@ -432,7 +441,9 @@ def _gather(self:Batches):
 
 # %% ../nbs/04_packing.ipynb #ed0e6ecf
 class FixedBatches(list):
-    "Batches built once, the same for every run; knows its tokenizer and the bytes of its targets"
+    """Batches built once, the same for every run; knows its tokenizer and the bytes of its targets
+
+    Raises TypeError for what are no batches, or no tokenizer."""
     def __init__(self, items:list, # batches
                  tok:Tokenizer|None=None, # their tokenizer
                  ):
@@ -441,8 +452,7 @@ class FixedBatches(list):
         if not all(isinstance(b, Mapping) for b in self):
             raise TypeError('batches are a list of dicts with ids and targets, not '
                             f'{reprlib.repr(items)}')
-        if tok is not None and not hasattr(tok, 'vocab_size'):
-            raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, or None')
+        if tok is not None: check_tok(tok)
         self.tok = tok
 
     @property
@@ -472,7 +482,7 @@ def fixed_batches(tokens:Tokens, # what to read
                   ) -> FixedBatches:
     """Every token but the first as a target exactly once, always in the same order
 
-    Raises ValueError for fewer than two tokens, or sizes below 1.
+    Raises ValueError for fewer than two tokens, or sizes below 1; TypeError for no Tokens.
     """
     B, T, _ = _positive(B=B, T=T, rows=1 if rows is None else rows)
     if not isinstance(tokens, Tokens):
@@ -515,7 +525,7 @@ def batches(text:'str|Corpus|list', # as `corpus` takes: a name, a path, documen
     """
     _positive(B=B, T=T, size=size, valid_rows=1 if valid_rows is None else valid_rows)
     check_special(special)
-    _id_type(tok)
+    check_tok(tok)
     c = corpus(text)
     if isinstance(c.train, list): tokens = tokenize(c.train, tok, special)
     else: tokens = Blocks(c.train, tok, size, special=special)
@@ -632,14 +642,19 @@ def state_dict(self:Batches) -> dict:
 
 def _pack_name(pack):
     "The packer's name, with the arguments of a partial"
-    name = getattr(getattr(pack, 'func', pack), '__name__', type(pack).__name__)
-    args = [f'{k}={v}' for k, v in sorted(getattr(pack, 'keywords', {}).items())]
+    f, _, settings = _unwrapped(pack)
+    name = getattr(f, '__name__', type(f).__name__)
+    args = [f'{k}={v}' for k, v in sorted(settings.items())]
     return f'{name}({", ".join(args)})' if args else name
+
+def _unwrapped(pack):
+    "(function, args, keywords) of a packer that may be a partial"
+    return (pack.func, pack.args, pack.keywords) if isinstance(pack, partial) else (pack, (), {})
 
 def _rule(pack, tokens, state):
     "What the state says besides, where best-fit packs documents longer than a row"
     T = state['cuts'][0][0] if state['cuts'] else state['T']
-    long = getattr(pack, 'func', pack) is best_fit and (np.diff(tokens.starts) > T+1).any()
+    long = _unwrapped(pack)[0] is best_fit and (np.diff(tokens.starts) > T+1).any()
     return dict(longer='rows of their own') if long else {}
 
 @patch
@@ -684,7 +699,8 @@ def _check_state(state, pack):
 def _is_whole(n, low): return type(n) is int and n >= low
 
 def _is_pairs(cuts):
-    return isinstance(cuts, list) and all(isinstance(c, (list, tuple)) and len(c) == 2 for c in cuts)
+    if not isinstance(cuts, list): return False
+    return all(isinstance(c, (list, tuple)) and len(c) == 2 for c in cuts)
 
 @patch
 def reseed(self:Batches, seed:int) -> 'Batches':
@@ -872,9 +888,9 @@ def _lazy_rows(pack:Callable, # a packer
               rng:np.random.Generator|None, # see `concat`
               ) -> _LazyRows|None:
     "The rows that the packer would give, computed when asked for; None for a packer of your own"
-    f, settings = getattr(pack, 'func', pack), getattr(pack, 'keywords', {})
+    f, args, settings = _unwrapped(pack)
     pieces = {concat: _ring_pieces, best_fit: _fitted, sliding_windows: _window_pieces}.get(f)
-    if pieces is None or getattr(pack, 'args', ()): return None
+    if pieces is None or args: return None
     begins, lengths = pieces(starts, T, rng, **settings)
     return _LazyRows(begins, lengths, T, T if f is concat else T+1) if len(begins) else None
 
@@ -884,10 +900,14 @@ def _pieces(doc, names):
     found = re.split(f'({"|".join(map(re.escape, names))})', doc) if names else [doc]
     return [(s if i%2 else None, s) for i, s in enumerate(found) if s]
 
+def _specials(tok):
+    "Ids by name, and the names, the longest first"
+    ids = getattr(tok, 'special', {})
+    return ids, sorted(ids, key=len, reverse=True)
+
 def _encode_specials(docs, tok, special):
     "The ids of each document, names of specials as their ids; with 'raise' ValueError for a name"
-    ids   = getattr(tok, 'special', {})
-    names = sorted(ids, key=len, reverse=True)               # the longest first
+    ids, names = _specials(tok)
     for i, d in enumerate(docs):
         name = next((n for n, _ in _pieces(d, names) if n), None)
         if name is None or special == 'ids': continue
@@ -899,7 +919,7 @@ def _encode_specials(docs, tok, special):
 
 def _byte_sizes(docs, tok, n_head, special='text'):
     "Bytes of text behind each id of a lossy tokenizer's documents, as a list; `n_head` have none"
-    names = sorted(getattr(tok, 'special', {}), key=len, reverse=True) if special == 'ids' else []
+    names = _specials(tok)[1] if special == 'ids' else []
     sizes = []
     for d in docs:
         sizes += [0]*n_head

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 from .core import check_number, evaluating, show_progress
 from .data import Corpus, corpus, stories_bpb
-from .packing import check_documents, target_bytes
+from .packing import check_documents, check_tok, target_bytes
 from .tokenizer import Tokenizer, utf8
 
 # %% ../nbs/05_score.ipynb #650706b6
@@ -156,7 +156,7 @@ def _nll(result, shape):
     "What a model gives for each target (B,T), of what it returned"
     nll = result[0] if isinstance(result, tuple) else result
     if not isinstance(nll, torch.Tensor) or nll.shape != shape:
-        gives = getattr(nll, 'shape', None) or type(nll).__name__
+        gives = nll.shape if isinstance(nll, torch.Tensor) else type(nll).__name__
         raise ValueError(f'a model gives (nll (B,T), auxiliary loss); here nll is {gives} where '
                          f'targets are {tuple(shape)}')
     return nll
@@ -181,8 +181,7 @@ def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
         raise TypeError('a score needs a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
     tok = tok if tok is not None else getattr(batches, 'tok', None)
-    if tok is not None and not hasattr(tok, 'vocab_size'):
-        raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, or None')
+    if tok is not None: check_tok(tok)
     nats, tokens, n_bytes = 0., 0, 0
     with evaluating(model):
         for b in show_progress(batches, 'scoring', unit='batches', verbose=verbose):
