@@ -464,7 +464,8 @@ def shard(fixed:FixedBatches, # the whole list
     """
     check_rank(1, rank, world_size)
     if not isinstance(fixed, FixedBatches):
-        raise TypeError(f'ranks share FixedBatches (of fixed_batches), not a {type(fixed).__name__}')
+        raise TypeError('ranks share FixedBatches (of fixed_batches), not a '
+                        f'{type(fixed).__name__}')
     mine = fixed[rank::world_size]
     n = -(-len(fixed)//world_size)                           # batches of each rank, rounded up
     if len(mine) == n: return FixedBatches(mine, fixed.tok)

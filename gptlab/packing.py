@@ -184,9 +184,11 @@ def _encode(docs, tok):
 
 def _is_lossy(tok): return getattr(tok, 'lossy', False)
 
+def _lacks(part, *names): return not all(hasattr(part, name) for name in names)
+
 def check_tok(tok:object):
     "Raises TypeError for what is no tokenizer"
-    if not all(hasattr(tok, name) for name in ('encode', 'vocab_size')):
+    if _lacks(tok, 'encode', 'vocab_size'):
         raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, as ByteTokenizer()')
 
 def _id_type(tok):
@@ -209,7 +211,7 @@ def check_tokens(tokens:'Tokens'):
 
 def check_blocks(blocks:object):
     "Raises TypeError for what gives no tokens block by block"
-    if not all(hasattr(blocks, name) for name in ('block', 'tok')):
+    if _lacks(blocks, 'block', 'tok'):
         raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
                         f'{type(blocks).__name__}')
 

@@ -269,7 +269,8 @@ def test_u04_memory_does_not_grow_with_the_length_of_documents(tmp_path):
     "60 MB in 24 documents: it was 1.5 GB"
     pytest.importorskip('resource', reason='Windows does not tell the peak')
     with open(tmp_path/'books.txt', 'w') as f:
-        for i in range(24): f.write(f'<|endoftext|>\nBook {i}\n' + f'{i} bottles on the wall\n'*110_000)
+        for i in range(24):
+            f.write(f'<|endoftext|>\nBook {i}\n' + f'{i} bottles on the wall\n'*110_000)
     megabytes = {}
     for what in ('batches', 'write', 'open'):
         done = subprocess.run([sys.executable, '-c', PEAK, what, tmp_path/'books.txt'],
@@ -317,7 +318,8 @@ def test_a03_validation_does_not_move_the_stream(folder):
 def test_a03_a_tokenizer_or_rule_that_cannot_be_used_is_refused(folder):
     class Other(ByteTokenizer): vocab_size = 300
     error(ValueError, 'leave tok out', quick, open_tokens(folder), Other(), valid=[])
-    error(ValueError, 'give it to write_tokens', quick, open_tokens(folder), special='ids', valid=[])
+    error(ValueError, 'give it to write_tokens', quick, open_tokens(folder), special='ids',
+          valid=[])
     quick(open_tokens(folder), ByteTokenizer(), valid=[])
 
 
@@ -325,7 +327,8 @@ def test_a03_a_tokenizer_or_rule_that_cannot_be_used_is_refused(folder):
 
 @pytest.mark.parametrize('take', [lambda d: tokenize(d, TOK), lambda d: Blocks(d, TOK),
                                   lambda d: write_tokens(d, TOK, 'never'),
-                                  lambda d: gzip_bpb(d, DOCS, False), lambda d: xz_bpb(DOCS, d, False),
+                                  lambda d: gzip_bpb(d, DOCS, False),
+                                  lambda d: xz_bpb(DOCS, d, False),
                                   lambda d: unigram_bpb(d, DOCS, False)],
                          ids=['tokenize', 'Blocks', 'write_tokens', 'gzip', 'xz', 'unigram'])
 def test_a06_what_are_no_documents(tmp_path, monkeypatch, take):
@@ -434,7 +437,10 @@ def test_r06_a_table_that_lies(folder, tmp_path):
     shutil.copy(folder/'meta.json', tmp_path/'t')
     header = (folder/'starts.npy').read_bytes()[:128]
     shape  = f'({len(DOCS) + 1},), }}'.encode()
-    (tmp_path/'t'/'starts.npy').write_bytes(header.replace(shape, b'(10**12,), }'.ljust(len(shape))))
+    large = b'(%d,), }' % 10**11
+    lie   = header.replace(shape.ljust(len(large)), large)
+    assert len(lie) == len(header) and lie != header
+    (tmp_path/'t'/'starts.npy').write_bytes(lie)
     error(ValueError, 'cannot be read', open_tokens, tmp_path/'t')
     for wrong in (np.array([1., 2.]), np.zeros(len(DOCS) + 1), np.arange(len(DOCS) + 1)[::-1]):
         np.save(tmp_path/'t'/'starts.npy', wrong)
@@ -496,12 +502,14 @@ def test_r12_a_refused_state_leaves_the_stream_where_it_was(wrong, ahead):
 
 ROWS = starts_of([9, 30])
 WRONG = {
-    'best_fit(T=-1)': lambda: best_fit(ROWS, -1, None), 'best_fit(T=0)': lambda: best_fit(ROWS, 0, None),
+    'best_fit(T=-1)': lambda: best_fit(ROWS, -1, None),
+    'best_fit(T=0)': lambda: best_fit(ROWS, 0, None),
     'best_fit(buffer=0)': lambda: best_fit(ROWS, 8, None, buffer=0),
     'concat(T=-1)': lambda: concat(ROWS, -1, None), 'concat(rng=3)': lambda: concat(ROWS, 8, 3),
     'stride=0': lambda: sliding_windows(ROWS, 8, None, stride=0),
     'stride=-3': lambda: sliding_windows(ROWS, 8, None, stride=-3),
-    'no starts': lambda: concat([], 8, None), 'starts that fall': lambda: concat([0, 9, 3], 8, None),
+    'no starts': lambda: concat([], 8, None),
+    'starts that fall': lambda: concat([0, 9, 3], 8, None),
     'crop_rate of a name': lambda: crop_rate('best_fit', ROWS, 8),
     'crop_rate of nothing': lambda: crop_rate(lambda *a: None, ROWS, 8),
     'pack of a name': lambda: batches(DOCS, TOK, 2, 16, pack='best_fit'),
@@ -519,7 +527,8 @@ WRONG = {
     'rank=0.5': lambda: Blocks(DOCS, TOK, rank=.5, world_size=2),
     'Batches of a list': lambda: Batches(DOCS), 'Slices of a list': lambda: Slices(DOCS),
     'Ahead of a list': lambda: Ahead(DOCS), 'fixed of a list': lambda: fixed_batches(DOCS),
-    'FixedBatches of a text': lambda: FixedBatches('abc'), 'head(-1)': lambda: FixedBatches([]).head(-1),
+    'FixedBatches of a text': lambda: FixedBatches('abc'),
+    'head(-1)': lambda: FixedBatches([]).head(-1),
     'block -1': lambda: Blocks(DOCS, TOK).block(-1), 'Grow({})': lambda: Grow({}),
     'Grow of T=0': lambda: Grow({0: (2, 0)}), 'Grow of a number': lambda: Grow({0: 32}),
     'Tokens that do not fit': lambda: Tokens(np.zeros(9, np.uint16), ROWS, TOK),
@@ -530,7 +539,8 @@ WRONG = {
     "ngram_bpb('x')": lambda: ngram_bpb('x', 'y', 2), 'n=9': lambda: ngram_bpb(DOCS, DOCS, 9),
     'n=True': lambda: ngram_bpb(DOCS, DOCS, True), 'perplexity(-1)': lambda: perplexity(-1),
     "perplexity('x')": lambda: perplexity('x'), 'perplexity(nan)': lambda: perplexity(math.nan),
-    'bits of -1 nats': lambda: bits_per_byte(-1, 9), 'bits of nan': lambda: bits_per_byte(math.nan, 9),
+    'bits of -1 nats': lambda: bits_per_byte(-1, 9),
+    'bits of nan': lambda: bits_per_byte(math.nan, 9),
     'bits of no bytes': lambda: bits_per_byte(1, 0), 'most=0': lambda: baselines(DOCS, most=0),
     'no model': lambda: evaluate(None, []), 'a model that is text': lambda: evaluate('x', []),
     'batches that are text': lambda: evaluate(Even(), 'abc'),
@@ -555,7 +565,7 @@ def test_r11_wrong_arguments_are_told(tmp_path, monkeypatch, case):
     with pytest.raises((TypeError, ValueError)) as e: WRONG[case]()
     frame = e.traceback[-1]
     assert 'gptlab' in str(frame.path) and 'raise' in str(frame.statement), e.value
-    assert re.search('give|must|not|no | are | is ', str(e.value)), e.value
+    assert re.search('give|must|not|no |expected| are | is ', str(e.value)), e.value
     assert list(tmp_path.iterdir()) == []
 
 
