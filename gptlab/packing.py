@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import check_contract, check_number
+from .core import check_contract, check_number, plain_text
 from .data import Corpus, check_source, corpus, skip_documents
 from .tokenizer import Tokenizer
 
@@ -767,7 +767,8 @@ def check_rank(size:int, # documents in a block
 
 # %% ../nbs/04_packing.ipynb #93220299
 def _called(source):
-    return f'a list of {len(source):,}' if isinstance(source, (list, tuple)) else repr(source)
+    if isinstance(source, (list, tuple)): return f'a list of {len(source):,}'
+    return plain_text(repr(source))
 
 class Blocks:
     """A source read as blocks of whole documents, tokenised on the fly: a shuffle buffer
