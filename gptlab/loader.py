@@ -6,47 +6,78 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'shard', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import itertools, json, pickle, queue, threading, zlib
+import contextlib, itertools, json, pickle, queue, threading, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import atomic_path, check_contract, end_with_parent, show_progress
-from .data import Corpus, corpus, count_documents
+from .checkpoints import run_lock
+from .core import atomic_path, best_device, check_contract, check_number, end_with_parent
+from .core import show_progress, user_path
+from .data import Corpus, corpus, count_documents, skip_documents
 from .packing import Batches, Blocks, FixedBatches, Stateful, Tokens
-from .packing import check_rank, concat, fixed_batches, tokenize
+from .packing import GrowingArray, check_blocks, check_documents, check_rank, check_special
+from .packing import check_tok, concat, encode_part, fixed_batches, parts_of, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/19_loader.ipynb #e9995361
 def write_tokens(source:Iterable[str], # documents
                  tok:Tokenizer, # any tokenizer that can be saved
                  folder:str|Path, # a new folder
-                 size:int=1024, # documents in hand at a time
+                 size:int=1024, # documents in hand at a time, at most
                  progress:bool=True, # show how far it is
+                 special:str='text', # names of specials in a text: 'text', 'ids', or 'raise'
                  ) -> Path:
     """Tokenise a source into a folder of `ids.bin`, `sizes.bin`, `starts.npy` and two JSON files
 
     The last one written is `meta.json`: without it the folder holds no tokens. Raises
-    FileExistsError for a folder that holds something, TypeError for a tokenizer that cannot be
-    saved, OSError where writing fails (nothing is left), ValueError for documents without tokens.
+    FileExistsError for a folder that holds something, BlockingIOError where another process writes
+    to it, TypeError for a tokenizer that cannot be saved, OSError where writing fails (nothing is
+    left), ValueError for documents without tokens.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
+    check_number('size', size, low=1, whole=True)
+    check_special(special)
+    check_documents(source)
     _check_new(folder)
     if not hasattr(tok, 'save'):
         name = type(tok).__name__
         raise TypeError(f'{name} has no method save, so the tokens could not be read again')
-    blocks = Blocks(source, tok, size)
     try:
-        with atomic_path(folder) as part, _counted(source, progress) as bar:
+        with (_only_writer(folder), atomic_path(folder) as part,
+              _counted(source, progress) as bar):
             part.mkdir()
-            meta = _write_ids(blocks, part, bar)
+            docs = parts_of(skip_documents(source, 0), size)
+            meta = _write_ids((encode_part(d, tok, special) for d in docs), part, bar)
             meta['tokenizer'] = _crc(tok.save(part/'tokenizer.json'))
             (part/'meta.json').write_text(json.dumps(meta, indent=1))
+    except (BlockingIOError, FileExistsError): raise
     except OSError as e:
         reason = e.__cause__ or e                            # as atomic_path met it
         raise OSError(f'could not write the tokens to {folder}: {reason}; '
                       'nothing was left there') from e
     return folder
+
+@contextlib.contextmanager
+def _only_writer(folder):
+    "Raises BlockingIOError where another process writes tokens to the folder, and says which"
+    beside = folder.with_name(f'.{folder.name}.writing')
+    beside.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try: stack.enter_context(run_lock(beside))
+        except BlockingIOError as e:
+            who = str(e).partition(' is in use')[2].partition(':')[0]
+            raise BlockingIOError(f'tokens are being written to {folder}{who}: wait until they '
+                                  'are there, or give another folder') from None
+        stack.callback(_clear, beside)
+        _check_new(folder)                                   # it may have come meanwhile
+        yield
+
+def _clear(beside):
+    with contextlib.suppress(OSError):
+        (beside/'.lock').unlink(missing_ok=True)
+        (beside/'.lock.json').unlink(missing_ok=True)
+        beside.rmdir()
 
 def _counted(source, progress):
     "A bar that counts documents, of so many where that is known"
@@ -59,21 +90,22 @@ def _check_new(folder):
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f'{folder} holds something else; give a new folder')
 
-def _write_ids(blocks, part, bar):
-    "Append block after block, and tell the bar; returns what `meta.json` says"
-    k, n, crc, lengths = 0, 0, 0, []
+def _write_ids(parts, part, bar):
+    "Append ids, lengths and sizes of parts of a text, and tell the bar; returns for `meta.json`"
+    n, crc, lengths, dtype = 0, 0, [[0]], None
     with open(part/'ids.bin', 'wb') as ids, open(part/'sizes.bin', 'wb') as sizes:
-        while (t := blocks.block(k)) is not None:
-            raw, dtype = t.ids.tobytes(), t.ids.dtype
+        for its_ids, its_lengths, its_sizes in parts:
+            raw, dtype = its_ids.tobytes(), its_ids.dtype
             ids.write(raw)
-            if t.sizes is not None: sizes.write(t.sizes.astype(np.int32).tobytes())
-            lengths.append(np.diff(t.starts))
-            k, n, crc = k + 1, n + len(t), zlib.crc32(raw, crc)
-            bar.update(len(t.starts) - 1)
+            sizes.write(its_sizes.tobytes())
+            lengths.append(its_lengths)
+            n, crc = n + len(its_ids), zlib.crc32(raw, crc)
+            bar.update(len(its_lengths))
+    if len(lengths) == 1: raise ValueError('the source gives no document')
     if n == 0: raise ValueError('the documents give no tokens: every one is empty')
-    np.save(part/'starts.npy', np.cumsum(np.concatenate([[0], *lengths])))
-    n_docs = sum(map(len, lengths))
-    return dict(tokens=n, documents=n_docs, dtype=str(dtype), crc32=f'{crc:08x}')
+    starts = np.cumsum(np.concatenate(lengths, dtype=np.int64))
+    np.save(part/'starts.npy', starts)
+    return dict(tokens=n, documents=len(starts) - 1, dtype=str(dtype), crc32=f'{crc:08x}')
 
 def _crc(file): return f'{zlib.crc32(file.read_bytes()):08x}'
 
@@ -84,34 +116,47 @@ def open_tokens(folder:str|Path, # what `write_tokens` made
                 ) -> Tokens:
     """Tokens mapped from a folder, not read
 
-    Raises FileNotFoundError where there are none, ValueError that names a damaged file.
+    Raises FileNotFoundError where there are none, ValueError that names a damaged file, TypeError
+    for `parts` that are none.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
+    if parts is not None and not isinstance(parts, dict):
+        raise TypeError(f'parts={parts!r}: give your tokenizer by name, such as dict(Mine=Mine)')
     if not (folder/'meta.json').exists():
         raise FileNotFoundError(f'{folder} holds no tokens (no meta.json); '
                                 f'make them with write_tokens(source, tok, {str(folder)!r})')
     try:
         ids, starts, sizes = _open_arrays(folder, check)
-    except (ValueError, TypeError, KeyError, EOFError, OSError) as e:
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RecursionError) as e:
         raise ValueError(f'the tokens in {folder} cannot be read: {type(e).__name__}: {e}; '
                          'write them again') from None
     return Tokens(ids, starts, load_tokenizer(folder/'tokenizer.json', parts), sizes)
 
 def _open_arrays(folder, check):
     "Mapped ids (N,), starts (n_docs+1,), and sizes (N,) or None; raises ValueError for a misfit"
-    meta  = json.loads((folder/'meta.json').read_text())
+    meta  = _read_meta(folder/'meta.json')
     n     = meta['tokens']
     ids   = _mapped(folder/'ids.bin', np.dtype(meta['dtype']), n)
     lossy = (folder/'sizes.bin').stat().st_size > 0
-    starts = np.load(folder/'starts.npy')
-    ordered = starts[-1] == n and not (np.diff(starts) < 0).any()
-    if not ordered or len(starts) != meta['documents'] + 1:
+    starts = np.load(folder/'starts.npy', mmap_mode='r')     # its header may lie about its size
+    if starts.shape != (meta['documents'] + 1,) or starts.dtype.kind != 'i':
+        raise ValueError('starts.npy does not fit the tokens')
+    starts = np.array(starts)
+    if starts[0] != 0 or starts[-1] != n or (np.diff(starts) < 0).any():
         raise ValueError('starts.npy does not fit the tokens')
     if _crc(folder/'tokenizer.json') != meta['tokenizer']:
         raise ValueError('tokenizer.json is not the one that the tokens were written with')
     if check and f'{zlib.crc32(ids):08x}' != meta['crc32']:
         raise ValueError('ids.bin is damaged: its checksum is another')
     return ids, starts, _mapped(folder/'sizes.bin', np.dtype(np.int32), n) if lossy else None
+
+def _read_meta(file):
+    "What `write_tokens` said; raises ValueError for what it cannot have said"
+    with open(file, 'rb') as f: meta = json.loads(f.read(2**20))
+    whole = all(type(meta[k]) is int and meta[k] > 0 for k in ('tokens', 'documents'))
+    if not whole or meta['dtype'] not in ('uint16', 'uint32'):
+        raise ValueError('meta.json is not what write_tokens writes')
+    return meta
 
 def _mapped(file, dtype, n):
     size = file.stat().st_size
@@ -121,13 +166,17 @@ def _mapped(file, dtype, n):
     return np.memmap(file, dtype=dtype, mode='r')
 
 class Slices:
-    "Mapped tokens as the blocks that `Blocks` would make of the same documents"
+    """Mapped tokens as the blocks that `Blocks` would make of the same documents
+
+    Raises TypeError for what are no Tokens."""
     def __init__(self, tokens:Tokens, # as `open_tokens` gives
                  size:int=1024, # documents in a block
                  rank:int=0, # this process takes the documents rank, rank+world_size, …
                  world_size:int=1, # of so many processes
                  ):
         check_rank(size, rank, world_size)
+        if not isinstance(tokens, Tokens):
+            raise TypeError(f'slices are of Tokens (of open_tokens), not a {type(tokens).__name__}')
         self.tokens, self.tok = tokens, tokens.tok
         self.size, self.rank, self.world_size = size, rank, world_size
 
@@ -138,6 +187,7 @@ class Slices:
 
         Raises ValueError where this rank gets no document at all.
         """
+        k = check_number('k', k, low=0, whole=True)
         starts, step = self.tokens.starts, self.size*self.world_size
         n_docs = len(starts) - 1
         docs = range(k*step + self.rank, min((k+1)*step, n_docs), self.world_size)
@@ -154,7 +204,9 @@ class Slices:
         if x is None: return None
         starts = self.tokens.starts
         if docs.step == 1: return np.asarray(x[starts[docs[0]]:starts[docs[-1]+1]])
-        return np.concatenate([x[starts[d]:starts[d+1]] for d in docs])
+        taken = GrowingArray(x.dtype)
+        for d in docs: taken.add(x[starts[d]:starts[d+1]])
+        return taken.array()
 
 # %% ../nbs/19_loader.ipynb #52b9563d
 class _Numbered(torch.utils.data.Dataset):
@@ -186,16 +238,18 @@ def _portable(e):
 def _as_is(x): return x
 
 class Ahead:
-    "Blocks prepared by worker processes, handed out in order; raises ValueError for fewer than one"
+    """Blocks prepared by worker processes, handed out in order
+
+    Raises TypeError or ValueError for fewer than one worker, or what are no blocks."""
     _results = _next = None                                  # an iterator, the block it gives next
 
     def __init__(self, blocks:Blocks, # or anything with `tok` and block(k)
                  workers:int=2, # processes
                  depth:int=2, # blocks each may be ahead
                  ):
-        if workers < 1 or depth < 1:
-            raise ValueError(f'workers={workers}, depth={depth}: give 1 or more; '
-                             'without workers, use the blocks themselves')
+        check_number('workers', workers, low=1, whole=True)  # without any, use the blocks
+        check_number('depth', depth, low=1, whole=True)
+        check_blocks(blocks)
         self.blocks, self.tok, self.workers, self.depth = blocks, blocks.tok, workers, depth
         self._cached = None, None                            # (k, tokens) of the latest block
 
@@ -257,7 +311,9 @@ class Prefetch:
                  depth:int=4, # batches ahead
                  put:Callable|None=None, # applied to each batch in the thread, as `Pinned('cuda')`
                  ):
-        if depth < 1: raise ValueError(f'depth={depth}: give 1 or more')
+        check_number('depth', depth, low=1, whole=True)
+        if put is not None and not callable(put):
+            raise TypeError(f'put={put!r}: give a function of a batch, such as Pinned()')
         check_contract(stream, Stateful, needed=not hasattr(stream, 'state_dict'))
         self.stream, self.depth, self.put = stream, depth, put or (lambda b: b)
         self.state = stream.state_dict()                     # after the last batch handed out
@@ -339,10 +395,14 @@ def close(self:Prefetch):
 
 # %% ../nbs/19_loader.ipynb #df92e952
 class Pinned:
-    "Copies batches to a CUDA device through a ring of pinned buffers, beside the computation"
+    """Copies batches to a CUDA device through a ring of pinned buffers, beside the computation
+
+    Raises ValueError for another device."""
     def __init__(self, device:str='cuda', # where to
                  n:int=2, # buffers; two let one fill while the other is copied
                  ):
+        if best_device(device).type != 'cuda':
+            raise ValueError(f'device={device!r}: pinned memory is copied to a CUDA device')
         self.device, self.stream = torch.device(device), torch.cuda.Stream(device)
         self.ring = Ring(n, self._send)
 
@@ -375,10 +435,13 @@ class Ring:
     """n buffers used one after another
 
     `send(buffer, item)` gives (result, event); a buffer waits for its event before it is reused.
+    Raises TypeError or ValueError for what is no number or function.
     """
     def __init__(self, n:int, # buffers
                  send:Callable, # fills a buffer and starts its copy
                  ):
+        check_number('n', n, low=1, whole=True)
+        if not callable(send): raise TypeError(f'send={send!r}: give a function (buffer, item)')
         self.slots, self.send, self.at = [[{}, None] for _ in range(n)], send, 0
 
     def __call__(self, item:dict) -> dict:
@@ -397,10 +460,12 @@ def shard(fixed:FixedBatches, # the whole list
     """The batches of one rank; all ranks get equally many
 
     They are filled up with batches whose targets are all ignored. Raises ValueError for a rank that
-    is not from 0 to world_size−1.
+    is not from 0 to world_size−1, TypeError for another list.
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
+    check_rank(1, rank, world_size)
+    if not isinstance(fixed, FixedBatches):
+        raise TypeError('ranks share FixedBatches (of fixed_batches), not a '
+                        f'{type(fixed).__name__}')
     mine = fixed[rank::world_size]
     n = -(-len(fixed)//world_size)                           # batches of each rank, rounded up
     if len(mine) == n: return FixedBatches(mine, fixed.tok)
@@ -415,38 +480,90 @@ def fast_batches(text:'str|Corpus|list|Tokens', # as for `batches`, or tokens of
                  seed:int=0, # of the training order
                  docs:bool=False, # also give `docs` and `pos`
                  valid_rows:int|None=None, # a sample of so many rows; None takes all
-                 pack:Callable=concat, # (starts, T, rng) -> addresses (R,T+1)
+                 pack:Callable|None=concat, # (starts, T, rng) -> addresses; None concatenates
                  size:int=1024, # documents in a block, the shuffle buffer
                  workers:int=0, # processes that tokenize ahead
                  depth:int=4, # batches drawn ahead by a thread; 0 takes no thread
                  device:str|None=None, # a CUDA device: batches arrive there through pinned memory
                  rank:int=0, # this process
                  world_size:int=1, # of so many
+                 valid:'list|Tokens|None'=None, # documents or tokens to validate on, [] for none
+                 special:str='text', # names of specials in a text: 'text', 'ids', or 'raise'
                  ) -> tuple[Batches|Prefetch, FixedBatches]:
     """An endless resumable stream and this rank's part of the validation list
 
-    The stream is prepared in the background; of mapped tokens the validation list is empty. Raises
-    ValueError as `batches` does.
+    The stream is prepared in the background. Mapped tokens have no validation text: without `valid`
+    the list is empty, and a warning says so. Raises ValueError as `batches` does, TypeError where
+    a tokenizer is missing.
     """
+    _check_sizes(B=(B, 1), T=(T, 1), workers=(workers, 0), depth=(depth, 0))
+    check_rank(size, rank, world_size)
+    check_special(special)
     if isinstance(text, Tokens):
-        blocks, fixed = Slices(text, size, rank, world_size), FixedBatches([])
+        _check_mapped(text, tok, special)
+        blocks, tok = Slices(text, size, rank, world_size), text.tok
+        if valid is None: _warn_without_validation()
     else:
+        if tok is None:
+            raise TypeError('tok=None: give a tokenizer, such as ByteTokenizer(); only tokens of '
+                            'open_tokens bring their own')
+        check_tok(tok)
         c = corpus(text)
-        blocks = Blocks(c.train, tok, size, rank, world_size)
-        whole  = fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows)
-        fixed  = shard(whole, rank, world_size)
+        blocks = Blocks(c.train, tok, size, rank, world_size, special)
+        valid  = c.valid if valid is None else valid
+    fixed  = _fixed_part(valid, tok, B, T, docs, valid_rows, rank, world_size, special)
     stream = Batches(Ahead(blocks, workers) if workers else blocks, B, T, seed, docs, pack)
     return _read_ahead(stream, depth, device), fixed
 
+def _pinned(device):
+    "What copies batches to a CUDA device; None for another device"
+    if not isinstance(device, (str, torch.device)) or not str(device):
+        raise TypeError(f'device={device!r}: give a name such as cuda, or None')
+    return Pinned(device) if best_device(device).type == 'cuda' else None
+
+def _check_sizes(**sizes):
+    for name, (value, low) in sizes.items(): check_number(name, value, low=low, whole=True)
+
+def _check_mapped(tokens, tok, special):
+    "Tokens are made already: raises ValueError for a tokenizer or rule that is not theirs"
+    if special != 'text':
+        raise ValueError(f'special={special!r}: the tokens are made already; '
+                         'give it to write_tokens')
+    if tok is not None and tok.vocab_size != tokens.tok.vocab_size:
+        raise ValueError(f'tok is {tok!r}, but the tokens were made with {tokens.tok!r}: '
+                         'leave tok out, or write the tokens again')
+
+def _warn_without_validation():
+    warnings.warn('mapped tokens have no validation text, so the list is empty: give valid=… '
+                  '(documents, or tokens of open_tokens), or valid=[] if none is wanted',
+                  stacklevel=3)
+
+def _fixed_part(valid, tok, B, T, docs, rows, rank, world_size, special):
+    "This rank's part of the batches of documents or tokens to validate on; empty without any"
+    if valid is None or isinstance(valid, list) and not valid: return FixedBatches([], tok)
+    tokens = valid if isinstance(valid, Tokens) else tokenize(valid, tok, special)
+    return shard(fixed_batches(tokens, B, T, docs, rows), rank, world_size)
+
 def _read_ahead(stream, depth, device):
     "The stream, drawn by a thread where there is a depth, and copied to a CUDA device"
-    put = Pinned(device) if device and torch.device(device).type == 'cuda' else None
+    put = None if device is None else _pinned(device)
     return Prefetch(stream, depth, put) if depth else stream
 
 # %% ../nbs/19_loader.ipynb #7fe69348
+def _checked_plan(plan):
+    "The plan itself; raises TypeError or ValueError for one that is none"
+    if not isinstance(plan, dict) or not plan:
+        raise TypeError(f'plan={plan!r}: give shapes by step, such as {{0: (32, 64)}}')
+    for step, shape in plan.items():
+        if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+            raise TypeError(f'plan[{step!r}]={shape!r}: give (B, T)')
+        _check_sizes(step=(step, 0), B=(shape[0], 1), T=(shape[1], 1))
+    return plan
+
 class Grow:
     "A callback: from step n on, rows of T tokens and B in a batch, as `plan={n: (B, T)}` says"
-    def __init__(self, plan:dict[int,tuple[int,int]]): self.plan = plan
+    def __init__(self, plan:dict[int,tuple[int,int]]):
+        self.plan = _checked_plan(plan)
 
     def before_step(self, run:object):
         "Give the training stream the shape that this step asks for"

@@ -7,17 +7,110 @@ __all__ = ['Tokens', 'tokenize', 'concat', 'Batches', 'FixedBatches', 'fixed_bat
            'crop_rate', 'Blocks', 'Stateful', 'check_data']
 
 # %% ../nbs/04_packing.ipynb #326c7707
-import bisect, json, zlib
-from collections.abc import Callable, Iterable, Iterator
+import bisect, json, math, mmap, re, reprlib, tempfile, warnings, zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import chain, islice
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import check_contract
+from .core import check_contract, check_number, plain_text
 from .data import Corpus, check_source, corpus, skip_documents
 from .tokenizer import Tokenizer
+
+# %% ../nbs/04_packing.ipynb #5b1c07e1
+#| code-fold: true
+#| code-summary: "A text in parts, and an array that grows"
+def _is_file(text):
+    "Is a document the name of a file that exists?"
+    if isinstance(text, Path): return True
+    if not isinstance(text, str) or len(text) > 500 or '\n' in text: return False
+    try: return Path(text).is_file()
+    except (OSError, ValueError): return False
+
+def check_documents(docs:Iterable[str]) -> Iterable[str]:
+    "The documents themselves; raises TypeError for one text, a path, a table, a number"
+    if isinstance(docs, (str, bytes, Path)):
+        raise TypeError(f'{reprlib.repr(docs)} is one text or path: give the documents in a list, '
+                        'such as [text], or corpus(path)')
+    table = isinstance(docs, (Mapping, torch.Tensor)) or hasattr(docs, 'columns')
+    if table or not isinstance(docs, Iterable):
+        raise TypeError('documents are a list or another iterable of str, '
+                        f'not a {type(docs).__name__}')
+    if not isinstance(docs, (list, tuple)) or not docs: return docs
+    if _is_file(docs[0]):
+        raise TypeError(f'{docs[0]!r} is the name of a file, not a document: '
+                        'give the texts, or corpus(paths)')
+    if not isinstance(docs[0], (str, bytes)):
+        raise TypeError(f'documents are str, and the first is {reprlib.repr(docs[0])}')
+    return docs
+
+def parts_of(docs:Iterable[str], # whole documents
+             n:int=1024, # most of them in a part
+             n_chars:int=2**20, # a part ends once it has so many characters
+             ) -> Iterator[list[str]]:
+    """The documents in lists that are short enough to be tokenised at once
+
+    Raises TypeError for what are no documents, and for one that is no str."""
+    part, size = [], 0
+    for i, d in enumerate(check_documents(docs)):
+        if not isinstance(d, str):
+            raise TypeError(f'document {i:,} is {type(d).__name__}, not text: '
+                            'leave it out, or make a str of it')
+        part.append(d)
+        size += len(d)
+        if len(part) < n and size < n_chars: continue
+        yield part
+        part, size = [], 0
+    if part: yield part
+
+class GrowingArray:
+    """An array that grows by parts: in memory, and past 64 MB in a temporary file without a name
+
+    The file is mapped: of its pages only those in use are in memory. Where it cannot be written,
+    there is a warning, and memory is used."""
+    in_memory, buffer = 2**26, 2**22                         # bytes
+
+    def __init__(self, dtype:np.dtype): # of its numbers
+        self.dtype, self.n_bytes, self.crc = np.dtype(dtype), 0, 0
+        self.memory, self.file, self.limit = bytearray(), None, self.in_memory
+
+    def add(self, part:np.ndarray):
+        "Append numbers (n,)"
+        raw = np.ascontiguousarray(part, self.dtype).tobytes()
+        self.n_bytes, self.crc = self.n_bytes + len(raw), zlib.crc32(raw, self.crc)
+        self.memory += raw
+        if len(self.memory) > self.limit: self._flush()
+
+    def _flush(self):
+        "Append what is in memory to the file; where that fails, all comes back"
+        n_written = self.n_bytes - len(self.memory)
+        try:
+            self.file = self.file or tempfile.TemporaryFile(buffering=0)
+            rest = memoryview(self.memory)
+            while len(rest): rest = rest[self.file.write(rest):]
+            self.memory, self.limit = bytearray(), self.buffer
+        except OSError as e:
+            warnings.warn(f'no room for {self.n_bytes:,} bytes of tokens in '
+                          f'{tempfile.gettempdir()} ({e}): they stay in memory; TMPDIR names '
+                          'another folder, and a smaller size=… makes smaller blocks')
+            self.limit = math.inf
+            if self.file is None: return
+            self.file.seek(0)
+            begin = np.fromfile(self.file, np.uint8, n_written).tobytes()
+            self.memory, self.file = bytearray(begin) + self.memory, self.file.close()
+
+    def array(self) -> np.ndarray:
+        "All numbers (N,); nothing is added afterwards"
+        if self.file and self.memory: self._flush()
+        if self.n_bytes == 0: return np.zeros(0, self.dtype)
+        if self.file is None: return np.frombuffer(self.memory, self.dtype)
+        mapped = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.file.close()
+        return np.frombuffer(mapped, self.dtype)
 
 # %% ../nbs/04_packing.ipynb #20c5804c
 @dataclass(eq=False)
@@ -25,12 +118,16 @@ class Tokens:
     """Documents as one flat array of ids
 
     `ids` (N,) have the smallest type that holds the vocabulary, uint16 or uint32;
-    `starts` (n_docs+1,) is where each document begins, and N at the end.
+    `starts` (n_docs+1,) is where each document begins, and N at the end. Raises TypeError or
+    ValueError for arrays that do not fit together, or no tokenizer.
     """
     ids:np.ndarray
     starts:np.ndarray
     tok:object
     sizes:np.ndarray|None = None     # (N,) bytes of text behind each id, for a lossy tokenizer
+
+    def __post_init__(self):
+        check_tokens(self)
 
     def __len__(self) -> int: return len(self.ids)
 
@@ -38,8 +135,8 @@ class Tokens:
         return f'{len(self):,} tokens in {len(self.starts)-1:,} documents, {self.ids.dtype}'
 
     def block(self, k:int) -> 'Tokens|None':
-        "All of it is block 0"
-        return None if k else self
+        "All of it is block 0; raises TypeError or ValueError for what is no number of a block"
+        return None if check_number('k', k, low=0, whole=True) else self
 
     @cached_property
     def mark(self) -> str:
@@ -48,30 +145,81 @@ class Tokens:
 
 def tokenize(docs:Iterable[str], # whole documents
              tok:Tokenizer, # any object with encode_batch or encode, vocab_size, bos
+             special:str='text', # names of specials in a text: 'text', 'ids', or 'raise'
              ) -> Tokens:
     """All documents as one flat array, each behind `tok.bos` where there is one
 
-    Raises ValueError for an id outside the vocabulary, TypeError for one text in place of a list.
+    Raises ValueError for an id outside the vocabulary, TypeError for what are no documents.
     """
-    if isinstance(docs, str):
-        raise TypeError('this is one text: give the documents in a list, tokenize([text], tok)')
-    docs, parts = iter(docs), [_flat([], tok)]               # the empty part has the types
-    while group := list(islice(docs, 1024)): parts.append(_flat(group, tok))
-    ids, lengths, sizes = (np.concatenate(x) for x in zip(*parts))
-    lossy = getattr(tok, 'lossy', False)
-    return Tokens(ids, np.cumsum([0, *lengths]), tok, sizes if lossy else None)
+    check_special(special)
+    ids, sizes, lengths = GrowingArray(_id_type(tok)), GrowingArray(np.int32), [[0]]
+    for part in parts_of(docs):
+        its_ids, its_lengths, its_sizes = encode_part(part, tok, special)
+        ids.add(its_ids)
+        sizes.add(its_sizes)
+        lengths.append(its_lengths)
+    starts = np.cumsum(np.concatenate(lengths, dtype=np.int64))
+    tokens = Tokens(ids.array(), starts, tok, sizes.array() if _is_lossy(tok) else None)
+    tokens.mark = f'{len(tokens)}-{ids.crc:08x}'
+    return tokens
 
-def _flat(docs, tok):
+# %% ../nbs/04_packing.ipynb #5b1c07e2
+def encode_part(docs:list[str], # whole documents, not too many
+                tok:Tokenizer, # see `tokenize`
+                special:str='text', # see `tokenize`
+                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Documents concatenated: ids (N,), lengths (n_docs,), and for a lossy tokenizer bytes (N,)"
     bos  = getattr(tok, 'bos', None)
     head = [] if bos is None else [bos]
-    rows = tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else [tok.encode(d) for d in docs]
-    ids  = np.array([i for r in rows for i in head + list(r)], np.int64)    # (N,) each after bos
-    _check_ids(ids, tok.vocab_size)
+    rows = _encode(docs, tok) if special == 'text' else _encode_specials(docs, tok, special)
     lengths = np.array([len(head) + len(r) for r in rows], np.int64)
-    sizes = _byte_sizes(docs, tok, len(head)) if getattr(tok, 'lossy', False) else []
-    dtype = np.uint16 if tok.vocab_size <= 2**16 else np.uint32
-    return ids.astype(dtype), lengths, np.array(sizes, np.int32)
+    each = chain.from_iterable(chain(head, r) for r in rows)                # each after bos
+    ids  = np.fromiter(each, np.int64, lengths.sum())                       # (N,)
+    _check_ids(ids, tok.vocab_size)
+    sizes = _byte_sizes(docs, tok, len(head), special) if _is_lossy(tok) else []
+    return ids.astype(_id_type(tok)), lengths, np.array(sizes, np.int32)
+
+def _encode(docs, tok):
+    return tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else list(map(tok.encode, docs))
+
+def _is_lossy(tok): return getattr(tok, 'lossy', False)
+
+def _lacks(part, *names): return not all(hasattr(part, name) for name in names)
+
+def check_tok(tok:object):
+    "Raises TypeError for what is no tokenizer"
+    if _lacks(tok, 'encode', 'vocab_size'):
+        raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, as ByteTokenizer()')
+
+def _id_type(tok):
+    check_tok(tok)
+    return np.uint16 if tok.vocab_size <= 2**16 else np.uint32
+
+def check_tokens(tokens:'Tokens'):
+    "Raises TypeError or ValueError for arrays that do not fit together, or no tokenizer"
+    _id_type(tokens.tok)
+    arrays = dict(ids=tokens.ids, starts=tokens.starts)
+    arrays |= {} if tokens.sizes is None else dict(sizes=tokens.sizes)
+    for name, x in arrays.items():
+        if not isinstance(x, np.ndarray) or x.ndim != 1 or x.dtype.kind not in 'iu':
+            raise TypeError(f'{name} is an array (N,) of whole numbers, not {reprlib.repr(x)}')
+    ids, starts = tokens.ids, tokens.starts
+    fits = len(starts) and starts[0] == 0 and starts[-1] == len(ids)
+    if not fits or tokens.sizes is not None and len(tokens.sizes) != len(ids):
+        raise ValueError(f'starts={reprlib.repr(starts)} begin at 0 and end with the number of '
+                         f'ids, here {len(ids)}, and sizes are as many as ids')
+
+def check_blocks(blocks:object):
+    "Raises TypeError for what gives no tokens block by block"
+    if _lacks(blocks, 'block', 'tok'):
+        raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
+                        f'{type(blocks).__name__}')
+
+def check_special(special:str):
+    "Raises ValueError for a word that does not say what becomes of specials' names in a text"
+    if special not in ('text', 'ids', 'raise'):
+        raise ValueError(f"special={special!r}: give 'text' (their names are text as any other), "
+                         "'ids' (they become their ids) or 'raise'")
 
 def _check_ids(ids, vocab_size):
     if len(ids) == 0 or 0 <= ids.min() <= ids.max() < vocab_size: return
@@ -95,11 +243,26 @@ def _split(flat, T):
     flat = np.concatenate([flat, pad])
     return np.lib.stride_tricks.sliding_window_view(flat, T+1)[::T]
 
+def _check_starts(starts, T, rng=None):
+    "The starts as an array; raises ValueError or TypeError for what are none, or T below 1"
+    check_number('T', T, low=1, whole=True)
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(f'rng={reprlib.repr(rng)}: give np.random.default_rng(seed), or None')
+    found = np.asarray(starts)
+    whole = found.ndim == 1 and found.dtype.kind in 'iu'
+    if not whole or len(found) < 2 or found[0] != 0 or (np.diff(found) < 0).any() or not found[-1]:
+        raise ValueError('starts are where documents begin in a flat array, from 0 on, and its '
+                         f'length at the end, such as [0, 7, 20], not {reprlib.repr(starts)}')
+    return found.astype(np.int64)
+
 def concat(starts:np.ndarray, # where documents start in the flat array, its length at the end
            T:int, # targets in a row
            rng:np.random.Generator|None, # draws order and cuts; None keeps the documents' order
            ) -> np.ndarray:
-    "Rows of addresses (R,T+1): documents in a ring, cut every T tokens; each is a target once"
+    """Rows of addresses (R,T+1): documents in a ring, cut every T tokens; each is a target once
+
+    Raises TypeError or ValueError for starts that are none, or T below 1."""
+    starts = _check_starts(starts, T, rng)
     n_docs = len(starts) - 1
     order  = np.arange(n_docs) if rng is None else rng.permutation(n_docs)
     ring   = _joined(starts, order)                          # (N,)
@@ -140,9 +303,24 @@ def _document_ids(starts, at):
 
 # %% ../nbs/04_packing.ipynb #f62a5bee
 def _positive(**sizes):
-    for k, v in sizes.items():
-        if not isinstance(v, (int, np.integer)) or isinstance(v, bool) or v < 1:
-            raise ValueError(f'{k}={v!r}: give a whole number of 1 or more')
+    "Whole numbers of 1 or more, as Python's; raises TypeError or ValueError for anything else"
+    return [check_number(k, v, low=1, whole=True) for k, v in sizes.items()]
+
+
+def _check_rows(rows, n, T):
+    "The rows that a packer gave for n tokens; raises ValueError where they are none"
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.shape[1] != T+1:
+        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
+                         f'expected rows of T+1 = {T+1} addresses')
+    if rows.dtype.kind not in 'iu' or rows.max(initial=0) >= n:
+        raise ValueError('the packer gave something else than addresses, which are whole numbers '
+                         f'from 0 to {n-1}, or −1 for padding')
+    return rows
+
+def _check_pack(pack):
+    if not callable(pack):
+        raise TypeError(f'pack={pack!r}: give a function, such as best_fit without quotes')
 
 class Batches:
     """An endless stream of batches over tokens; equal seeds give equal streams
@@ -150,6 +328,8 @@ class Batches:
     The state is a handful of numbers: `epoch`, `block`, `cursor` (rows of the block that have been
     served) and `cuts` (the T and the cursor before each change of T within the block).
     """
+    lazy_above = 2**24                 # tokens of a block whose rows are computed when served
+
     def __init__(self, tokens:Tokens, # Tokens, Blocks, or anything with `tok` and block(k)
                  B:int=16, # rows in a batch
                  T:int=128, # tokens in a row
@@ -157,8 +337,11 @@ class Batches:
                  docs:bool=False, # also give document numbers and positions
                  pack:Callable=None, # (starts, T, rng) -> addresses (R,T+1); None concatenates
                  ):
+        check_blocks(tokens)
+        if pack is not None: _check_pack(pack)
         self.tokens, self.tok, self.docs, self.pack = tokens, tokens.tok, docs, pack or concat
-        self.seed, self.epoch, self.block, self.cursor, self.cuts = int(seed), 0, 0, 0, []
+        self.seed = check_number('seed', seed, low=0, whole=True)
+        self.epoch, self.block, self.cursor, self.cuts = 0, 0, 0, []
         self._cached = None                                  # (key, tokens, rows, order) of a block
         self._found_rows = False                             # in this epoch
         self._set_shape(B, T)
@@ -171,12 +354,12 @@ class Batches:
 
 @patch
 def _set_shape(self:Batches, B, T):
-    _positive(B=B, T=T)
+    B, T = _positive(B=B, T=T)
     if isinstance(self.tokens, Tokens) and len(self.tokens) <= T:
         n = len(self.tokens)
         raise ValueError(f'{n} tokens do not fill one row of T+1 = {T+1}: '
                          f'give more text, or a T of at most {n-1}')
-    self.B, self.T = int(B), int(T)
+    self.B, self.T = B, T
 
 @patch
 def _next_block(self:Batches):
@@ -199,6 +382,7 @@ def _load(self:Batches):
     while True:
         key = self.seed, self.epoch, self.block, self.T, str(self.cuts)
         if self._cached and self._cached[0] == key: return self._cached[1:]
+        self._cached = None                                  # two blocks need twice the memory
         tokens = self.tokens.block(self.block)
         if tokens is None:
             self._next_epoch()
@@ -220,13 +404,11 @@ def _pack_block(self:Batches, tokens):
 
 @patch
 def _pack_rows(self:Batches, tokens, T, rng):
-    "Rows (R,T+1) as the packer gives them; raises ValueError for another shape"
+    "Rows (R,T+1) as the packer gives them; raises ValueError for another shape or addresses"
     if len(tokens) == 0: return np.zeros((0, T+1), int)
-    rows = self.pack(tokens.starts, T, rng)
-    if rows.ndim != 2 or rows.shape[1] != T+1:
-        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
-                         f'expected rows of T+1 = {T+1} addresses')
-    return rows
+    if len(tokens) > self.lazy_above and (rows := _lazy_rows(self.pack, tokens.starts, T, rng)):
+        return rows
+    return _check_rows(self.pack(tokens.starts, T, rng), len(tokens), T)
 
 @patch(as_prop=True)
 def rows(self:Batches) -> np.ndarray:
@@ -261,11 +443,18 @@ def _gather(self:Batches):
 
 # %% ../nbs/04_packing.ipynb #ed0e6ecf
 class FixedBatches(list):
-    "Batches built once, the same for every run; knows its tokenizer and the bytes of its targets"
+    """Batches built once, the same for every run; knows its tokenizer and the bytes of its targets
+
+    Raises TypeError for what are no batches, or no tokenizer."""
     def __init__(self, items:list, # batches
                  tok:Tokenizer|None=None, # their tokenizer
                  ):
-        super().__init__(items)
+        no_list = isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable)
+        super().__init__([None] if no_list else items)
+        if not all(isinstance(b, Mapping) for b in self):
+            raise TypeError('batches are a list of dicts with ids and targets, not '
+                            f'{reprlib.repr(items)}')
+        if tok is not None: check_tok(tok)
         self.tok = tok
 
     @property
@@ -279,7 +468,8 @@ class FixedBatches(list):
         return sum(target_bytes(b, self.tok) for b in self)
 
     def head(self, n:int) -> 'FixedBatches':
-        "The first n batches"
+        "The first n batches; raises TypeError or ValueError for a number that is none"
+        n = check_number('n', n, low=1, whole=True)
         return FixedBatches(self[:n], self.tok)
 
     def __repr__(self) -> str:
@@ -294,15 +484,19 @@ def fixed_batches(tokens:Tokens, # what to read
                   ) -> FixedBatches:
     """Every token but the first as a target exactly once, always in the same order
 
-    Raises ValueError for fewer than two tokens, or sizes below 1.
+    Raises ValueError for fewer than two tokens, or sizes below 1; TypeError for no Tokens.
     """
-    _positive(B=B, T=T, rows=1 if rows is None else rows)
+    B, T, _ = _positive(B=B, T=T, rows=1 if rows is None else rows)
+    if not isinstance(tokens, Tokens):
+        raise TypeError(f'a fixed list reads Tokens (of tokenize), not a {type(tokens).__name__}')
     if len(tokens) < 2:
         raise ValueError(f'{len(tokens)} tokens give nothing to predict: '
                          'the validation text is empty')
-    split = _split(np.arange(len(tokens)), T)                # (R,T+1)
-    split = split[np.random.default_rng(0).permutation(len(split))[:rows]]
-    parts = [split[i:i+B] for i in range(0, len(split), B)]
+    n_rows = -(-(len(tokens) - 1)//T)                        # R
+    order = np.random.default_rng(0).permutation(n_rows)[:rows]
+    row   = np.arange(T+1)
+    parts = (order[i:i+B,None]*T + row for i in range(0, len(order), B))    # (B,T+1) each
+    parts = (np.where(p < len(tokens), p, -1) for p in parts)
     return FixedBatches([_batch(tokens, p, docs, sizes=True) for p in parts], tokens.tok)
 
 # %% ../nbs/04_packing.ipynb #ed0e6ed0
@@ -323,17 +517,22 @@ def batches(text:'str|Corpus|list', # as `corpus` takes: a name, a path, documen
             seed:int=0, # of the training order
             docs:bool=False, # also give `docs` and `pos`, to keep documents apart
             valid_rows:int|None=None, # a sample of this many validation rows; None takes all
-            pack:Callable=concat, # (starts, T, rng) -> addresses (R,T+1)
+            pack:Callable|None=concat, # (starts, T, rng) -> addresses (R,T+1); None concatenates
+            size:int=1024, # documents in a block of a corpus that is streamed
+            special:str='text', # names of specials in a text: 'text', 'ids', or 'raise'
             ) -> tuple[Batches, FixedBatches]:
     """An endless resumable stream of training batches and the fixed list of validation batches
 
     Raises ValueError for too little text, or sizes below 1.
     """
-    _positive(B=B, T=T)
+    _positive(B=B, T=T, size=size, valid_rows=1 if valid_rows is None else valid_rows)
+    check_special(special)
+    check_tok(tok)
     c = corpus(text)
-    tokens = tokenize(c.train, tok) if isinstance(c.train, list) else Blocks(c.train, tok)
+    if isinstance(c.train, list): tokens = tokenize(c.train, tok, special)
+    else: tokens = Blocks(c.train, tok, size, special=special)
     train = Batches(tokens, B, T, seed, docs, pack)
-    return train, fixed_batches(tokenize(c.valid, tok), B, T, docs, valid_rows)
+    return train, fixed_batches(tokenize(c.valid, tok, special), B, T, docs, valid_rows)
 
 # %% ../nbs/04_packing.ipynb #7f2cf588
 def best_fit(starts:np.ndarray, # where documents start in the flat array, its length at the end
@@ -344,25 +543,36 @@ def best_fit(starts:np.ndarray, # where documents start in the flat array, its l
     """Rows of addresses (R,T+1) that begin with a document; the last row is padded
 
     Best-fit with crops, as in nanochat: the largest document that fits, again and again; where none
-    fits, the shortest is cropped to fill the row.
+    fits, the shortest is cropped to fill the row. Of a document longer than a row only what its
+    whole rows leave is packed so. Raises TypeError or ValueError for starts that are none, or
+    sizes below 1.
     """
+    return _rows_of_pieces(*_fitted(starts, T, rng, buffer), T)
+
+def _fitted(starts, T, rng, buffer=1000):
+    "The pieces of text that fill the rows, as (begins (n,), lengths (n,)); the last is padding"
+    starts, (buffer,) = _check_starts(starts, T, rng), _positive(buffer=buffer)
     n_docs = len(starts) - 1
     order  = np.arange(n_docs) if rng is None else rng.permutation(n_docs)
+    whole  = (np.maximum(np.diff(starts), 1) - 1) // (T+1) * (T+1)   # (n_docs,) in rows of its own
+    rest   = starts[:-1] + whole                             # (n_docs,) where the rest begins
+    sizes  = (starts[1:] - rest).tolist()
+    longer = order[whole[order] > 0]
+    begins, lengths = array('q', starts[longer].tolist()), array('q', whole[longer].tolist())
     coming = order[::-1].tolist()                            # a stack, the next document on top
-    sizes  = np.diff(starts).tolist()
     pool   = []                                              # (size, document), sorted
-    pieces = []                                              # (begin, length), in order
     while coming or pool:
         space = T+1
         while space and (coming or pool):
             _refill(pool, coming, sizes, buffer)
             size, d = _take(pool, space)
             length = min(size, space)
-            pieces.append((starts[d], length))
+            begins.append(int(rest[d]))
+            lengths.append(length)
             space -= length
-    pieces.append((-1, space))                               # padding
-    begins, lengths = np.array(pieces).T
-    return _rows_of_pieces(begins, lengths, T)
+    begins.append(-1)                                        # padding
+    lengths.append(space)
+    return np.array(begins), np.array(lengths)
 
 def _refill(pool, coming, sizes, buffer):
     "Put documents that come into the pool, sorted by size, until it holds `buffer` of them"
@@ -390,24 +600,34 @@ def sliding_windows(starts:np.ndarray, # where documents start, their total leng
                     ) -> np.ndarray:
     """Rows of addresses (R,T+1) that never cross from one document into the next, padded
 
-    With a stride of T every token but a document's first is a target once.
+    With a stride of T every token but a document's first is a target once. Raises TypeError or
+    ValueError for starts that are none, or sizes below 1.
     """
-    sizes, step = np.diff(starts), stride or T
+    first, ends = _windows(starts, T, stride)                # (R,)
+    rows = first[:,None] + np.arange(T+1)                    # (R,T+1)
+    return np.where(rows < ends[:,None], rows, -1)
+
+def _windows(starts, T, stride=None):
+    "Where each row begins, and where its document ends (R,)"
+    starts, (step,) = _check_starts(starts, T), _positive(stride=T if stride is None else stride)
+    sizes  = np.diff(starts)
     n_rows = np.maximum(-(-(sizes-1)//step), 0)              # (n_docs,) rows of each document
     before = np.cumsum(n_rows) - n_rows                      # (n_docs,) rows of those before it
     i = np.arange(n_rows.sum()) - np.repeat(before, n_rows)  # (R,) the row within its document
-    first = np.repeat(starts[:-1], n_rows) + step*i          # (R,)
-    ends  = np.repeat(starts[1:], n_rows)                    # (R,)
-    rows  = first[:,None] + np.arange(T+1)                   # (R,T+1)
-    return np.where(rows < ends[:,None], rows, -1)
+    return np.repeat(starts[:-1], n_rows) + step*i, np.repeat(starts[1:], n_rows)
 
 # %% ../nbs/04_packing.ipynb #3c77e7cb
 def crop_rate(pack:Callable, # a packer: (starts, T, rng) -> addresses (R,T+1)
               starts:np.ndarray, # where documents start, their total length at the end
               T:int, # targets in a row
               ) -> float:
-    "The fraction of tokens that appear in no row of an epoch, between 0 and 1"
-    rows = pack(starts, T, np.random.default_rng(0))
+    """The fraction of tokens that appear in no row of an epoch, between 0 and 1
+
+    Raises TypeError or ValueError for starts that are none, or T below 1.
+    """
+    starts = _check_starts(starts, T)
+    _check_pack(pack)
+    rows = _check_rows(pack(starts, T, np.random.default_rng(0)), starts[-1], T)
     return 1 - len(np.unique(rows[rows >= 0])) / starts[-1]
 
 # %% ../nbs/04_packing.ipynb #3094849e
@@ -419,13 +639,25 @@ def state_dict(self:Batches) -> dict:
     tokens, _, _ = self._load()
     state = {k: getattr(self, k) for k in _STATE}
     cuts  = [list(c) for c in self.cuts]
-    return state | dict(cuts=cuts, pack=_pack_name(self.pack), text=tokens.mark)
+    return state | dict(cuts=cuts, pack=_pack_name(self.pack), text=tokens.mark,
+                        **_rule(self.pack, tokens, state))
 
 def _pack_name(pack):
     "The packer's name, with the arguments of a partial"
-    name = getattr(getattr(pack, 'func', pack), '__name__', type(pack).__name__)
-    args = [f'{k}={v}' for k, v in sorted(getattr(pack, 'keywords', {}).items())]
+    f, _, settings = _unwrapped(pack)
+    name = getattr(f, '__name__', type(f).__name__)
+    args = [f'{k}={v}' for k, v in sorted(settings.items())]
     return f'{name}({", ".join(args)})' if args else name
+
+def _unwrapped(pack):
+    "(function, args, keywords) of a packer that may be a partial"
+    return (pack.func, pack.args, pack.keywords) if isinstance(pack, partial) else (pack, (), {})
+
+def _rule(pack, tokens, state):
+    "What the state says besides, where best-fit packs documents longer than a row"
+    T = state['cuts'][0][0] if state['cuts'] else state['T']
+    long = _unwrapped(pack)[0] is best_fit and (np.diff(tokens.starts) > T+1).any()
+    return dict(longer='rows of their own') if long else {}
 
 @patch
 def load_state_dict(self:Batches, state:dict) -> 'Batches':
@@ -440,12 +672,18 @@ def load_state_dict(self:Batches, state:dict) -> 'Batches':
         raise ValueError(f'the saved stream reads other text (block {state["block"]} is '
                          f'{state["text"]}, here {mark}): rebuild it from the same text and '
                          'tokenizer, or begin anew')
+    rule = _rule(self.pack, block, state).items() if block else ()
+    if any(state.get(k) != v for k, v in rule):
+        raise ValueError('the saved stream was of an earlier version, whose best_fit lost the '
+                         'rest of documents longer than a row; its rows are others: begin anew')
     for k in _STATE: setattr(self, k, state[k])
     self._cached, self._found_rows = None, True
     return self
 
 def _check_state(state, pack):
     "Raises ValueError unless `state` is complete, in range, and of a stream with this packer"
+    if not isinstance(state, Mapping):
+        raise TypeError(f'a state is the dict that state_dict gave, not {reprlib.repr(state)}')
     missing = {*_STATE, 'pack', 'text'} - set(state)
     if missing:
         lacks = ', '.join(sorted(missing))
@@ -453,11 +691,18 @@ def _check_state(state, pack):
     if state['pack'] != pack:
         raise ValueError(f'the saved stream has pack {state["pack"]}, this one {pack}: '
                          'rebuild it with the same packer, or begin anew')
-    from_0 = [state[k] for k in ('epoch', 'block', 'cursor')]
-    pairs  = [(state['B'], state['T']), *state['cuts']]
-    from_1 = [n - 1 for pair in pairs for n in pair]
-    if not all(isinstance(n, int) and n >= 0 for n in from_0 + from_1):
+    from_0 = [state[k] for k in ('seed', 'epoch', 'block', 'cursor')]
+    pairs  = [(state['B'], state['T']), *state['cuts']] if _is_pairs(state['cuts']) else [(0, 0)]
+    from_1 = [n for pair in pairs for n in pair]
+    in_range = all(_is_whole(n, 0) for n in from_0) and all(_is_whole(n, 1) for n in from_1)
+    if not in_range:
         raise ValueError(f'this is not the state of a stream: a number in {state} is out of range')
+
+def _is_whole(n, low): return type(n) is int and n >= low
+
+def _is_pairs(cuts):
+    if not isinstance(cuts, list): return False
+    return all(isinstance(c, (list, tuple)) and len(c) == 2 for c in cuts)
 
 @patch
 def reseed(self:Batches, seed:int) -> 'Batches':
@@ -515,14 +760,15 @@ def check_rank(size:int, # documents in a block
                rank:int, # of this process
                world_size:int, # how many processes there are
                ):
-    "Raises ValueError for sizes below 1, or a rank that is not from 0 to world_size−1"
+    "Raises TypeError or ValueError for sizes below 1, a rank that is not from 0 to world_size−1"
     _positive(size=size, world_size=world_size)
-    if not 0 <= rank < world_size:
+    if type(rank) is bool or not isinstance(rank, (int, np.integer)) or not 0 <= rank < world_size:
         raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
 
 # %% ../nbs/04_packing.ipynb #93220299
 def _called(source):
-    return f'a list of {len(source):,}' if isinstance(source, (list, tuple)) else repr(source)
+    if isinstance(source, (list, tuple)): return f'a list of {len(source):,}'
+    return plain_text(repr(source))
 
 class Blocks:
     """A source read as blocks of whole documents, tokenised on the fly: a shuffle buffer
@@ -534,9 +780,13 @@ class Blocks:
                  size:int=1024, # documents in a block
                  rank:int=0, # this process takes the documents rank, rank+world_size, …
                  world_size:int=1, # of so many processes
+                 special:str='text', # see `tokenize`
                  ):
         check_rank(size, rank, world_size)
-        self.source, self.tok = check_source(source), tok
+        check_special(special)
+        _id_type(tok)
+        self.source, self.tok = check_source(check_documents(source)), tok
+        self.special = special
         self.size, self.rank, self.world_size = size, rank, world_size
         self._reader = None                                  # (next block, iterator over documents)
         self._cached = None, None                            # (k, tokens) of the latest block
@@ -554,30 +804,129 @@ class Blocks:
 
         Raises ValueError where this rank gets no document at all.
         """
-        if self._cached[0] != k: self._cached = k, self._read(k)
+        if self._cached[0] == check_number('k', k, low=0, whole=True): return self._cached[1]
+        self._cached = None, None                            # two blocks need twice the memory
+        self._cached = k, self._read(k)
         return self._cached[1]
 
 @patch
 def _read(self:Blocks, k):
-    "Read on from where the last block ended; further back, or at first, skip"
+    "Read on from where the last block ended; further back, or at first, skip. None past the end"
     step = self.size*self.world_size                         # documents in a block of all ranks
     reader, self._reader = self._reader, None                # not to be trusted after an error
     if reader is None or reader[0] > k: reader = k, skip_documents(self.source, k*step)
     at, docs = reader
     for _ in islice(docs, (k - at)*step): pass
-    mine = [d for i, d in enumerate(islice(docs, step)) if i % self.world_size == self.rank]
+    mine = (d for i, d in enumerate(islice(docs, step)) if i % self.world_size == self.rank)
+    tokens = tokenize(mine, self.tok, self.special)
     self._reader = k + 1, docs
-    if not mine and k == 0:
+    if len(tokens.starts) > 1: return tokens
+    if k == 0:
         raise ValueError(f'rank {self.rank} of {self.world_size} gets no document from '
                          f'{_called(self.source)}: give a source with at least {self.world_size}, '
                          'or fewer ranks')
-    return tokenize(mine, self.tok) if mine else None
+
+# %% ../nbs/04_packing.ipynb #5b1c07e3
+class _LazyRows:
+    """Rows (R,T+1) of addresses, computed when they are asked for: pieces of text end to end
+
+    Addresses take four bytes a token, so this is how a block of many tokens is packed. Index it by
+    row numbers or a slice. A piece that begins at −1 is padding."""
+    ndim = 2
+
+    def __init__(self, begins:np.ndarray, # where each piece begins in the text (n,)
+                 lengths:np.ndarray, # how long each is (n,)
+                 T:int, # targets in a row
+                 step:int, # from row to row: T where they share their ends, else T+1
+                 ):
+        self.begins, self.ends, self.step = begins, np.cumsum(lengths), step
+        self.shift = begins - (self.ends - lengths)          # (n,) address − new index
+        self.n     = int(self.ends[-1])
+        self.shape = -(-(self.n - (T+1 - step)) // step), T+1
+        self.dtype = np.int32 if begins.max() + lengths.max() < 2**31 else np.int64
+
+    def __len__(self) -> int: return self.shape[0]
+
+    def __getitem__(self, key:slice|np.ndarray) -> np.ndarray:
+        "The addresses of some rows (…,T+1)"
+        if isinstance(key, tuple): return self[key[0]][(slice(None), *key[1:])]
+        numbers = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
+        out = np.empty((len(numbers), self.shape[1]), self.dtype)
+        for i in range(0, len(numbers), 2**12): out[i:i+2**12] = self._rows(numbers[i:i+2**12])
+        return out
+
+    def _rows(self, numbers):
+        at = numbers[:,None]*self.step + np.arange(self.shape[1])                # (n,T+1)
+        piece = np.searchsorted(self.ends, np.minimum(at, self.n - 1), side='right')
+        padding = (at >= self.n) | (self.begins[piece] < 0)
+        return np.where(padding, -1, at + self.shift[piece])
+
+    def __array__(self, dtype=None, copy=None): return self[:].astype(dtype or self.dtype)
+
+def _ring_pieces(starts, T, rng):
+    "The pieces of `concat`: the ring begins within one document, and ends where it began"
+    starts = _check_starts(starts, T, rng)
+    n_docs = len(starts) - 1
+    order  = np.arange(n_docs) if rng is None else rng.permutation(n_docs)
+    begins, lengths = starts[:-1][order], np.diff(starts)[order]
+    first  = 0 if rng is None else rng.integers(starts[-1])
+    ends   = np.cumsum(lengths)
+    i      = np.searchsorted(ends, first, side='right')      # the piece that is rotated in two
+    before = lengths[i] - (ends[i] - first)                  # tokens of it that come last
+    begins, lengths = np.roll(begins, -i), np.roll(lengths, -i)
+    begin  = begins[0]
+    begins[0], lengths[0] = begin + before, lengths[0] - before
+    return np.append(begins, [begin, begins[0]]), np.append(lengths, [before, 1])
+
+def _window_pieces(starts, T, rng, stride=None):
+    "The pieces of `sliding_windows`: each row is one, and its padding another"
+    first, ends = _windows(starts, T, stride)                # (R,)
+    lengths = np.minimum(ends - first, T+1)
+    begins  = np.stack([first, np.full_like(first, -1)], axis=1)
+    return begins.ravel(), np.stack([lengths, T+1 - lengths], axis=1).ravel()
+
+def _lazy_rows(pack:Callable, # a packer
+              starts:np.ndarray, # where documents start, their total length at the end
+              T:int, # targets in a row
+              rng:np.random.Generator|None, # see `concat`
+              ) -> _LazyRows|None:
+    "The rows that the packer would give, computed when asked for; None for a packer of your own"
+    f, args, settings = _unwrapped(pack)
+    pieces = {concat: _ring_pieces, best_fit: _fitted, sliding_windows: _window_pieces}.get(f)
+    if pieces is None or args: return None
+    begins, lengths = pieces(starts, T, rng, **settings)
+    return _LazyRows(begins, lengths, T, T if f is concat else T+1) if len(begins) else None
 
 # %% ../nbs/04_packing.ipynb #96e6b70d
-def _byte_sizes(docs, tok, n_head):
+def _pieces(doc, names):
+    "A text as (its name or None, piece): names of specials, and what is between"
+    found = re.split(f'({"|".join(map(re.escape, names))})', doc) if names else [doc]
+    return [(s if i%2 else None, s) for i, s in enumerate(found) if s]
+
+def _specials(tok):
+    "Ids by name, and the names, the longest first"
+    ids = getattr(tok, 'special', {})
+    return ids, sorted(ids, key=len, reverse=True)
+
+def _encode_specials(docs, tok, special):
+    "The ids of each document, names of specials as their ids; with 'raise' ValueError for a name"
+    ids, names = _specials(tok)
+    for i, d in enumerate(docs):
+        name = next((n for n, _ in _pieces(d, names) if n), None)
+        if name is None or special == 'ids': continue
+        raise ValueError(f'document {i} has {name!r}, the name of a special, at position '
+                         f"{d.index(name)}: special='text' takes it as text, special='ids' as "
+                         f'the id {ids[name]}; or take it out')
+    pieces = ([[ids[n]] if n else tok.encode(s) for n, s in _pieces(d, names)] for d in docs)
+    return [list(chain.from_iterable(p)) for p in pieces]
+
+def _byte_sizes(docs, tok, n_head, special='text'):
     "Bytes of text behind each id of a lossy tokenizer's documents, as a list; `n_head` have none"
+    names = _specials(tok)[1] if special == 'ids' else []
     sizes = []
-    for d in docs: sizes += [0]*n_head + list(tok.byte_counts(d))
+    for d in docs:
+        sizes += [0]*n_head
+        for name, piece in _pieces(d, names): sizes += [0] if name else tok.byte_counts(piece)
     return sizes
 
 def _target_sizes(tokens, at, ignored):
@@ -641,6 +990,7 @@ def _check_list(data, n):
                                      'a stream needs state_dict and load_state_dict')
     first, again = list(data)[:n], list(data)[:n]
     _require(len(first), 'there are no batches')
+    for b in first: _check_batch(b)
     _require(all(map(_same, first, again)), 'two passes over the list differ')
     return first
 
@@ -652,7 +1002,10 @@ def check_data(data:'Batches|list', # an iterable of batches: a stream with a st
     Raises ValueError that says what is wrong, TypeError for one of the two methods of a stream
     without the other, or with nearly its name. A stream is left where it was.
     """
+    n = check_number('n', n, low=1, whole=True)
     check_contract(data, Stateful, needed=False)
+    no_list = isinstance(data, (str, bytes)) or not isinstance(data, Iterable)
+    _require(not no_list, f'batches come in a list or a stream, not in {reprlib.repr(data)}')
     if hasattr(data, 'state_dict'): first, found = _check_stream(data, n), 'resumes exactly'
     else: first, found = _check_list(data, n), 'the same every time'
     for b in first: _check_batch(b)

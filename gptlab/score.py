@@ -7,17 +7,17 @@ __all__ = ['bits_per_byte', 'perplexity', 'uniform_bpb', 'unigram_bpb', 'ngram_b
            'baselines']
 
 # %% ../nbs/05_score.ipynb #1e0ebfe3
-import lzma, math, zlib
-from collections.abc import Sized
+import lzma, math, reprlib, zlib
+from collections.abc import Iterable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
-from .core import evaluating, show_progress
+from .core import check_number, evaluating, show_progress
 from .data import Corpus, corpus, stories_bpb
-from .packing import target_bytes
-from .tokenizer import Tokenizer
+from .packing import check_documents, check_tok, target_bytes
+from .tokenizer import Tokenizer, utf8
 
 # %% ../nbs/05_score.ipynb #650706b6
 def bits_per_byte(nats:float, # total negative log-likelihood, in nats (a sum, not a mean)
@@ -25,21 +25,26 @@ def bits_per_byte(nats:float, # total negative log-likelihood, in nats (a sum, n
                   ) -> float:
     """The total negative log-likelihood in bits, divided by the bytes of the text
 
-    Raises ValueError for no bytes.
+    Raises ValueError for no bytes, TypeError or ValueError for what is no number of 0 or more.
     """
-    if n_bytes <= 0:
-        raise ValueError(f'bits per byte of {n_bytes} bytes: the targets stand for no text')
+    check_number('nats', nats, low=0)
+    if check_number('n_bytes', n_bytes, whole=True) <= 0:
+        raise ValueError(f'bits per byte of n_bytes={n_bytes}: the targets stand for no text')
     return nats / math.log(2) / n_bytes
 
 def perplexity(nats:float) -> float:
-    "e to the power of nats per token: so many equally likely tokens would be as hard to predict"
-    return math.exp(nats) if nats < 700 else math.inf
+    """e to the power of nats per token: so many equally likely tokens would be as hard to predict
+
+    Raises TypeError or ValueError for what is no number of 0 or more.
+    """
+    return _exp(check_number('nats', nats, low=0))
+
+def _exp(nats): return math.exp(nats) if nats < 700 else math.inf if nats > 0 else nats
 
 # %% ../nbs/05_score.ipynb #5f1c1782
 def _raw(docs):
-    "The bytes of a text or of documents, joined; raises ValueError where there are none"
-    docs = [docs] if isinstance(docs, (str, bytes)) else list(docs)
-    data = b''.join(d.encode() if isinstance(d, str) else d for d in docs)
+    "The bytes of documents, joined; raises TypeError for one text, ValueError where there are none"
+    data = b''.join(d if isinstance(d, bytes) else utf8(d) for d in check_documents(docs))
     if not data: raise ValueError('there is no text: give documents with at least one byte')
     return data
 
@@ -92,8 +97,7 @@ def _refine(train, text, n, p):
 # %% ../nbs/05_score.ipynb #d5d9872c
 def _ngram_curve(train, valid, n, verbose=True):
     "Bits per byte with contexts of 0, 1, … n−1 bytes, as a list of n numbers"
-    if not isinstance(n, int) or not 1 <= n <= 8:
-        raise ValueError(f'n={n!r}: an n-gram here has 1 to 8 bytes')
+    check_number('n', n, low=1, high=8, whole=True)
     train, text, bpb = _raw(train), _raw(valid), []
     p = np.full(len(text), 1/256)
     for k in show_progress(range(1, n+1), 'n-grams', unit='sizes', verbose=verbose):
@@ -127,19 +131,35 @@ class Score:
     @property
     def perplexity(self) -> float:
         "So many equally likely tokens would be as hard to predict"
-        return perplexity(self.loss)
+        return _exp(self.loss)
 
     def __repr__(self) -> str:
+        bits = f'{self.bpb:.4f} bits per byte' if self.n_bytes else 'bytes not known (tok=None)'
         return (f'{self.loss:.4f} nats per token, perplexity {self.perplexity:.2f}, '
-                f'{self.bpb:.4f} bits per byte ({self.tokens:,} tokens, {self.n_bytes:,} bytes)')
+                f'{bits} ({self.tokens:,} tokens, {self.n_bytes:,} bytes)')
 
 # %% ../nbs/05_score.ipynb #c870ff85
-def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
+def _device(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model={reprlib.repr(model)}: give a torch module, such as GPT(config)')
+    return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 def _inputs(batch, device):
     "What a model is called with: tensors on its device, without `nbytes`"
+    if not isinstance(batch, Mapping) or 'targets' not in batch:
+        raise TypeError('batches are a list of dicts with ids and targets, and one is '
+                        f'{reprlib.repr(batch)}')
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v
             for k, v in batch.items() if k != 'nbytes'}
+
+def _nll(result, shape):
+    "What a model gives for each target (B,T), of what it returned"
+    nll = result[0] if isinstance(result, tuple) else result
+    if not isinstance(nll, torch.Tensor) or nll.shape != shape:
+        gives = nll.shape if isinstance(nll, torch.Tensor) else type(nll).__name__
+        raise ValueError(f'a model gives (nll (B,T), auxiliary loss); here nll is {gives} where '
+                         f'targets are {tuple(shape)}')
+    return nll
 
 # %% ../nbs/05_score.ipynb #e661890d
 @torch.no_grad()
@@ -150,25 +170,31 @@ def evaluate(model:nn.Module, # called as model(**batch), gives (nll (B,T), aux)
              ) -> Score:
     """The mean negative log-likelihood over all targets, in eval mode
 
-    Neither the model nor any random state changes. Raises TypeError for a stream, ValueError for
-    no targets.
+    Neither the model nor any random state changes. `bpb` is nan where the bytes are not known: a
+    plain list has no tokenizer, so give `tok`. Raises TypeError for a stream, ValueError for no
+    targets or a model that gives something else.
     """
+    device = _device(model)
+    if not isinstance(batches, (Sized, Iterable)) or isinstance(batches, (str, bytes, Mapping)):
+        raise TypeError(f'batches are a list of dicts, not {reprlib.repr(batches)}')
     if not isinstance(batches, Sized):
         raise TypeError('a score needs a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
     tok = tok if tok is not None else getattr(batches, 'tok', None)
-    device, nats, tokens, n_bytes = _device(model), 0., 0, 0
+    if tok is not None: check_tok(tok)
+    nats, tokens, n_bytes = 0., 0, 0
     with evaluating(model):
         for b in show_progress(batches, 'scoring', unit='batches', verbose=verbose):
+            inputs = _inputs(b, device)
             used = b['targets'] != -100                                  # (B,T)
-            nll, _ = model(**_inputs(b, device))                         # (B,T)
+            nll  = _nll(model(**inputs), used.shape)                     # (B,T)
             nats += nll[used.to(nll.device)].double().sum().item()
             tokens  += used.sum().item()
             n_bytes += target_bytes(b, tok)
     if tokens == 0:
         raise ValueError('there are no targets to score: '
                          'the list is empty, or every target is −100')
-    bpb = bits_per_byte(nats, n_bytes) if n_bytes else math.nan
+    bpb = nats/math.log(2)/n_bytes if n_bytes else math.nan
     return Score(nats/tokens, bpb, tokens, n_bytes)
 
 # %% ../nbs/05_score.ipynb #4cd9d305
@@ -241,6 +267,7 @@ def baselines(text:'Corpus|str|list'='shakespeare', # what to score on
 
     Computed once for each corpus and split. Raises ValueError for no text.
     """
+    check_number('most', most, low=1, whole=True)
     c = corpus(text)
     train, valid = _head(c.train, most), _head(c.valid, most//10)
     key = tuple(zlib.crc32(_raw(x)) for x in (train, valid))
@@ -260,7 +287,8 @@ def _score_baselines(train, valid, verbose=True, **known):
 # %% ../nbs/05_score.ipynb #406b953c
 @patch
 def _repr_markdown_(self:Score) -> str:
+    bits = f'**{self.bpb:.4f}**' if self.n_bytes else 'not known'
     return ('| nats per token | perplexity | bits per byte | tokens | bytes |\n'
             '|---|---|---|---|---|\n'
-            f'| {self.loss:.4f} | {self.perplexity:.2f} | **{self.bpb:.4f}** | '
+            f'| {self.loss:.4f} | {self.perplexity:.2f} | {bits} | '
             f'{self.tokens:,} | {self.n_bytes:,} |')

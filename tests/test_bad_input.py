@@ -112,8 +112,8 @@ def test_text_shorter_than_a_row(tmp_path):
     (tmp_path/'short.txt').write_text('To be or not to be')
     with refuses(ValueError, 'do not fill one row', 'T+1 = 129'):
         batches(tmp_path/'short.txt', TOK, T=128)
-    for bad in (dict(B=0), dict(T=-1), dict(T=1.5)):
-        with refuses(ValueError, repr(*bad.values()), 'whole number'):
+    for kind, bad in ((ValueError, dict(B=0)), (ValueError, dict(T=-1)), (TypeError, dict(T=1.5))):
+        with refuses(kind, repr(*bad.values()), 'whole number'):
             batches(make_stories(9), TOK, **bad)
 
 

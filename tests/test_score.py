@@ -81,7 +81,8 @@ def test_texts_over_a_megabyte_are_compressed_as_if_whole():
 
 @pytest.mark.parametrize('n', [0, 9, 2., None])
 def test_grams_of_other_lengths_are_refused(n):
-    with pytest.raises(ValueError, match='1 to 8 bytes'): ngram_bpb(['a'], ['b'], n)
+    with pytest.raises((ValueError, TypeError), match='n must be a whole number of at least 1'):
+        ngram_bpb(['a'], ['b'], n)
 
 
 @pytest.mark.parametrize('method', METHODS.values(), ids=list(METHODS))
