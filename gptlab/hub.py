@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'HubLlama3', 'HubYaRN', 'NormedLinear', 'HubAttention', '
 
 # %% ../nbs/28_hub.ipynb #6890b84b
 import base64, contextlib, hashlib, importlib.abc, importlib.util, inspect, json, math, os, re
-import shutil, sys, tempfile, time, uuid
+import reprlib, shutil, sys, tempfile, time, uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -31,10 +31,17 @@ from .core import (atomic_path, atomic_write, best_device, cache_dir, check_numb
 from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
-from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
+from .tokenizer import as_tokenizer, ByteTokenizer, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer, SentencePieceTokenizer
 
 # %% ../nbs/28_hub.ipynb #71eb0cd3
+def _check_positive(**numbers):
+    "Raise TypeError or ValueError that names what is no number above 0; sizes are whole"
+    for name, value in numbers.items():
+        whole = name in ('C', 'D', 'out', 'context_length', 'n_heads')
+        check_number(name, value, above=0, whole=whole)
+    if 'D' in numbers and numbers['D'] % 2: raise ValueError(f'D must be even, not {numbers["D"]}')
+
 class HubLlama3(Llama3RoPE):
     "Llama 3.1's rotation with other ends of its ramp"
     def __init__(self,
@@ -46,6 +53,8 @@ class HubLlama3(Llama3RoPE):
                  low:float=1., # pairs of fewer turns than this within it are slowed down
                  high:float=4., # pairs of more turns stay as they are
                  ):
+        _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, low=low,
+                        high=high)
         super().__init__(D, n_heads, theta, factor, context_length)
         self.low, self.high = low, high
 
@@ -62,6 +71,8 @@ class HubYaRN(YaRN):
                  fast:float=32., # pairs of more turns stay as they are
                  strength:float=1., # queries and keys are multiplied by it
                  ):
+        _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, slow=slow,
+                        fast=fast, strength=strength)
         super().__init__(D, n_heads, theta, factor, context_length)
         self.slow, self.fast, self.strength = slow, fast, strength
 
@@ -77,6 +88,9 @@ class NormedLinear(nn.Linear):
                  eps:float=1e-6, # keeps zeros finite
                  bias:bool=False, # added before the norm
                  ):
+        _check_positive(C=C, out=out, eps=eps)
+        if out % check_number('D', D, low=1, whole=True):
+            raise ValueError(f'out={out} does not divide into heads of D={D}')
         super().__init__(C, out, bias=bias)
         self.D, self.eps, self.gain = D, eps, nn.Parameter(torch.ones(D))
 
@@ -102,6 +116,10 @@ class HubAttention(Attention):
                  out_bias:bool=False, # a bias behind?
                  dropout:float=0., # probability that an attention weight is zeroed in training
                  ):
+        _check_positive(C=C, n_heads=n_heads, eps=eps, **{} if d_head is None else dict(D=d_head))
+        check_number('dropout', dropout, low=0, high=1)
+        if not (pos is None or callable(pos)):
+            raise TypeError(f'pos must be a position scheme or None, not {reprlib.repr(pos)}')
         super().__init__(C, n_heads, n_kv_heads, d_head, window, pos, False, None, bias, dropout)
         self.o = nn.Linear(self.H*self.D, C, bias=out_bias)
         if qk_gain:
@@ -231,12 +249,19 @@ def _position(cfg, args):
     return answers[_among(schemes)]
 
 # %% ../nbs/28_hub.ipynb #85253b89
+def _check_config(cfg):
+    if not isinstance(cfg, GPTConfig):
+        raise TypeError(f'cfg must be a GPTConfig, such as model.cfg, not {reprlib.repr(cfg)}')
+
 _asked_fields = {'vocab_size', 'context_length', 'n_layers', 'n_heads', 'n_kv_heads', 'd_model',
                  'd_ff', 'dropout', 'tie', 'softcap', 'norm', 'mlp', 'attn', 'block', 'pos_embed',
                  'init', 'vocab_multiple'}
 
 def model_traits(cfg:GPTConfig) -> dict[str,str]:
-    "What tells families of models apart: an answer to each question, read from a config's parts"
+    """What tells families of models apart: an answer to each question, read from a config's parts
+
+    Raises TypeError for what is no config."""
+    _check_config(cfg)
     layers = range(cfg.n_layers)
     rows = [_attn_answers(cfg, i) | _mlp_answers(cfg, i) for i in layers]
     attn = [_layer_args(cfg.attn, i) for i in layers]
@@ -415,7 +440,7 @@ _named_acts |= dict(gelu_new=gelu_tanh, gelu_fast=gelu_tanh, swish=silu)
 
 def _pick(what, name, known):
     "known[name]; raises ValueError that names the nearest"
-    if name in known: return known[name]
+    if isinstance(name, str) and name in known: return known[name]
     near = get_close_matches(str(name), known, 1)
     nearest = f'; the nearest is {near[0]!r}' if near else ''
     raise ValueError(f'{what} {name!r} is not known here{nearest}; known: {", ".join(known)}')
@@ -654,11 +679,31 @@ def write_config(cfg:GPTConfig, # of a model
     """The content of config.json for a family
 
     Raises ValueError for a family that is not known, or cannot express the model."""
+    _check_config(cfg)
     _check_family(cfg, family)
+    _check_dtype(dtype)
+    tok = _as_tokenizer(tok)
     own = _write_gpt2(cfg) if family == 'gpt2' else _write_gated(cfg, family)
     return dict(model_type=family, architectures=[_classes[family]], vocab_size=cfg.vocab_size,
                 tie_word_embeddings=cfg.tie, torch_dtype=str(dtype).removeprefix('torch.'),
                 **_marks(tok)) | own
+
+def _as_tokenizer(tok):
+    "A tokenizer or None; raises TypeError for anything else"
+    try: return None if tok is None else as_tokenizer(tok)
+    except TypeError as e:
+        raise TypeError(f'tok must be a tokenizer or None, not {reprlib.repr(tok)}: {e}; the model '
+                        'comes first, then its tokenizer') from None
+
+def _check_dtype(dtype):
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError('dtype must be one of floating point, such as torch.float32, not '
+                        + reprlib.repr(dtype))
+
+def _check_parts(parts):
+    if parts is not None and not isinstance(parts, dict):
+        raise TypeError("parts must be a dictionary such as {'Mine': Mine}, not "
+                        + reprlib.repr(parts))
 
 def _check_family(cfg, family):
     "Raise ValueError unless the family can express the model"
@@ -692,7 +737,11 @@ def _part_names(cfg, family):
 def tensor_names(cfg:GPTConfig, # of a model
                  family:str, # one that can express it
                  ) -> dict[str,list[str]]:
-    "Their name of each tensor → our names of what is stacked in it"
+    """Their name of each tensor → our names of what is stacked in it
+
+    Raises ValueError for a family that is not known, TypeError for what is no config."""
+    _check_config(cfg)
+    _pick('family', family, FAMILIES)
     has_bias, names = _biased(cfg, family), {}
     for theirs, ours in _part_names(cfg, family).items():
         names[f'{theirs}.weight'] = [f'{o}.weight' for o in ours]
@@ -818,7 +867,8 @@ def _shape_there(own, ours, theirs):
 def _check_depth(d, headers, folder):
     "Raise ValueError if the files hold fewer layers than described: known before any is built"
     described = _n_layers(d)
-    matches = [re.match(r'(?:blocks|layers|h)\.(\d+)\.', n) for n in headers]
+    names = {*headers, *_aliases(headers)}
+    matches = [re.match(r'(?:blocks|layers|h)\.(\d+)\.', n) for n in names]
     found = {m[1] for m in matches if m}
     if isinstance(described, int) and described > len(found):
         raise ValueError(
@@ -854,7 +904,9 @@ def _lone_table(described, found):
 
 def _read_tensor(header):
     file, name, _ = header
-    with safe_open(file, 'pt') as f: return f.get_tensor(name)
+    try:
+        with safe_open(file, 'pt') as f: return f.get_tensor(name)
+    except SafetensorError as e: raise ValueError(f'{file} is damaged: {e}') from None
 
 def _check_tied(names, headers, folder):
     "A tied head may lie in the files as well, but only as a copy"
@@ -882,6 +934,7 @@ def empty_model(cfg:GPTConfig, # what to build
 
     Nothing is initialised that a file will overwrite. Raises TypeError for what is no config, or
     no dtype of floating point."""
+    _check_config(cfg)
     _check_dtype(dtype)
     return _with_memory(_outline(cfg), dtype)
 
@@ -1012,11 +1065,11 @@ def _bring(model, tok, folder):
     if _is_ours(said, tok, model.cfg.context_length): return
     marks = said.get('tokenizer_config.json', {})
     ends = model.end_ids or [*filter(None.__ne__, [_named_id(tok, marks.get('eos_token'))])]
-    tok.brought = model.brought | said | _model_bytes(folder, tok)
-    if ends: tok.brought['end_ids'] = list(ends)
     named = {m: _token_text(marks.get(f'{m}_token')) for m in ('bos', 'eos', 'pad')}
     named = {m: name for m, name in named.items() if name in tok.special}
     if named and hasattr(tok, 'mark'): tok.mark(**named)
+    tok.brought = model.brought | said | _model_bytes(folder, tok)
+    if ends: tok.brought['end_ids'] = list(ends)
 
 def _stated_ends(brought):
     "The ids that end a text, as generation_config.json or else config.json says"
@@ -1129,14 +1182,6 @@ def _is_ours_in_saving(path):
     scratch = re.sub(r'^[.](.+)[.][0-9a-f]{8}(\.old)?$', r'\1', path.name)   # half-written
     return scratch in names or _is_weights(scratch) or path.parent.name == _templates
 
-def _check_dtype(dtype):
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f'dtype is one of floating point, such as torch.float32, not {dtype!r:.80}')
-
-def _check_parts(parts):
-    if parts is not None and not isinstance(parts, dict):
-        raise TypeError(f"parts is a dictionary such as {{'Mine': Mine}}, not {parts!r:.80}")
-
 
 # %% ../nbs/28_hub.ipynb #9d17f222
 def load(source:str|Path, # folder of transformers; checkpoint or run of ours; name on the hub
@@ -1152,6 +1197,10 @@ def load(source:str|Path, # folder of transformers; checkpoint or run of ours; n
     folder = user_path(source)
     _check_dtype(dtype)
     _check_parts(parts)
+    if not (revision is None or isinstance(revision, str)):
+        raise TypeError(f'revision must be a branch, tag or commit, not {reprlib.repr(revision)}')
+    if device is not None and not isinstance(device, (str, torch.device)) or device == '':
+        raise TypeError(f'device must be the name of one, such as cpu, not {device!r:.80}')
     device = best_device(device)
     if not folder.exists(): folder = _pulled(os.fspath(source), revision)
     if folder.is_file():
@@ -1356,8 +1405,8 @@ def unwrapped(model:nn.Module) -> GPT:
         outer, inside = inside, module_inside(inside) if isinstance(inside, nn.Module) else None
         if inside is None: inside = getattr(outer, 'module', None)
         if inside is None:
-            raise TypeError(f'expected a GPT, got {type(model).__name__}: the model comes first, '
-                            'then its tokenizer')
+            raise TypeError(f'model must be a GPT, not {reprlib.repr(model)}: the model comes '
+                            'first, then its tokenizer')
     return inside
 
 
@@ -1515,8 +1564,8 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
     Raises ValueError with the reasons if a family that you insist on cannot express it, or the
     config does not describe it; TypeError for what is no model or tokenizer; OSError if it cannot
     be written, or would replace what is no model. What fails leaves the folder as it was."""
-    model, folder = unwrapped(model), user_path(folder)
-    _check_tokenizer(tok)
+    model, tok, folder = unwrapped(model), _as_tokenizer(tok), user_path(folder)
+    if tok is not None and not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save')
     shard, cfg = check_number('shard', shard, low=1, whole=True), model.cfg
     family, why = _family_for(model, family)
     own = exportable_weights(model)
@@ -1534,12 +1583,6 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
             atomic_write(new/'checksums.json', json.dumps(sums, indent=1))
     if not family: print(_own_class + '\n' + _reasons(why))
     return folder
-
-def _check_tokenizer(tok):
-    "Raise TypeError unless save can write it"
-    if tok is None or isinstance(tok, Tokenizer): return
-    raise TypeError(f'expected a tokenizer or None, got {type(tok).__name__}: the model comes '
-                    'first, then its tokenizer, then the folder')
 
 def _family_for(model, family):
     "(the family to write, what keeps the model out of each)"
@@ -1658,7 +1701,9 @@ def _add_model():
 def register_in_transformers(parts:dict|None=None) -> type:
     """Add our class to the Auto classes of transformers, and return it
 
-    `parts` are your own classes that configs name: {'Mine': Mine}."""
+    `parts` are your own classes that configs name: {'Mine': Mine}. Raises TypeError for parts that
+    are no dictionary."""
+    _check_parts(parts)
     if 'model' not in _ours: _add_model()
     _parts.update(parts or {})
     return _ours['model']
