@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
-from .checkpoints import load_model
+from .checkpoints import load_model, non_finite
 from .core import (atomic_path, atomic_write, best_device, cache_dir, check_number, file_sha256,
                          plain_text, show_progress, sync_to_disk, user_path)
 from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
@@ -832,14 +832,25 @@ def _shapes(file):
     "(name, shape) of each tensor in a file"
     try:
         with safe_open(file, 'pt') as f:
-            return [(n, tuple(f.get_slice(n).get_shape())) for n in f.keys()]
+            slices = {n: f.get_slice(n) for n in f.keys()}
+            odd = [n for n, s in slices.items()
+                   if not s.get_dtype().startswith(('F', 'BF')) and not n.endswith(_buffers)]
+            if odd: raise ValueError(_quantised(file, odd[0], slices[odd[0]].get_dtype()))
+            return [(n, tuple(s.get_shape())) for n, s in slices.items()]
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is damaged or no safetensors file: {e}') from None
 
+def _quantised(file, name, dtype):
+    return (f'{file} holds {plain_text(name)} as {dtype}: quantised weights are not read here, '
+            'take the version in float')
+
 # %% ../nbs/28_hub.ipynb #1684a5c6
+# what torch puts into the names of modules that are compiled, sharded or recomputed
+_wrappers = re.compile(r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[.]')
+
 def _short(name):
     "The name without the prefixes that some files have and some have not, as of wrapped models"
-    name = name.replace('_orig_mod.', '').removeprefix('module.')
+    name = _wrappers.sub('', name).removeprefix('module.')
     return name.removeprefix('gpt.').removeprefix('transformer.').removeprefix('model.')
 
 _pickles = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -918,13 +929,18 @@ def _check_tied(names, headers, folder):
         f'config.json in {folder} ties head and embedding, but {headers[head][1]} is another '
         f'matrix than {headers[table][1]}: set tie_word_embeddings to false, or take the head out')
 
+def _not_finite(name, dtype):
+    return ValueError(f'{plain_text(name)} holds NaN or infinity in {dtype}: these weights are '
+                      'damaged, or need another dtype')
+
 @torch.no_grad()
 def _copy(own, names, headers):
     "Read one tensor after the other into ours"
     for theirs, ours in show_progress(names.items(), 'reading', unit='tensors'):
         t = _read_tensor(headers[_short(theirs)])
         if _transposed(theirs): t = t.T
-        for o, part in zip(ours, t.chunk(len(ours)), strict=True): own[o].copy_(part)
+        for o, part in zip(ours, t.chunk(len(ours)), strict=True):
+            if non_finite({o: own[o].copy_(part)}): raise _not_finite(theirs, own[o].dtype)
 
 # %% ../nbs/28_hub.ipynb #82ed110a
 def empty_model(cfg:GPTConfig, # what to build
@@ -1006,7 +1022,13 @@ def _tokenizer_in(folder, parts):
     if own.is_file(): return load_tokenizer(own, parts)
     others = [folder/'tokenizer.json', folder/'tokenizer.model']
     found = [f for f in others if f.is_file()]
-    return open_tokenizer(found[0]) if found else None
+    if found: return open_tokenizer(found[0])
+    names = ('vocab.json', 'vocab.txt', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model')
+    if left := [n for n in names if (folder/n).is_file()]:
+        print(f'{folder} has a tokenizer in {", ".join(left)}, which is not read: transformers '
+              'can write it as tokenizer.json, by AutoTokenizer.from_pretrained(folder)'
+              '.save_pretrained(folder)')
+    return None
 
 # %% ../nbs/28_hub.ipynb #28a04e04
 _model_json = ('config.json', 'generation_config.json')
@@ -1134,8 +1156,8 @@ def hub_bars():
     finally:
         if hide: utils.enable_progress_bars()
 
-_pulled_files = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'tokenizer*',
-                 'gptlab_tokenizer.json']
+_pulled_files = ['*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'chat_template*',
+                 'gptlab_tokenizer.json', f'{_templates}/*.jinja', *_model_json, *_tokenizer_json]
 
 def _pulled(name, revision):
     "The folder of a download from the hub"
@@ -1306,9 +1328,13 @@ def _aside(folder):
 
 def _replaced(new, folder):
     "The files in a folder that those in `new` replace"
+    vocabulary = any((new/n).is_file() for n in _vocabulary)
+    return [p for p in _replaceable(folder) if vocabulary or p.name not in _vocabulary]
+
+def _replaceable(folder):
+    "All in a folder that a save may replace"
     model = [p for kind in _model_files for p in folder.iterdir() if re.fullmatch(kind, p.name)]
-    if not any((new/n).is_file() for n in _vocabulary): return model
-    return model + [folder/n for n in _vocabulary if (folder/n).exists()]
+    return model + [folder/n for n in _vocabulary if os.path.lexists(folder/n)]
 
 def _move_in(new, folder):
     "Move old files out and new ones in; if a move fails, those before it are undone"
@@ -1353,11 +1379,18 @@ def _check_place(folder):
     if (folder/'manifest.json').exists():
         raise FileExistsError(f'{folder} is a checkpoint of ours (it has a manifest.json): '
                               'save into another folder')
+    if odd := [p for p in _replaceable(folder) if not _is_file_of_a_model(p)]:
+        raise FileExistsError(f'{odd[0]} is no file of a model: {elsewhere}')
     config = folder/'config.json'
     if config.exists() and not _describes_a_model(config):
         raise FileExistsError(f'{config} describes no model: {elsewhere}')
     if _sums_of(folder/'checksums.json') is None:
         raise FileExistsError(f'{folder/"checksums.json"} was not written by a save: {elsewhere}')
+
+def _is_file_of_a_model(path):
+    "A file; or the folder of templates, with nothing else in it"
+    if path.name != _templates: return path.is_file()
+    return path.is_dir() and all(p.is_file() and p.suffix == '.jinja' for p in path.iterdir())
 
 def _describes_a_model(config):
     try: d = _read_json(config)
@@ -1371,11 +1404,12 @@ def exportable_weights(model:GPT) -> dict[str,torch.Tensor]: # name → tensor
 
     Raises ValueError if the model is not what its config describes, or if there are shapes without
     values. Says so, if tensors are shared that a loaded model would have apart."""
-    cfg, own = model.cfg, {n.replace('_orig_mod.', ''): t for n, t in model.state_dict().items()}
+    cfg, own = model.cfg, {_wrappers.sub('', n): t for n, t in model.state_dict().items()}
     if empty := [n for n, t in own.items() if t.is_meta]:
         raise ValueError(f'{len(empty)} tensors of the model are shapes without values (on the '
                          f'meta device), {empty[0]} for one: load weights into it first')
     require_described(SimpleNamespace(cfg=cfg, state_dict=lambda: own))
+    if odd := non_finite(own): raise _not_finite(odd[0], own[odd[0]].dtype)
     if cfg.tie and own['head.weight'].data_ptr() != own['embed.weight'].data_ptr():
         raise ValueError(
             'cfg.tie says that head and embedding are one matrix, but they are two, and one would '
@@ -1393,7 +1427,7 @@ def _shared(model):
     "Lists of the names that stand for one parameter"
     names = defaultdict(list)
     for n, p in model.named_parameters(remove_duplicate=False):
-        names[p].append(n.replace('_orig_mod.', ''))
+        names[p].append(_wrappers.sub('', n))
     return [v for v in names.values() if len(v) > 1]
 
 def unwrapped(model:nn.Module) -> GPT:
@@ -1421,6 +1455,7 @@ def _write_weights(folder, names, own, C, limit):
         total += sum(t.nbytes for t in tensors.values())
         try: save_file(tensors, folder/file, metadata=dict(format='pt'))
         except SafetensorError as e: raise OSError(str(e)) from e     # a full disk, for one
+        shutil.copymode(folder/'config.json', folder/file)            # it writes for its owner only
         where |= dict.fromkeys(group, file)
     if len(groups) == 1: return
     index = dict(metadata=dict(total_size=total), weight_map=where)
@@ -1569,6 +1604,9 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
     shard, cfg = check_number('shard', shard, low=1, whole=True), model.cfg
     family, why = _family_for(model, family)
     own = exportable_weights(model)
+    if tok is not None and tok.vocab_size > cfg.vocab_size:
+        print(f'the tokenizer has {tok.vocab_size} ids and the model {cfg.vocab_size}: '
+              f'widen_vocab(model, {tok.vocab_size}) gives it the others')
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
     files = _described_by(model, tok, family, own)
     if family: own |= _without_padding(own, cfg.vocab_size)

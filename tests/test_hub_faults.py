@@ -252,6 +252,39 @@ def test_a04_end_marks_by_name_where_only_the_tokenizer_says_them(llama):
     b = out_and_in(model, tok, llama/'b')
     assert b['config.json']['eos_token_id'] is None and 'generation_config.json' not in b
 
+def checkpoint(model, tok, folder):
+    save_checkpoint(folder, model=model.state_dict(), config=model.cfg.to_dict(),
+                    tokenizer=json.loads(json.dumps(tok.to_dict())), trainer={})
+
+@pytest.mark.parametrize('read_again', [load, load_model])
+def test_a04_facts_survive_our_own_checkpoints(read_again, llama):
+    "Load, train, resume, save: the tokenizer carries them along"
+    model, tok = load(llama/'a', device='cpu')
+    checkpoint(model, tok, llama/'run'/'step_000001')
+    model, tok = read_again(llama/'run'/'step_000001', device='cpu')
+    assert tok.end_ids == (EOS, EOT) and getattr(model, 'end_ids', tok.end_ids) == tok.end_ids
+    save(model, tok, llama/'b')
+    same_json(beside_weights(llama/'a'), beside_weights(llama/'b'))
+
+def test_a04_a_mark_that_was_changed_is_written(llama):
+    model, tok = load(llama/'a', device='cpu')
+    b = out_and_in(model, tok.mark(eos='<pad>'), llama/'b')
+    assert b['config.json']['eos_token_id'] == b['generation_config.json']['eos_token_id'] == PAD
+    assert b['tokenizer_config.json']['eos_token'] == '<pad>'
+    assert tf.AutoTokenizer.from_pretrained(llama/'b').eos_token_id == PAD
+
+def test_a04_another_model_with_the_tokenizer_gets_its_ends_and_no_sizes(llama):
+    tok = load(llama/'a', device='cpu')[1]
+    for cfg in (GPTConfig(304, 96, 1, 2, None, 16), GPTConfig(400, 96, 1, 2, None, 16),
+                llama_config(vocab_size=320, context_length=96, n_layers=1, n_heads=2, d_model=16)):
+        model = GPT(cfg).eval()
+        b = out_and_in(model, tok, llama/'b')
+        config = b['config.json']
+        assert config['eos_token_id'] == [EOS, EOT] and config['vocab_size'] == cfg.vocab_size
+        assert 'initializer_range' not in config and b['tokenizer_config.json']['a_field_of_theirs']
+        there = tf.AutoModelForCausalLM.from_pretrained(llama/'b').eval()
+        assert gap(model, there) < 1e-5
+
 @pytest.mark.parametrize('said, ends', [
     (dict(eos_token_id=7), (7,)), (dict(eos_token_id=[7, 8]), (7, 8)), (dict(eos_token_id=-1), ()),
     (dict(eos_token_id=None), (EOS, EOT)), ({}, (EOS, EOT))])
@@ -728,3 +761,55 @@ def test_a24_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert save(plain(), None, '~/m') == tmp_path/'home'/'m' and not (tmp_path/'~').exists()
     load('~/m', device='cpu')
+
+
+# ---- weights that are none, and tokenizers that nobody reads
+
+def test_weights_that_are_not_finite_are_neither_read_nor_written(tmp_path):
+    model = plain()
+    save(model, None, tmp_path)
+    only(tmp_path, lambda t: t['model.norm.weight'].fill_(1e5))
+    load(tmp_path, device='cpu')
+    with pytest.raises(ValueError, match='model.norm.weight holds NaN or infinity in torch.float16'):
+        load(tmp_path, device='cpu', dtype=torch.float16)
+    only(tmp_path, lambda t: t['model.norm.weight'].fill_(float('nan')))
+    with pytest.raises(ValueError, match='holds NaN or infinity'): load(tmp_path)
+    model.norm.weight.data[3] = float('inf')
+    with pytest.raises(ValueError, match='norm.weight holds NaN or infinity'):
+        save(model, None, tmp_path/'b')
+    assert not (tmp_path/'b').exists()
+
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    save(plain(), None, tmp_path)
+    name = 'model.layers.0.mlp.up_proj.weight'
+    only(tmp_path, lambda t: t.update({name: t[name].to(torch.int8)}))
+    with pytest.raises(ValueError, match=f'holds {name} as I8: quantised weights are not read'):
+        load(tmp_path)
+
+def test_a_tokenizer_that_is_not_read_is_said(tmp_path, capsys):
+    save(plain(), None, tmp_path)
+    assert load(tmp_path, device='cpu')[1] is None and not capsys.readouterr().out
+    for name in ('vocab.json', 'merges.txt'): (tmp_path/name).write_text('{}')
+    assert load(tmp_path, device='cpu')[1] is None
+    assert 'a tokenizer in vocab.json, merges.txt, which is not read' in capsys.readouterr().out
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_said(tmp_path, capsys):
+    save(plain(), ByteTokenizer(), tmp_path)
+    assert 'tokenizer has 257 ids and the model 97: widen_vocab' in capsys.readouterr().out
+
+def test_a08_folders_of_the_names_of_files_are_refused(tmp_path):
+    for name in ('model.safetensors', 'additional_chat_templates', 'tokenizer.json'):
+        folder = tmp_path/f'of {name}'
+        (folder/name).mkdir(parents=True)
+        (folder/name/'thesis.txt').write_text('x')
+        with pytest.raises(FileExistsError, match='is no file of a model: choose another folder'):
+            save(plain(), ByteTokenizer(), folder)
+        assert files(folder) == {f'{name}/thesis.txt': b'x'}
+
+@pytest.mark.skipif(os.name == 'nt', reason='modes are of POSIX')
+def test_r12_everybody_who_may_read_the_folder_may_read_its_files(tmp_path):
+    before = os.umask(0o022)
+    try: save(plain(), ByteTokenizer(), tmp_path/'m')
+    finally: os.umask(before)
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path/'m').iterdir()}
+    assert set(modes.values()) == {'0o644'}, modes
