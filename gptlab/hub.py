@@ -26,8 +26,8 @@ from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
 from .checkpoints import load_model, non_finite
-from .core import (atomic_path, atomic_write, best_device, cache_dir, check_number, file_sha256,
-                         plain_text, show_progress, sync_to_disk, user_path)
+from .core import atomic_path, atomic_write, best_device, cache_dir, check_number, file_sha256
+from .core import plain_text, show_progress, sync_to_disk, user_path
 from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
@@ -80,7 +80,8 @@ class HubYaRN(YaRN):
 class NormedLinear(nn.Linear):
     """A matrix whose output is normed per head, with a gain that the heads share (Qwen3)
 
-    Each head of width D is divided by its root mean square, then multiplied by the gain (D,)."""
+    Each head of width D is divided by its root mean square, then multiplied by the gain (D,).
+    Raises ValueError where the heads do not make up the width that goes out."""
     def __init__(self,
                  C:int, # width that comes in
                  out:int, # width that goes out, a multiple of D
@@ -102,7 +103,8 @@ class NormedLinear(nn.Linear):
 class HubAttention(Attention):
     """Attention as Qwen has it
 
-    Biases before but not behind (Qwen2); a norm with gain for queries and keys (Qwen3)."""
+    Biases before but not behind (Qwen2); a norm with gain for queries and keys (Qwen3). Raises
+    TypeError or ValueError for what is no size, number or position scheme."""
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads of queries
@@ -411,8 +413,8 @@ _descriptive = set('''
     reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate
     suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
     torch_dtype torchscript typical_p use_bfloat16 use_cache'''.split())
-_telling = re.compile(r'_.*|.*dropout(_prob|_p|_rate)?|.*_pdrop|.*_token_ids?|.*version|.*_name_or_path'
-                      r'|unsloth_.*|transformers\.js_config|summary_.*')
+_telling = re.compile(r'_.*|.*dropout(_prob|_p|_rate)?|.*_pdrop|.*_token_ids?|.*version|summary_.*'
+                      r'|.*_name_or_path|unsloth_.*|transformers\.js_config')
 
 def _is_moot(name, value):
     "Can this field change no logits, by its name or because it is off?"
@@ -424,7 +426,8 @@ def _refuse_unread(d, what):
     "Raise ValueError that names each field that was not read and may change the logits"
     odd = {n: v for n, v in d.items() if n not in d.seen and not _is_moot(n, v)}
     if not odd: return
-    listed = ', '.join(f'{plain_text(n)}={json.dumps(v, default=repr)[:60]}' for n, v in odd.items())
+    shown = {plain_text(n): json.dumps(v, default=repr)[:60] for n, v in odd.items()}
+    listed = ', '.join(f'{n}={v}' for n, v in shown.items())
     raise ValueError(f'config.json: {listed}: not known here for {what}, and may change what the '
                      'model computes; take it out of config.json if it changes nothing')
 
@@ -555,7 +558,7 @@ def _windows(d):
     "The window of each layer, as Qwen's config.json describes it"
     window, used = d.get('sliding_window'), d.get('use_sliding_window')
     L, kinds, first = d['num_hidden_layers'], d.get('layer_types'), d.get('max_window_layers', 28)
-    if not kinds: kinds = ['sliding_attention' if i >= first else 'full_attention' for i in range(L)]
+    if not kinds: kinds = [('full' if i < first else 'sliding') + '_attention' for i in range(L)]
     return [window if used and kind == 'sliding_attention' else None for kind in kinds]
 
 def _check_kinds(d, kind):
@@ -663,13 +666,14 @@ _classes = dict(gpt2='GPT2LMHeadModel', llama='LlamaForCausalLM', mistral='Mistr
 # %% ../nbs/28_hub.ipynb #f4b18508
 def _bos(tok):
     "The id that begins a document; None without one, or without a tokenizer"
-    return getattr(tok, 'bos', None)
+    return None if tok is None else tok.bos
 
 def _marks(tok):
     "What config.json says of the ids that begin, end and pad a text"
-    ends, pad = _ends_of(tok), getattr(tok, 'pad', None)
-    return dict(bos_token_id=_bos(tok), eos_token_id=list(ends) if ends[1:] else min(ends, default=None),
-                pad_token_id=_bos(tok) if pad is None else pad)
+    if tok is None: return dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    ends = list(tok.end_ids)
+    return dict(bos_token_id=tok.bos, eos_token_id=ends if ends[1:] else next(iter(ends), None),
+                pad_token_id=tok.bos if tok.pad is None else tok.pad)
 
 def write_config(cfg:GPTConfig, # of a model
                  family:str, # one that can express it
@@ -1038,7 +1042,7 @@ _templates = 'additional_chat_templates'                              # a folder
 
 def _brought(tok):
     "What a tokenizer brought, checked: it may come from a checkpoint of anybody"
-    brought = getattr(tok, 'brought', None) or {}
+    brought = {} if tok is None else tok.brought
     wrong = [n for n, v in brought.items() if not isinstance(v, _brought_kind(n))]
     if wrong: raise ValueError(f'the tokenizer brought {wrong[0]!r:.80}, which no model folder has '
                                'in this form: set tok.brought = {}')
@@ -1060,7 +1064,9 @@ def _texts_of(folder):
     names = [f.relative_to(folder).as_posix() for f in files if f.is_file()]
     return {n: (folder/n).read_text(encoding='utf-8') for n in names if _is_template(n)}
 
-def _jsons_of(folder, names): return {n: _read_json(folder/n) for n in names if (folder/n).is_file()}
+def _jsons_of(folder, names):
+    "Name → content of those JSON files that a folder has"
+    return {n: _read_json(folder/n) for n in names if (folder/n).is_file()}
 
 def _around_vocabulary(folder):
     "tokenizer.json without vocabulary and merges; {} where there is none"
@@ -1089,7 +1095,7 @@ def _bring(model, tok, folder):
     ends = model.end_ids or [*filter(None.__ne__, [_named_id(tok, marks.get('eos_token'))])]
     named = {m: _token_text(marks.get(f'{m}_token')) for m in ('bos', 'eos', 'pad')}
     named = {m: name for m, name in named.items() if name in tok.special}
-    if named and hasattr(tok, 'mark'): tok.mark(**named)
+    if named: tok.mark(**named)
     tok.brought = model.brought | said | _model_bytes(folder, tok)
     if ends: tok.brought['end_ids'] = list(ends)
 
@@ -1109,13 +1115,6 @@ def _named_id(tok, token):
     "The id of a special token of that name, or None"
     name = _token_text(token)
     return tok.special.get(name) if isinstance(name, str) else None
-
-def _ends_of(tok):
-    "The ids that end a text, as a tokenizer says; () if it does not"
-    if (ends := getattr(tok, 'end_ids', None)) is not None: return tuple(ends)
-    if ends := _brought(tok).get('end_ids'): return tuple(ends)
-    return () if _bos(tok) is None else (_bos(tok),)
-
 
 # %% ../nbs/28_hub.ipynb #28a04e06
 def _starts_with_bos(tok):
@@ -1371,7 +1370,7 @@ def _alone(folder):
     finally: lock.release()
 
 def _check_place(folder):
-    "Raise ValueError or FileExistsError for a folder in which a save would replace what is no model"
+    "Raise FileExistsError for a folder in which a save would replace what is no model"
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f'{folder} is a file: name a folder')
     if not folder.is_dir(): return
@@ -1437,7 +1436,8 @@ def unwrapped(model:nn.Module) -> GPT:
     inside = model
     while not isinstance(inside, GPT):
         outer, inside = inside, module_inside(inside) if isinstance(inside, nn.Module) else None
-        if inside is None: inside = getattr(outer, 'module', None)
+        if inside is None and isinstance(outer, nn.Module):
+            inside = dict(outer.named_children()).get('module')
         if inside is None:
             raise TypeError(f'model must be a GPT, not {reprlib.repr(model)}: the model comes '
                             'first, then its tokenizer')
@@ -1478,8 +1478,7 @@ def _around(d, tok):
     if kept is None:
         return d if isinstance(tok, HFTokenizer) else d | dict(post_processor=_starts_with_bos(tok))
     flags = {a['content']: a for a in kept.get('added_tokens') or ()}
-    added = [flags.get(a['content'], {}) | a | {k: v for k, v in
-             flags.get(a['content'], {}).items() if k != 'id'} for a in d['added_tokens']]
+    added = [a | flags.get(a['content'], {}) | dict(id=a['id']) for a in d['added_tokens']]
     return d | kept | dict(model=d['model'] | kept['model'], added_tokens=added)
 
 def _config_around(tok, context):
@@ -1490,8 +1489,9 @@ def _config_around(tok, context):
     then = brought.get('config.json', {}).get('max_position_embeddings')
     if then and kept.get('model_max_length') == then: kept = kept | dict(model_max_length=context)
     names = {i: s for s, i in tok.special.items()}
-    for mark in ('bos', 'eos', 'pad'):
-        before, now = _named_id(tok, kept.get(f'{mark}_token')), getattr(tok, mark, None)
+    own = dict(bos=tok.bos, eos=tok.eos, pad=tok.pad)
+    for mark in own:
+        before, now = _named_id(tok, kept.get(f'{mark}_token')), own[mark]
         if before != now and None not in (before, now) and now in names:
             kept = kept | {f'{mark}_token': names[now]}
     return kept | _decoder(kept, tok)
@@ -1514,7 +1514,9 @@ def _write_tokenizer(folder, tok, context):
     if 'tokenizer.model' in brought: model = base64.b64decode(brought['tokenizer.model'])
     if d: _write_json(folder/'tokenizer.json', _around(d, tok))
     if model: atomic_write(folder/'tokenizer.model', model)
-    if type(tok) is ByteTokenizer or not (d or model): tok.save(folder/'gptlab_tokenizer.json')
+    if type(tok) is ByteTokenizer or not (d or model):
+        if not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save, so it is not written')
+        tok.save(folder/'gptlab_tokenizer.json')
     if not (d or model):
         print(f'transformers has no {type(tok).__name__}: it is written as '
               'gptlab_tokenizer.json, which load reads')
@@ -1542,7 +1544,7 @@ _together = [{'rope_theta', 'rope_scaling', 'rope_parameters', 'partial_rotary_f
 
 def _facts(model, tok, family):
     "config.json and generation_config.json that the model brought, or its tokenizer"
-    if (own := getattr(model, 'brought', None)) is not None: return own
+    if 'brought' in vars(model): return model.brought
     facts = {n: _brought(tok)[n] for n in _model_json if n in _brought(tok)}
     config = facts.get('config.json', {})
     same = 'gptlab' in config if family is None else config.get('model_type') == family
@@ -1550,13 +1552,15 @@ def _facts(model, tok, family):
 
 def _keeps_marks(said, tok):
     "Do the ids that a model brought still begin and end texts with this tokenizer?"
-    ends, tok_ends = set(_stated_ends(said)), set(_ends_of(tok))
     if tok is None: return True
+    ends, tok_ends = set(_stated_ends(said)), set(tok.end_ids)
     if not ends: return bool(_brought(tok)) or not tok_ends
-    its_own = 'end_ids' in _brought(tok) or getattr(tok, 'eos', None) is not None
+    its_own = 'end_ids' in _brought(tok) or tok.eos is not None
     return ends <= {*tok.special.values(), *tok_ends} and bool(not its_own or ends & tok_ends)
 
-def _with_marks(d, marks): return {k: v for k, v in d.items() if not k.endswith('_token_id')} | marks
+def _with_marks(d, marks):
+    "The same fields with these ids that begin, end and pad a text"
+    return {k: v for k, v in d.items() if not k.endswith('_token_id')} | marks
 
 def _merged(ours, said, model, family, tok):
     "config.json: theirs, with what has changed since, or ours"
@@ -1600,13 +1604,9 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
     config does not describe it; TypeError for what is no model or tokenizer; OSError if it cannot
     be written, or would replace what is no model. What fails leaves the folder as it was."""
     model, tok, folder = unwrapped(model), _as_tokenizer(tok), user_path(folder)
-    if tok is not None and not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save')
     shard, cfg = check_number('shard', shard, low=1, whole=True), model.cfg
     family, why = _family_for(model, family)
     own = exportable_weights(model)
-    if tok is not None and tok.vocab_size > cfg.vocab_size:
-        print(f'the tokenizer has {tok.vocab_size} ids and the model {cfg.vocab_size}: '
-              f'widen_vocab(model, {tok.vocab_size}) gives it the others')
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
     files = _described_by(model, tok, family, own)
     if family: own |= _without_padding(own, cfg.vocab_size)
@@ -1620,13 +1620,16 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
             sums = {p.name: file_sha256(p) for p in sorted(new.glob('*.safetensors'))}
             atomic_write(new/'checksums.json', json.dumps(sums, indent=1))
     if not family: print(_own_class + '\n' + _reasons(why))
+    if tok is not None and tok.vocab_size > cfg.vocab_size:
+        print(f'the tokenizer has {tok.vocab_size} ids and the model {cfg.vocab_size}: '
+              f'widen_vocab(model, {tok.vocab_size}) gives it the others')
     return folder
 
 def _family_for(model, family):
     "(the family to write, what keeps the model out of each)"
     why = family_obstacles(model.cfg)
     if family is not None: _check_family(model.cfg, family)
-    came_as = getattr(model, 'brought', {}).get('config.json', {}).get('model_type')
+    came_as = vars(model).get('brought', {}).get('config.json', {}).get('model_type')
     fits = [f for f in why if not why[f]]
     return family or next(iter([came_as] if came_as in fits else fits), None), why
 
