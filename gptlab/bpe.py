@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN', 'PUNCTUATION_PATTERN', 'PATTERNS', 'merge_pair',
-           'learn_merges', 'count_pieces', 'BPE', 'learn', 'find_pattern', 'VocabView', 'show_vocab']
+           'learn_merges', 'count_pieces', 'BPE', 'learn', 'special_inside', 'find_pattern', 'VocabView', 'show_vocab']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
 import contextlib, heapq, operator, os, sys, warnings
@@ -128,7 +128,7 @@ def _documents(text, special=(), boundaries=()):
     for d in docs:
         utf8(d)
         for part in delimiter.split(d) if boundaries else [d]:
-            if any(s in part for s in special): raise _special_inside(part, special)
+            if any(s in part for s in special): raise special_inside(part, special)
             yield part
 
 def _loads(docs, size, split=True):
@@ -467,7 +467,7 @@ def _parts(doc, size):
         at = m.start()
     yield doc[at:]
 
-def _special_inside(text, special):
+def special_inside(text, special):
     "The error for a text that holds the name of a special"
     name = next(s for s in special if s in text)
     at = max(0, text.find(name) - 20)
