@@ -31,7 +31,7 @@ from .core import plain_text, show_progress, sync_to_disk, user_path
 from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
-from .tokenizer import as_tokenizer, ByteTokenizer, load_tokenizer, Tokenizer
+from .tokenizer import as_tokenizer, ByteTokenizer, fuzz_texts, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer, SentencePieceTokenizer
 
 # %% ../nbs/28_hub.ipynb #71eb0cd3
@@ -1051,8 +1051,9 @@ def _brought(tok):
 def _brought_kind(name):
     "The type of what may be brought under a name; () is none"
     if name in (*_model_json, *_tokenizer_json, 'tokenizer.json'): return dict
-    if name in ('end_ids',): return list
-    if name == 'tokenizer.model' or _is_template(name): return str
+    if name == 'end_ids': return list
+    if name == 'add_bos': return bool
+    if name in ('tokenizer.model', 'chat_template') or _is_template(name): return str
     return ()
 
 def _is_template(name):
@@ -1088,16 +1089,28 @@ def _bring(model, tok, folder):
     "Note on a model and its tokenizer what their folder says besides"
     model.brought = _jsons_of(folder, _model_json)
     model.end_ids = _stated_ends(model.brought)
-    if tok is None: return
     said = _jsons_of(folder, _tokenizer_json) | _texts_of(folder) | _around_vocabulary(folder)
+    if tok is None:
+        model.brought |= said
+        return
     if _is_ours(said, tok, model.cfg.context_length): return
     marks = said.get('tokenizer_config.json', {})
     ends = model.end_ids or [*filter(None.__ne__, [_named_id(tok, marks.get('eos_token'))])]
     named = {m: _token_text(marks.get(f'{m}_token')) for m in ('bos', 'eos', 'pad')}
     named = {m: name for m, name in named.items() if name in tok.special}
     if named: tok.mark(**named)
-    tok.brought = model.brought | said | _model_bytes(folder, tok)
+    tok.brought = model.brought | said | _model_bytes(folder, tok) | _in_short(said, tok)
     if ends: tok.brought['end_ids'] = list(ends)
+
+def _in_short(said, tok):
+    "What others ask a tokenizer for: its chat template, and whether a text begins with bos"
+    template = said.get('chat_template.jinja', said.get('tokenizer_config.json', {})
+                        .get('chat_template'))
+    short = dict(chat_template=template) if isinstance(template, str) else {}
+    if 'tokenizer.json' not in said: return short
+    first = json.dumps(said['tokenizer.json'].get('post_processor'))
+    names = [s for s, i in tok.special.items() if i == tok.bos]
+    return short | dict(add_bos=any(json.dumps(s) in first for s in names))
 
 def _stated_ends(brought):
     "The ids that end a text, as generation_config.json or else config.json says"
@@ -1462,12 +1475,52 @@ def _write_weights(folder, names, own, C, limit):
     atomic_write(folder/'model.safetensors.index.json', json.dumps(index, indent=1))
 
 
+# %% ../nbs/28_hub.ipynb #28a04e0e
+def _sentencepiece_json(tok):
+    """A SentencePiece model that keeps every text, as a tokenizer.json; None for any other
+
+    Others, and those that came in a folder without it, are written as tokenizer.model alone."""
+    if tok.lossy or tok.brought: return None
+    sp, names = tok.sp, [tok.sp.id_to_piece(i) for i in range(tok.vocab_size)]
+    plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    special = tok.special | {names[sp.unk_id()]: sp.unk_id()}
+    blank, sign = dict(String=' '), '▁'
+    back = [dict(type='Replace', pattern=dict(String=sign), content=' '), dict(type='ByteFallback'),
+            dict(type='Fuse')]
+    d = dict(version='1.0', truncation=None, padding=None,
+             added_tokens=[dict(id=i, content=s, **plain)
+                           for s, i in sorted(special.items(), key=lambda p: p[1])],
+             normalizer=dict(type='Replace', pattern=blank, content=sign), pre_tokenizer=None,
+             post_processor=_starts_with_bos(tok), decoder=dict(type='Sequence', decoders=back),
+             model=_pieces(sp, names))
+    texts = [t for t in fuzz_texts(100) if sign not in t]             # there it is read as a blank
+    try: same = HFTokenizer(d).encode_batch(texts) == tok.encode_batch(texts)
+    except (ImportError, ValueError): return None
+    return d if same else None
+
+def _pieces(sp, names):
+    "The pieces of a SentencePiece model, as a BPE if their scores are ranks, else by likelihood"
+    special = lambda i: sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i)
+    score = {s: sp.get_score(i) for i, s in enumerate(names) if not special(i)}
+    if any(v != round(v) for v in score.values()):
+        vocab = [[s, sp.get_score(i)] for i, s in enumerate(names)]
+        return dict(type='Unigram', unk_id=sp.unk_id(), vocab=vocab, byte_fallback=True)
+    ids = {s: i for i, s in enumerate(names)}
+    splits = [(p, p[:i], p[i:]) for p in score for i in range(1, len(p))]
+    pairs = [(-score[p], ids[a], ids[b]) for p, a, b in splits if a in score and b in score]
+    merges = [[names[a], names[b]] for _, a, b in sorted(pairs)]
+    return dict(type='BPE', vocab=ids, merges=merges, dropout=None, fuse_unk=True,
+                unk_token=names[sp.unk_id()], continuing_subword_prefix=None,
+                end_of_word_suffix=None, byte_fallback=True)
+
+
 # %% ../nbs/28_hub.ipynb #28a04e09
 def _content(tok):
     "The content of a tokenizer.json, or None where transformers has no such tokenizer"
     # bytes are a BPE without merges
     equal = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
     if isinstance(tok, HFTokenizer): return json.loads(tok.tok.to_str())
+    if isinstance(tok, SentencePieceTokenizer): return _sentencepiece_json(tok)
     if not isinstance(equal, BPE): return None
     with tempfile.TemporaryDirectory() as d:
         return _read_json(equal.to_tokenizer_json(Path(d)/'tokenizer.json'))
@@ -1478,6 +1531,8 @@ def _around(d, tok):
     if kept is None:
         return d if isinstance(tok, HFTokenizer) else d | dict(post_processor=_starts_with_bos(tok))
     flags = {a['content']: a for a in kept.get('added_tokens') or ()}
+    if any(tok.special.get(s, a['id']) != a['id'] for s, a in flags.items()):    # numbered anew
+        kept = kept | dict(post_processor=_starts_with_bos(tok) if kept['post_processor'] else None)
     added = [a | flags.get(a['content'], {}) | dict(id=a['id']) for a in d['added_tokens']]
     return d | kept | dict(model=d['model'] | kept['model'], added_tokens=added)
 
@@ -1501,20 +1556,22 @@ def _decoder(kept, tok):
     listed = kept.get('added_tokens_decoder')
     if not isinstance(listed, dict): return {}
     plain = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
-    new = {str(i): dict(content=s) | plain for s, i in tok.special.items() if str(i) not in listed}
-    return dict(added_tokens_decoder=listed | new)
+    flags = {a.get('content'): a for a in listed.values()}
+    ids = {str(i): dict(content=s) | plain | flags.get(s, {}) for s, i in tok.special.items()}
+    stay = {i: a for i, a in listed.items() if a.get('content') not in tok.special and i not in ids}
+    order = sorted(stay | ids, key=lambda i: int(i) if i.isdecimal() else 0)
+    return dict(added_tokens_decoder={i: (stay | ids)[i] for i in order})
 
 
 # %% ../nbs/28_hub.ipynb #28a04e0a
 def _write_tokenizer(folder, tok, context):
     "All files of a tokenizer: those of transformers, and our own where it is needed"
-    if tok is None: return
     brought, d = _brought(tok), _content(tok)
     model = tok.model if isinstance(tok, SentencePieceTokenizer) else None
     if 'tokenizer.model' in brought: model = base64.b64decode(brought['tokenizer.model'])
     if d: _write_json(folder/'tokenizer.json', _around(d, tok))
     if model: atomic_write(folder/'tokenizer.model', model)
-    if type(tok) is ByteTokenizer or not (d or model):
+    if type(tok) is ByteTokenizer or not (d or model) or d and isinstance(tok, SentencePieceTokenizer):
         if not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save, so it is not written')
         tok.save(folder/'gptlab_tokenizer.json')
     if not (d or model):
@@ -1522,15 +1579,13 @@ def _write_tokenizer(folder, tok, context):
               'gptlab_tokenizer.json, which load reads')
     if d or 'tokenizer_config.json' in brought:
         _write_json(folder/'tokenizer_config.json', _config_around(tok, context))
-    elif model: _write_json(folder/'tokenizer_config.json', _sentencepiece_config(tok, context))
-    for name in _tokenizer_json[1:]:
-        if name in brought: _write_json(folder/name, brought[name])
-    for name, text in brought.items():
-        if _is_template(name): atomic_write(folder/name, text)
+    _write_said(folder, {n: v for n, v in brought.items() if n != 'tokenizer_config.json'})
 
-def _sentencepiece_config(tok, context):
-    "Says to transformers that a SentencePiece model is to be read as LLaMA's"
-    return _tokenizer_config(tok, context) | dict(tokenizer_class='LlamaTokenizer', legacy=False)
+def _write_said(folder, brought):
+    "The JSON files and templates around a tokenizer, as they came"
+    for name, said in brought.items():
+        if name in _tokenizer_json: _write_json(folder/name, said)
+        if _is_template(name): atomic_write(folder/name, said)
 
 def _write_json(path, d): atomic_write(path, json.dumps(d, indent=1, ensure_ascii=False))
 
@@ -1615,7 +1670,8 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
         with _aside(folder) if folder.exists() else atomic_path(folder) as new:
             new.mkdir(exist_ok=True)
             for name, text in files.items(): atomic_write(new/name, text)
-            _write_tokenizer(new, tok, cfg.context_length)
+            if tok is None: _write_said(new, vars(model).get('brought', {}))
+            else: _write_tokenizer(new, tok, cfg.context_length)
             _write_weights(new, names, own, cfg.d_model, shard)
             sums = {p.name: file_sha256(p) for p in sorted(new.glob('*.safetensors'))}
             atomic_write(new/'checksums.json', json.dumps(sums, indent=1))

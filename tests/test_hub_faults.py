@@ -19,7 +19,8 @@ from gptlab.hub import load, save
 from gptlab.model import GPT, GPTConfig, llama_config
 from gptlab.positions import extend_context
 from gptlab.tokenizer import ByteTokenizer
-from gptlab.tokenizers import HFTokenizer, RankTokenizer, SentencePieceTokenizer
+from gptlab.tokenizers import (add_special, HFTokenizer, RankTokenizer, SentencePieceTokenizer,
+                               truncate_vocab)
 
 tf = extra('transformers')
 WORDS = ' '.join(f'{i} naïve foxes jumped' for i in range(300))
@@ -286,6 +287,26 @@ def test_a04_another_model_with_the_tokenizer_gets_its_ends_and_no_sizes(llama):
         assert 'initializer_range' not in config and b['tokenizer_config.json']['a_field_of_theirs']
         there = tf.AutoModelForCausalLM.from_pretrained(llama/'b').eval()
         assert gap(model, there) < 1e-5
+
+def test_a04_what_lies_around_a_tokenizer_that_is_not_read(llama, capsys):
+    (llama/'a'/'tokenizer.json').unlink()
+    model, tok = load(llama/'a', device='cpu')
+    assert tok is None
+    save(model, tok, llama/'b')
+    assert beside_weights(llama/'a') == beside_weights(llama/'b')
+
+def test_a04_specials_that_were_added_or_numbered_anew(llama):
+    model, tok = load(llama/'a', device='cpu')
+    b = out_and_in(model, add_special(tok, ['<new>']), llama/'b')
+    listed = b['tokenizer_config.json']['added_tokens_decoder']
+    assert listed['304']['content'] == '<new>' and listed['303']['lstrip'] is True
+    assert ids_there(llama/'b', 'fox<new>')[-1] == 304
+    assert b['config.json']['eos_token_id'] == [EOS, EOT]
+    fewer = truncate_vocab(tok, 280)
+    b = out_and_in(small(fewer), fewer, llama/'c')
+    assert ids_there(llama/'c', 'fox') == [fewer.special['<s>'], *fewer.encode('fox')]
+    listed = b['tokenizer_config.json']['added_tokens_decoder']
+    assert {a['content']: int(i) for i, a in listed.items()} == fewer.special
 
 @pytest.mark.parametrize('said, ends', [
     (dict(eos_token_id=7), (7,)), (dict(eos_token_id=[7, 8]), (7, 8)), (dict(eos_token_id=-1), ()),
@@ -568,21 +589,27 @@ def test_p2_one_that_ships_without_stays_as_it_was(llama):
     save(small(none), none, llama/'c')
     assert ids_there(llama/'c', 'one') == none.encode('one')
 
-def test_p3_a_sentencepiece_model_is_written_again(tmp_path):
+@pytest.mark.parametrize('kind', ['bpe', 'unigram'])
+def test_p3_a_sentencepiece_model_is_written_again(kind, tmp_path):
+    "As the library has it, and for transformers with the same ids"
     extra('sentencepiece')
-    tok = SentencePieceTokenizer.train(WORDS, 300, special=('<s>', '</s>'), verbose=False)
+    tok = SentencePieceTokenizer.train(WORDS, 300, kind, special=('<s>', '</s>'), verbose=False)
     model = small(tok)
     save(model, tok, tmp_path/'a')
     assert (tmp_path/'a'/'tokenizer.model').read_bytes() == tok.model
-    write(tmp_path/'a'/'tokenizer_config.json', dict(tokenizer_class='LlamaTokenizer', theirs=1,
-                                                     eos_token='</s>', model_max_length=64))
-    model, back = load(tmp_path/'a', device='cpu')
-    assert isinstance(back, SentencePieceTokenizer)
-    assert back.encode('one fox') == tok.encode('one fox')
+    for text in ('12 naïve foxes', ' two  blanks\n', '🐙', ''):
+        assert ids_there(tmp_path/'a', text) == [tok.bos, *tok.encode(text)]
+    assert type(load(tmp_path/'a', device='cpu')[1]) is SentencePieceTokenizer
+    alone = tmp_path/'alone'                                          # as others ship it
+    save(model, None, alone)
+    (alone/'tokenizer.model').write_bytes(tok.model)
+    write(alone/'tokenizer_config.json', dict(tokenizer_class='LlamaTokenizer', theirs=1,
+                                              eos_token='</s>', model_max_length=64))
+    model, back = load(alone, device='cpu')
+    assert type(back) is SentencePieceTokenizer and back.encode('a fox') == tok.encode('a fox')
     save(model, back, tmp_path/'b')
-    assert beside_weights(tmp_path/'a') == beside_weights(tmp_path/'b')
+    assert beside_weights(alone) == beside_weights(tmp_path/'b')
     assert (tmp_path/'b'/'tokenizer.model').read_bytes() == tok.model
-    assert load(tmp_path/'b', device='cpu')[1].encode('one fox') == tok.encode('one fox')
 
 def test_p3_one_that_lies_beside_another_tokenizer_stays(llama):
     (llama/'a'/'tokenizer.model').write_bytes(b'any bytes')
