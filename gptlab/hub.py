@@ -1189,14 +1189,14 @@ def _pulled(name, revision):
 
 # %% ../nbs/28_hub.ipynb #28a04e07
 def _stamp(folder):
-    "What tells whether somebody has written into a folder: time and size of each file"
+    "What tells whether somebody has saved into a folder: time and size of each file of a model"
     with contextlib.suppress(OSError):
-        files = [(p.name, p.stat()) for p in sorted(folder.iterdir()) if p.is_file()]
+        files = [(p.name, p.stat()) for p in sorted(_replaceable(folder))]
         return [(name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in files]
 
 def _undisturbed(read, folder):
     "What read() gives, read again if somebody was saving into the folder meanwhile"
-    for _ in range(5):
+    for _ in range(3):
         before = _stamp(folder)
         try:
             result = read()
@@ -1204,7 +1204,10 @@ def _undisturbed(read, folder):
         except (OSError, ValueError):
             if _stamp(folder) == before and not _unfinished(folder): raise
         time.sleep(.2)
-    return read()
+    with _alone(folder):                                              # who saves is done, or waits
+        before, result = _stamp(folder), read()
+        if _stamp(folder) == before: return result
+    raise OSError(f'{folder} is being written to by another program: try again when it is done')
 
 def _unfinished(folder):
     "What saves left in a folder, or are writing now: of our own names, with nothing else inside"
@@ -1370,13 +1373,14 @@ def _move_in(new, folder):
 def _alone(folder):
     "One save at a time into a folder: who comes second waits"
     from filelock import FileLock, Timeout
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(cache_dir()/'locks'/f'{name}.lock', thread_local=False)
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:2] # few files, kept for ever
+    place = cache_dir()/'locks'
+    lock = FileLock(place/f'{name}.lock', thread_local=False)
     try:
-        lock.lock_file and Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         try: lock.acquire(timeout=2)
         except Timeout:
-            print(f'waiting for another save into {folder}', flush=True)
+            print(f'waiting until a save into {folder} is done', flush=True)
             lock.acquire()
     except (OSError, NotImplementedError): pass                       # nowhere to keep a lock
     try: yield
@@ -1531,8 +1535,9 @@ def _around(d, tok):
     if kept is None:
         return d if isinstance(tok, HFTokenizer) else d | dict(post_processor=_starts_with_bos(tok))
     flags = {a['content']: a for a in kept.get('added_tokens') or ()}
-    if any(tok.special.get(s, a['id']) != a['id'] for s, a in flags.items()):    # numbered anew
-        kept = kept | dict(post_processor=_starts_with_bos(tok) if kept['post_processor'] else None)
+    if any(tok.special.get(s, a['id']) != a['id'] for s, a in flags.items()): # numbered anew
+        first = _starts_with_bos(tok) if kept.get('post_processor') else None
+        kept = kept | dict(post_processor=first)
     added = [a | flags.get(a['content'], {}) | dict(id=a['id']) for a in d['added_tokens']]
     return d | kept | dict(model=d['model'] | kept['model'], added_tokens=added)
 
@@ -1571,7 +1576,8 @@ def _write_tokenizer(folder, tok, context):
     if 'tokenizer.model' in brought: model = base64.b64decode(brought['tokenizer.model'])
     if d: _write_json(folder/'tokenizer.json', _around(d, tok))
     if model: atomic_write(folder/'tokenizer.model', model)
-    if type(tok) is ByteTokenizer or not (d or model) or d and isinstance(tok, SentencePieceTokenizer):
+    other_class = type(tok) is ByteTokenizer or d and isinstance(tok, SentencePieceTokenizer)
+    if other_class or not (d or model):
         if not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save, so it is not written')
         tok.save(folder/'gptlab_tokenizer.json')
     if not (d or model):
