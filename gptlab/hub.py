@@ -7,7 +7,8 @@ __all__ = ['FAMILIES', 'HubLlama3', 'HubYaRN', 'NormedLinear', 'HubAttention', '
            'read_config', 'write_config', 'tensor_names', 'empty_model', 'load', 'save', 'register_in_transformers']
 
 # %% ../nbs/28_hub.ipynb #6890b84b
-import importlib.abc, importlib.util, inspect, json, math, os, re, shutil, sys, uuid
+import base64, contextlib, hashlib, importlib.abc, importlib.util, inspect, json, math, os, re
+import reprlib, shutil, sys, tempfile, time, uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial, reduce
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -23,16 +25,23 @@ from torch.nn import functional as F
 from .attention import Attention, LearnedPositions, RoPE
 from .blocks import gelu, gelu_tanh, GLU, LayerNorm, MLP, relu2, RMSNorm, silu
 from .bpe import BPE
-from .checkpoints import load_model
-from .core import atomic_path, atomic_write, best_device, file_sha256, show_progress
-from .core import sync_to_disk
-from .model import GPT, gpt2_init, GPTConfig, layer_part
+from .checkpoints import load_model, non_finite
+from .core import atomic_path, atomic_write, best_device, cache_dir, check_number, file_sha256
+from .core import plain_text, show_progress, sync_to_disk, user_path
+from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import require_described, widen_vocab
-from .tokenizer import ByteTokenizer, load_tokenizer, Tokenizer
-from .tokenizers import HFTokenizer, open_tokenizer
+from .tokenizer import as_tokenizer, ByteTokenizer, fuzz_texts, load_tokenizer, Tokenizer
+from .tokenizers import HFTokenizer, open_tokenizer, SentencePieceTokenizer
 
 # %% ../nbs/28_hub.ipynb #71eb0cd3
+def _check_positive(**numbers):
+    "Raise TypeError or ValueError that names what is no number above 0; sizes are whole"
+    for name, value in numbers.items():
+        whole = name in ('C', 'D', 'out', 'context_length', 'n_heads')
+        check_number(name, value, above=0, whole=whole)
+    if 'D' in numbers and numbers['D'] % 2: raise ValueError(f'D must be even, not {numbers["D"]}')
+
 class HubLlama3(Llama3RoPE):
     "Llama 3.1's rotation with other ends of its ramp"
     def __init__(self,
@@ -44,6 +53,8 @@ class HubLlama3(Llama3RoPE):
                  low:float=1., # pairs of fewer turns than this within it are slowed down
                  high:float=4., # pairs of more turns stay as they are
                  ):
+        _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, low=low,
+                        high=high)
         super().__init__(D, n_heads, theta, factor, context_length)
         self.low, self.high = low, high
 
@@ -60,6 +71,8 @@ class HubYaRN(YaRN):
                  fast:float=32., # pairs of more turns stay as they are
                  strength:float=1., # queries and keys are multiplied by it
                  ):
+        _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, slow=slow,
+                        fast=fast, strength=strength)
         super().__init__(D, n_heads, theta, factor, context_length)
         self.slow, self.fast, self.strength = slow, fast, strength
 
@@ -67,7 +80,8 @@ class HubYaRN(YaRN):
 class NormedLinear(nn.Linear):
     """A matrix whose output is normed per head, with a gain that the heads share (Qwen3)
 
-    Each head of width D is divided by its root mean square, then multiplied by the gain (D,)."""
+    Each head of width D is divided by its root mean square, then multiplied by the gain (D,).
+    Raises ValueError where the heads do not make up the width that goes out."""
     def __init__(self,
                  C:int, # width that comes in
                  out:int, # width that goes out, a multiple of D
@@ -75,6 +89,9 @@ class NormedLinear(nn.Linear):
                  eps:float=1e-6, # keeps zeros finite
                  bias:bool=False, # added before the norm
                  ):
+        _check_positive(C=C, out=out, eps=eps)
+        if out % check_number('D', D, low=1, whole=True):
+            raise ValueError(f'out={out} does not divide into heads of D={D}')
         super().__init__(C, out, bias=bias)
         self.D, self.eps, self.gain = D, eps, nn.Parameter(torch.ones(D))
 
@@ -86,7 +103,8 @@ class NormedLinear(nn.Linear):
 class HubAttention(Attention):
     """Attention as Qwen has it
 
-    Biases before but not behind (Qwen2); a norm with gain for queries and keys (Qwen3)."""
+    Biases before but not behind (Qwen2); a norm with gain for queries and keys (Qwen3). Raises
+    TypeError or ValueError for what is no size, number or position scheme."""
     def __init__(self,
                  C:int, # width
                  n_heads:int, # heads of queries
@@ -100,6 +118,10 @@ class HubAttention(Attention):
                  out_bias:bool=False, # a bias behind?
                  dropout:float=0., # probability that an attention weight is zeroed in training
                  ):
+        _check_positive(C=C, n_heads=n_heads, eps=eps, **{} if d_head is None else dict(D=d_head))
+        check_number('dropout', dropout, low=0, high=1)
+        if not (pos is None or callable(pos)):
+            raise TypeError(f'pos must be a position scheme or None, not {reprlib.repr(pos)}')
         super().__init__(C, n_heads, n_kv_heads, d_head, window, pos, False, None, bias, dropout)
         self.o = nn.Linear(self.H*self.D, C, bias=out_bias)
         if qk_gain:
@@ -229,12 +251,19 @@ def _position(cfg, args):
     return answers[_among(schemes)]
 
 # %% ../nbs/28_hub.ipynb #85253b89
+def _check_config(cfg):
+    if not isinstance(cfg, GPTConfig):
+        raise TypeError(f'cfg must be a GPTConfig, such as model.cfg, not {reprlib.repr(cfg)}')
+
 _asked_fields = {'vocab_size', 'context_length', 'n_layers', 'n_heads', 'n_kv_heads', 'd_model',
                  'd_ff', 'dropout', 'tie', 'softcap', 'norm', 'mlp', 'attn', 'block', 'pos_embed',
                  'init', 'vocab_multiple'}
 
 def model_traits(cfg:GPTConfig) -> dict[str,str]:
-    "What tells families of models apart: an answer to each question, read from a config's parts"
+    """What tells families of models apart: an answer to each question, read from a config's parts
+
+    Raises TypeError for what is no config."""
+    _check_config(cfg)
     layers = range(cfg.n_layers)
     rows = [_attn_answers(cfg, i) | _mlp_answers(cfg, i) for i in layers]
     attn = [_layer_args(cfg.attn, i) for i in layers]
@@ -313,6 +342,8 @@ def _is_positive(v): return _is_number(v) and v > 0
 def _is_bool(v): return type(v) is bool
 def _is_text(v): return type(v) is str
 def _is_object(v): return type(v) is dict
+def _is_ids(v): return _is_id(v) or type(v) is list and all(map(_is_id, v))
+def _is_id(v): return type(v) is int
 def _is_list_of(*allowed): return lambda v: type(v) is list and all(k in allowed for k in v)
 
 _count    = _Kind('a whole number above 0', _is_count)
@@ -320,6 +351,7 @@ _number   = _Kind('a number of at least 0', _is_number)
 _positive = _Kind('a number above 0', _is_positive)
 _bool     = _Kind('true or false', _is_bool)
 _text     = _Kind('a text', _is_text)
+_ids      = _Kind('a token id, or a list of them', _is_ids)
 _object   = _Kind('an object {…}', _is_object)
 _flags    = _Kind('a list with 0 or 1 for each layer', _is_list_of(0, 1))
 _layers   = _Kind('a list with one of full_attention and sliding_attention for each layer',
@@ -328,6 +360,7 @@ _layers   = _Kind('a list with one of full_attention and sliding_attention for e
 # %% ../nbs/28_hub.ipynb #7c41d0b9
 _kinds = dict(                                                    # of every field that is read
     model_type=_text.or_null, gptlab=_object, vocab_size=_count, tie_word_embeddings=_bool,
+    eos_token_id=_ids.or_null,
     # GPT-2
     n_positions=_count, n_layer=_count, n_head=_count, n_embd=_count, n_inner=_count.or_null,
     activation_function=_text, layer_norm_epsilon=_positive, resid_pdrop=_number,
@@ -346,12 +379,18 @@ _kinds = dict(                                                    # of every fie
     original_max_position_embeddings=_count.or_null,
     low_freq_factor=_positive, high_freq_factor=_positive,
     beta_fast=_positive.or_null, beta_slow=_positive.or_null,
-    attention_factor=_positive.or_null, mscale=_number.or_null, mscale_all_dim=_number.or_null)
+    attention_factor=_positive.or_null, mscale=_number.or_null, mscale_all_dim=_number.or_null,
+    truncate=_bool.or_null)
 
 class _Fields(dict):
-    "The fields of a config.json, each checked when it is read"
+    "The fields of a config.json, each checked when it is read; `seen` are the names of those"
+    def __init__(self, fields:dict):
+        super().__init__(fields)
+        self.seen = set()
+
     def __getitem__(self, name):
         value = super().__getitem__(name)
+        self.seen.add(name)
         _kinds[name].check(name, value)
         L = self.get('num_hidden_layers') if type(value) is list else None
         if L and len(value) != L:
@@ -361,56 +400,118 @@ class _Fields(dict):
 
     def get(self, name, default=None): return self[name] if name in self else default
 
+# %% ../nbs/28_hub.ipynb #28a04e02
+# fields that change no logits, whatever they hold
+_descriptive = set('''
+    architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens custom_pipelines
+    diversity_penalty do_sample dtype early_stopping exponential_decay_length_penalty
+    finetuning_task gradient_checkpointing id2label initializer_range is_decoder is_llama_config
+    label2id length_penalty license max_length max_new_tokens max_sequence_length min_length
+    model_max_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_past
+    predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values
+    reorder_and_upcast_attn repetition_penalty return_dict return_dict_in_generate
+    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p
+    torch_dtype torchscript typical_p use_bfloat16 use_cache'''.split())
+_telling = re.compile(r'_.*|.*dropout(_prob|_p|_rate)?|.*_pdrop|.*_token_ids?|.*version|summary_.*'
+                      r'|.*_name_or_path|unsloth_.*|transformers\.js_config')
+
+def _is_moot(name, value):
+    "Can this field change no logits, by its name or because it is off?"
+    if name in _descriptive or _telling.fullmatch(name): return True
+    if value in (None, False, '', [], {}): return True                # 0 is False
+    return type(value) in (int, float) and value == 1 and bool(re.search('scal|mult|factor', name))
+
+def _refuse_unread(d, what):
+    "Raise ValueError that names each field that was not read and may change the logits"
+    odd = {n: v for n, v in d.items() if n not in d.seen and not _is_moot(n, v)}
+    if not odd: return
+    shown = {plain_text(n): json.dumps(v, default=repr)[:60] for n, v in odd.items()}
+    listed = ', '.join(f'{n}={v}' for n, v in shown.items())
+    raise ValueError(f'config.json: {listed}: not known here for {what}, and may change what the '
+                     'model computes; take it out of config.json if it changes nothing')
+
+def _n_layers(d):
+    "The number of layers that config.json describes"
+    if 'gptlab' in d: return d['gptlab'].get('n_layers')
+    return d.get('n_layer' if d.get('model_type') == 'gpt2' else 'num_hidden_layers')
+
+
 # %% ../nbs/28_hub.ipynb #76b7e065
 _named_acts = {name: act for act, name in _acts.items()}
 _named_acts |= dict(gelu_new=gelu_tanh, gelu_fast=gelu_tanh, swish=silu)
 
 def _pick(what, name, known):
     "known[name]; raises ValueError that names the nearest"
-    if name in known: return known[name]
+    if isinstance(name, str) and name in known: return known[name]
     near = get_close_matches(str(name), known, 1)
     nearest = f'; the nearest is {near[0]!r}' if near else ''
     raise ValueError(f'{what} {name!r} is not known here{nearest}; known: {", ".join(known)}')
 
-def _yarn_strength(r):
+def _yarn_strength(r, factor):
     "By what queries and keys are multiplied (Peng et al. 2023, eq. 22)"
     if r.get('attention_factor') is not None: return r['attention_factor']
-    scale = lambda m: .1*m*math.log(r['factor']) + 1 if r['factor'] > 1 else 1.
-    if not (r.get('mscale') and r.get('mscale_all_dim')): return scale(1)
-    return scale(r['mscale'])/scale(r['mscale_all_dim'])
+    scale = lambda m: .1*m*math.log(factor) + 1 if factor > 1 else 1.
+    first, second = r.get('mscale'), r.get('mscale_all_dim')
+    return scale(first)/scale(second) if first and second else scale(1)
 
-def _read_rope(d):
-    "The position scheme, from the fields of the rotation: on their own, or in an object"
-    flat = {'rope_theta': d.get('rope_theta', 1e4)}
-    r = _Fields(flat | (d.get('rope_scaling') or {}) | (d.get('rope_parameters') or {}))
+def _rotation(d):
+    "The fields of the rotation, on their own or in an object"
+    old, new = d.get('rope_scaling') or {}, d.get('rope_parameters') or {}
+    if old and new and old != new:
+        raise ValueError('config.json: rope_scaling and rope_parameters say different things: '
+                         'keep one of them')
+    own = {k: d[k] for k in ('rope_theta', 'original_max_position_embeddings')
+           if d.get(k) is not None}
+    r = _Fields(dict(rope_theta=1e4) | own | (old or new))
+    if 'original_max_position_embeddings' in own: r |= own | dict(rope_theta=r['rope_theta'])
     if nested := [n for n in r if type(dict.get(r, n)) is dict]:
         raise ValueError('config.json: the rotation has settings of its own for '
                          f'{", ".join(nested)}: not known here')
+    return r
+
+def _read_rope(d):
+    "The position scheme, from the fields of the rotation"
+    r = _rotation(d)
     kind, theta = r.get('rope_type', r.get('type', 'default')), float(r['rope_theta'])
-    fraction = d.get('partial_rotary_factor') or r.get('partial_rotary_factor') or 1.
-    if fraction != 1.:
+    parts = [d.get('partial_rotary_factor'), r.get('partial_rotary_factor')]
+    if any(p not in (None, 1) for p in parts):
         raise ValueError('partial_rotary_factor of config.json: rotation of a part of the '
                          'channels is not known here')
-    if kind == 'default': return partial(RoPE, theta=theta)
-    return _read_scaling(r, kind, theta, d.get('max_position_embeddings'))
+    rope = _read_scaling(r, kind, theta, d.get('max_position_embeddings'))
+    r.seen |= {'rope_type', 'type', 'original_max_position_embeddings', 'finetuned'}
+    _refuse_unread(r, f'a rotation of rope_type {kind!r}')
+    return rope
 
-_scaled_ropes = dict(                                             # class, its argument → field
-    linear=(ScaledRoPE, {}),
+# class, its argument → field; up to its context, a dynamic one is the plain one
+_ropes = dict(
+    default=(RoPE, {}), dynamic=(RoPE, {}), linear=(ScaledRoPE, {}),
     llama3=(HubLlama3, dict(low='low_freq_factor', high='high_freq_factor')),
     yarn=(HubYaRN, dict(slow='beta_slow', fast='beta_fast', strength='attention_factor')))
 
 def _read_scaling(r, kind, theta, context):
     "A rotation of that kind; what its fields leave open is as transformers has it"
-    assumed = dict(low_freq_factor=1., high_freq_factor=4.,
-                   original_max_position_embeddings=context)
-    r = _Fields(assumed | r)
-    cls, named = _pick('config.json: rope_type', kind, _scaled_ropes)
-    if kind == 'yarn':
-        r |= dict(attention_factor=_yarn_strength(r), beta_slow=r.get('beta_slow') or 1.,
-                  beta_fast=r.get('beta_fast') or 32.)
+    cls, named = _pick('config.json: rope_type', kind, _ropes)
+    if kind == 'dynamic': r['factor']
+    if cls is RoPE: return partial(RoPE, theta=theta)
+    r.setdefault('original_max_position_embeddings', context)
+    if kind == 'llama3':
+        for name, value in dict(low_freq_factor=1., high_freq_factor=4.).items():
+            r.setdefault(name, value)
+    if kind == 'yarn': _fill_yarn(r, context)
     own = {arg: float(r[field]) for arg, field in named.items()}
     return partial(cls, theta=theta, factor=float(r['factor']),
                    context_length=r['original_max_position_embeddings'], **own)
+
+def _fill_yarn(r, context):
+    "What a YaRN leaves open"
+    if dict.get(r, 'factor', 1) is None: r['factor'] = context/r['original_max_position_embeddings']
+    factor = float(r['factor'])
+    if r.get('truncate') is False:
+        raise ValueError('config.json: YaRN with truncate=false is not known here')
+    r |= dict(attention_factor=_yarn_strength(r, factor), beta_slow=r.get('beta_slow') or 1.,
+              beta_fast=r.get('beta_fast') or 32.)
+
 
 # %% ../nbs/28_hub.ipynb #60c6c1f7
 def _read_gpt2(d):
@@ -431,7 +532,7 @@ def _read_gpt2(d):
         attn=partial(Attention, pos=None, qk_norm=False, bias=True),
         pos_embed=LearnedPositions, init=gpt2_init)
 
-def _read_gated(d, attn=Attention, windows=None, no_rope=(), tie=False, **kw):
+def _read_gated(d, attn=Attention, windows=None, no_rope=(), mlp_bias=False, **kw):
     "LLaMA and its relatives; windows: one a layer, no_rope: layers without rotation, kw: for attn"
     L, H, C = d['num_hidden_layers'], d['num_attention_heads'], d['hidden_size']
     rope, windows = _read_rope(d), windows or [None]*L
@@ -447,34 +548,43 @@ def _read_gated(d, attn=Attention, windows=None, no_rope=(), tie=False, **kw):
     return GPTConfig(
         vocab_size=d['vocab_size'], context_length=d['max_position_embeddings'],
         n_layers=L, n_heads=H, n_kv_heads=d.get('num_key_value_heads') or H,
-        d_model=C, d_ff=d['intermediate_size'], tie=d.get('tie_word_embeddings', tie),
+        d_model=C, d_ff=d['intermediate_size'], tie=d.get('tie_word_embeddings', False),
         norm=partial(RMSNorm, eps=d.get('rms_norm_eps', 1e-6)),
-        mlp=partial(GLU, act=act, bias=d.get('mlp_bias', False)),
+        mlp=partial(GLU, act=act, bias=mlp_bias),
         attn=layers[0] if alike else layers, init=gpt2_init)
 
 # %% ../nbs/28_hub.ipynb #5e483c06
 def _windows(d):
     "The window of each layer, as Qwen's config.json describes it"
-    window = d.get('sliding_window') if d.get('use_sliding_window') else None
-    L, kinds = d['num_hidden_layers'], d.get('layer_types')
-    if not kinds:
-        first = d.get('max_window_layers', 28)
-        kinds = ['sliding_attention' if i >= first else 'full_attention' for i in range(L)]
-    return [window if kind == 'sliding_attention' else None for kind in kinds]
+    window, used = d.get('sliding_window'), d.get('use_sliding_window')
+    L, kinds, first = d['num_hidden_layers'], d.get('layer_types'), d.get('max_window_layers', 28)
+    if not kinds: kinds = [('full' if i < first else 'sliding') + '_attention' for i in range(L)]
+    return [window if used and kind == 'sliding_attention' else None for kind in kinds]
 
-def _all_biases(d): return dict(bias=d.get('attention_bias', False))
+def _check_kinds(d, kind):
+    "Raise ValueError unless all layers are of that kind, where they have one"
+    if set(d.get('layer_types') or [kind]) != {kind}:
+        raise ValueError(f'config.json: layer_types of a {d["model_type"]} must all be {kind} here')
 
-def _read_llama(d): return _read_gated(d, **_all_biases(d))
+def _biases(d): return dict(bias=d.get('attention_bias', False))
+
+def _all_biases(d): return _biases(d) | dict(mlp_bias=d.get('mlp_bias', False))
+
+def _read_llama(d):
+    _check_kinds(d, 'full_attention')
+    return _read_gated(d, **_all_biases(d))
 
 def _read_mistral(d):
     window = d.get('sliding_window', 4096)
+    _check_kinds(d, 'sliding_attention' if window else 'full_attention')
     return _read_gated(d, windows=[window]*d['num_hidden_layers'])
 
-def _read_qwen2(d): return _read_gated(d, HubAttention, _windows(d), bias=True)
+def _read_qwen2(d):
+    d.seen.add('attention_bias')                                      # it has them in any case
+    return _read_gated(d, HubAttention, _windows(d), bias=True)
 
 def _read_qwen3(d):
     bias = d.get('attention_bias', False)
-    d = _Fields(d | dict(head_dim=d.get('head_dim', 128)))
     return _read_gated(d, HubAttention, _windows(d), qk_gain=True,
                        eps=d.get('rms_norm_eps', 1e-6), bias=bias, out_bias=bias)
 
@@ -483,25 +593,39 @@ def _read_smollm3(d):
     rotated = d.get('no_rope_layers') or [(i+1) % every for i in range(L)]
     if d.get('use_sliding_window'):
         raise ValueError('SmolLM3 with sliding windows is not known here')
+    _check_kinds(d, 'full_attention')
+    d.seen |= {'sliding_window', 'max_window_layers'}                 # of windows that are off
     no_rope = [i for i in range(L) if not rotated[i]]
-    return _read_gated(d, no_rope=no_rope, tie=True, **_all_biases(d))
+    return _read_gated(d, no_rope=no_rope, **_all_biases(d))
 
 _readers = dict(gpt2=_read_gpt2, llama=_read_llama, mistral=_read_mistral,
                 qwen2=_read_qwen2, qwen3=_read_qwen3, smollm3=_read_smollm3)
+
+# what transformers takes where a config.json is silent
+_silent = dict(mistral=dict(num_key_value_heads=8), qwen2=dict(num_key_value_heads=32),
+               qwen3=dict(num_key_value_heads=32, head_dim=128),
+               smollm3=dict(num_key_value_heads=4, rope_theta=2e6, tie_word_embeddings=True))
+
 
 # %% ../nbs/28_hub.ipynb #e85a13f2
 def read_config(d:dict) -> GPTConfig:
     """Our config for the content of a config.json
 
-    Raises ValueError for an architecture or a variant that is not known, naming the nearest, and
-    for a field that is not what it must be."""
+    Raises ValueError for an architecture or a variant that is not known, naming the nearest, for a
+    field that is not what it must be, and for one that is not known and may change the logits."""
     if not isinstance(d, dict):
-        raise ValueError(f'config.json must hold an object {{…}}, not {d!r}')
-    d = _Fields(d)
-    reader = _pick('config.json: model_type', d.get('model_type'), _readers)
-    try: return reader(d)
+        raise ValueError(f'config.json must hold an object {{…}}, not {d!r:.80}')
+    kind = _Fields(d).get('model_type')
+    reader = _pick('config.json: model_type', kind, _readers)
+    d = _Fields(_silent.get(kind, {}) | d)
+    if (L := _n_layers(d)) and L > 10_000:
+        raise ValueError(f'config.json describes {L} layers: at most 10,000 are read')
+    try: cfg = reader(d)
     except KeyError as e:
-        raise ValueError(f'config.json lacks {e}, which a {d["model_type"]} needs') from None
+        raise ValueError(f'config.json lacks {e}, which a {kind} needs') from None
+    _refuse_unread(d, f'a {kind}')
+    return cfg
+
 
 # %% ../nbs/28_hub.ipynb #b25cb681
 def _write_gpt2(c):
@@ -542,19 +666,54 @@ _classes = dict(gpt2='GPT2LMHeadModel', llama='LlamaForCausalLM', mistral='Mistr
 # %% ../nbs/28_hub.ipynb #f4b18508
 def _bos(tok):
     "The id that begins a document; None without one, or without a tokenizer"
-    return getattr(tok, 'bos', None)
+    return None if tok is None else tok.bos
+
+def _marks(tok):
+    "What config.json says of the ids that begin, end and pad a text"
+    if tok is None: return dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    ends = list(tok.end_ids)
+    return dict(bos_token_id=tok.bos, eos_token_id=ends if ends[1:] else next(iter(ends), None),
+                pad_token_id=tok.bos if tok.pad is None else tok.pad)
 
 def write_config(cfg:GPTConfig, # of a model
                  family:str, # one that can express it
-                 tok:Tokenizer|None=None, # says which id begins and ends a document
+                 tok:Tokenizer|None=None, # says which ids begin and end a document
                  dtype:torch.dtype=torch.float32, # of the weights
                  ) -> dict:
-    "The content of config.json for a family"
-    bos = _bos(tok)
+    """The content of config.json for a family
+
+    Raises ValueError for a family that is not known, or cannot express the model."""
+    _check_config(cfg)
+    _check_family(cfg, family)
+    _check_dtype(dtype)
+    tok = _as_tokenizer(tok)
     own = _write_gpt2(cfg) if family == 'gpt2' else _write_gated(cfg, family)
     return dict(model_type=family, architectures=[_classes[family]], vocab_size=cfg.vocab_size,
                 tie_word_embeddings=cfg.tie, torch_dtype=str(dtype).removeprefix('torch.'),
-                bos_token_id=bos, eos_token_id=bos, pad_token_id=bos) | own
+                **_marks(tok)) | own
+
+def _as_tokenizer(tok):
+    "A tokenizer or None; raises TypeError for anything else"
+    try: return None if tok is None else as_tokenizer(tok)
+    except TypeError as e:
+        raise TypeError(f'tok must be a tokenizer or None, not {reprlib.repr(tok)}: {e}; the model '
+                        'comes first, then its tokenizer') from None
+
+def _check_dtype(dtype):
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError('dtype must be one of floating point, such as torch.float32, not '
+                        + reprlib.repr(dtype))
+
+def _check_parts(parts):
+    if parts is not None and not isinstance(parts, dict):
+        raise TypeError("parts must be a dictionary such as {'Mine': Mine}, not "
+                        + reprlib.repr(parts))
+
+def _check_family(cfg, family):
+    "Raise ValueError unless the family can express the model"
+    why = _pick('family', family, family_obstacles(cfg))
+    if why: raise ValueError(f'a {family} cannot express this model: {"; ".join(why)}')
+
 
 # %% ../nbs/28_hub.ipynb #716900d3
 # their name of a part → our names of what is stacked in it; first outside the blocks, then within
@@ -582,7 +741,11 @@ def _part_names(cfg, family):
 def tensor_names(cfg:GPTConfig, # of a model
                  family:str, # one that can express it
                  ) -> dict[str,list[str]]:
-    "Their name of each tensor → our names of what is stacked in it"
+    """Their name of each tensor → our names of what is stacked in it
+
+    Raises ValueError for a family that is not known, TypeError for what is no config."""
+    _check_config(cfg)
+    _pick('family', family, FAMILIES)
     has_bias, names = _biased(cfg, family), {}
     for theirs, ours in _part_names(cfg, family).items():
         names[f'{theirs}.weight'] = [f'{o}.weight' for o in ours]
@@ -609,6 +772,8 @@ def _transposed(theirs):
 # %% ../nbs/28_hub.ipynb #4f6443a5
 def _read_json(file):
     "The object that a JSON file holds"
+    if file.stat().st_size > 2**28:
+        raise ValueError(f'{file} has more than 256 MB: that is no description of a model')
     try: d = json.loads(file.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is no JSON: {e}') from None
     if isinstance(d, dict): return d
@@ -642,6 +807,22 @@ def _headers(folder):
     _check_unique(headers, folder)
     return {_short(n): (f, n, s) for f, n, s in headers}
 
+def _aliases(headers):
+    "Short name → short name of the tensor that stands for it, as safetensors' save_model notes"
+    notes = {}
+    for file in {f for f, _, _ in headers.values()}:
+        with safe_open(file, 'pt') as f: notes |= f.metadata() or {}
+    return {_short(n): _short(kept) for n, kept in notes.items()}
+
+def _add_shared(headers, names, tied):
+    "Add what the files hold under the name of another tensor only: shared ones, and a tied table"
+    missing = [n for n in map(_short, names) if n not in headers]
+    aliases = _aliases(headers) if missing else {}
+    head = next((n for n in _heads if n in headers), None)
+    for n in missing:
+        other = head if tied and n in _tables else aliases.get(n)
+        if other in headers: headers[n] = headers[other]
+
 def _check_unique(headers, folder):
     "Raise ValueError if one tensor is there twice"
     counts = Counter(_short(n) for _, n, _ in headers)
@@ -655,13 +836,25 @@ def _shapes(file):
     "(name, shape) of each tensor in a file"
     try:
         with safe_open(file, 'pt') as f:
-            return [(n, tuple(f.get_slice(n).get_shape())) for n in f.keys()]
+            slices = {n: f.get_slice(n) for n in f.keys()}
+            odd = [n for n, s in slices.items()
+                   if not s.get_dtype().startswith(('F', 'BF')) and not n.endswith(_buffers)]
+            if odd: raise ValueError(_quantised(file, odd[0], slices[odd[0]].get_dtype()))
+            return [(n, tuple(s.get_shape())) for n, s in slices.items()]
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{file} is damaged or no safetensors file: {e}') from None
 
+def _quantised(file, name, dtype):
+    return (f'{file} holds {plain_text(name)} as {dtype}: quantised weights are not read here, '
+            'take the version in float')
+
 # %% ../nbs/28_hub.ipynb #1684a5c6
+# what torch puts into the names of modules that are compiled, sharded or recomputed
+_wrappers = re.compile(r'(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)[.]')
+
 def _short(name):
-    "The name without the prefix that some files have and some have not"
+    "The name without the prefixes that some files have and some have not, as of wrapped models"
+    name = _wrappers.sub('', name).removeprefix('module.')
     return name.removeprefix('gpt.').removeprefix('transformer.').removeprefix('model.')
 
 _pickles = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -686,21 +879,17 @@ def _shape_there(own, ours, theirs):
     shape = [sum(own[o].shape[0] for o in ours), *own[ours[0]].shape[1:]]
     return tuple(shape[::-1] if _transposed(theirs) else shape)
 
-def _n_layers(d):
-    "The number of layers that config.json describes"
-    if 'gptlab' in d: return d['gptlab'].get('n_layers')
-    return d.get('n_layer' if d.get('model_type') == 'gpt2' else 'num_hidden_layers')
-
 def _check_depth(d, headers, folder):
     "Raise ValueError if the files hold fewer layers than described: known before any is built"
     described = _n_layers(d)
-    matches = [re.match(r'(?:blocks|layers|h)\.(\d+)\.', n) for n in headers]
+    names = {*headers, *_aliases(headers)}
+    matches = [re.match(r'(?:blocks|layers|h)\.(\d+)\.', n) for n in names]
     found = {m[1] for m in matches if m}
     if isinstance(described, int) and described > len(found):
         raise ValueError(
             f'config.json in {folder} describes {described} layers, and the files hold '
             f'{len(found)}: config and weights belong to different models; tensors there: '
-            f'{", ".join([*headers][:3])}, …')
+            + plain_text(f'{", ".join([*headers][:3])}, …'))
 
 _buffers = ('.attn.bias', '.attn.masked_bias', 'rotary_emb.inv_freq') # that old files carry along
 _heads   = ('lm_head.weight', 'head.weight')                          # tied: a copy of a table
@@ -716,23 +905,37 @@ def _compare(own, names, headers, folder):
     wrong += [f'other shape: {n} is {found[n]}, should be {described[n]}'
               for n in both if found[n] != described[n]]
     wrong += [f'extra: {n} {found[n]}' for n in extra if not n.endswith(_buffers)]
+    wrong += _lone_table(described, found)
     if wrong:
         raise ValueError(f'the tensors in {folder} are not those that its config.json describes:\n'
-                         + '\n'.join(wrong))
+                         + plain_text('\n'.join(wrong)))
+
+def _lone_table(described, found):
+    "A hint, if head and embedding are described as two, and one of them is there"
+    pair = [n for n in described if n in _heads + _tables]
+    if len(pair) < 2 or sum(n in found for n in pair) != 1: return []
+    return ['config.json says that head and embedding are two: if they are one, set '
+            'tie_word_embeddings to true']
 
 def _read_tensor(header):
     file, name, _ = header
-    with safe_open(file, 'pt') as f: return f.get_tensor(name)
+    try:
+        with safe_open(file, 'pt') as f: return f.get_tensor(name)
+    except SafetensorError as e: raise ValueError(f'{file} is damaged: {e}') from None
 
 def _check_tied(names, headers, folder):
     "A tied head may lie in the files as well, but only as a copy"
     head  = next((n for n in headers if n in _heads), None)
     table = next((n for n in headers if n in _tables), None)
-    if head is None or any(_short(n) == head for n in names): return
+    if None in (head, table) or any(_short(n) == head for n in names): return
     if torch.equal(_read_tensor(headers[head]), _read_tensor(headers[table])): return
     raise ValueError(
         f'config.json in {folder} ties head and embedding, but {headers[head][1]} is another '
         f'matrix than {headers[table][1]}: set tie_word_embeddings to false, or take the head out')
+
+def _not_finite(name, dtype):
+    return ValueError(f'{plain_text(name)} holds NaN or infinity in {dtype}: these weights are '
+                      'damaged, or need another dtype')
 
 @torch.no_grad()
 def _copy(own, names, headers):
@@ -740,7 +943,8 @@ def _copy(own, names, headers):
     for theirs, ours in show_progress(names.items(), 'reading', unit='tensors'):
         t = _read_tensor(headers[_short(theirs)])
         if _transposed(theirs): t = t.T
-        for o, part in zip(ours, t.chunk(len(ours)), strict=True): own[o].copy_(part)
+        for o, part in zip(ours, t.chunk(len(ours)), strict=True):
+            if non_finite({o: own[o].copy_(part)}): raise _not_finite(theirs, own[o].dtype)
 
 # %% ../nbs/28_hub.ipynb #82ed110a
 def empty_model(cfg:GPTConfig, # what to build
@@ -748,7 +952,10 @@ def empty_model(cfg:GPTConfig, # what to build
                 ) -> GPT:
     """A model whose weights have their memory, but no values yet
 
-    Nothing is initialised that a file will overwrite."""
+    Nothing is initialised that a file will overwrite. Raises TypeError for what is no config, or
+    no dtype of floating point."""
+    _check_config(cfg)
+    _check_dtype(dtype)
     return _with_memory(_outline(cfg), dtype)
 
 def _outline(cfg):
@@ -770,19 +977,32 @@ def _from_folder(folder, parts, dtype):
     d, headers = _Fields(_read_json(folder/'config.json')), _headers(folder)
     _check_depth(d, headers, folder)
     model, names = _described(d, parts, folder)
+    _add_shared(headers, names, model.cfg.tie)
     _compare(model.state_dict(), names, headers, folder)
     _check_tied(names, headers, folder)
     _check_sums(folder)
     model = _with_memory(model, dtype)
     _copy(model.state_dict(), names, headers)
-    return model, _tokenizer_in(folder, parts)
+    tok = _tokenizer_in(folder, parts)
+    _bring(model, tok, folder)
+    return model, tok
+
+def _sums_of(file):
+    "Name → SHA-256 of the checksums that a save here wrote; None for a file of others"
+    if not file.is_file(): return {}
+    try: sums = _read_json(file)
+    except ValueError: return None
+    ours = lambda n, v: isinstance(v, str) and re.fullmatch('[0-9a-f]{64}', v) and _is_weights(n)
+    return sums if all(ours(n, v) for n, v in sums.items()) else None
+
+def _is_weights(name): return bool(re.fullmatch(r'model(-\d{5}-of-\d{5})?\.safetensors', name))
 
 def _check_sums(folder):
     "Weights that were saved here have checksums beside them; those of others need not"
     file = folder/'checksums.json'
-    sums = _read_json(file) if file.is_file() else {}
+    sums = _sums_of(file) or {}
     for name in show_progress(sorted(sums), 'checking', unit='files'):
-        path = folder/Path(name).name
+        path = folder/name
         if path.is_file() and file_sha256(path) != sums[name]:
             raise ValueError(f'{path} is damaged: it is not what was saved (delete {file.name} if '
                              'you changed it yourself)')
@@ -806,7 +1026,135 @@ def _tokenizer_in(folder, parts):
     if own.is_file(): return load_tokenizer(own, parts)
     others = [folder/'tokenizer.json', folder/'tokenizer.model']
     found = [f for f in others if f.is_file()]
-    return open_tokenizer(found[0]) if found else None
+    if found: return open_tokenizer(found[0])
+    names = ('vocab.json', 'vocab.txt', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model')
+    if left := [n for n in names if (folder/n).is_file()]:
+        print(f'{folder} has a tokenizer in {", ".join(left)}, which is not read: transformers '
+              'can write it as tokenizer.json, by AutoTokenizer.from_pretrained(folder)'
+              '.save_pretrained(folder)')
+    return None
+
+# %% ../nbs/28_hub.ipynb #28a04e04
+_model_json = ('config.json', 'generation_config.json')
+_tokenizer_json = ('tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+                   'chat_template.json')
+_templates = 'additional_chat_templates'                              # a folder of *.jinja
+
+def _brought(tok):
+    "What a tokenizer brought, checked: it may come from a checkpoint of anybody"
+    brought = {} if tok is None else tok.brought
+    wrong = [n for n, v in brought.items() if not isinstance(v, _brought_kind(n))]
+    if wrong: raise ValueError(f'the tokenizer brought {wrong[0]!r:.80}, which no model folder has '
+                               'in this form: set tok.brought = {}')
+    return brought
+
+def _brought_kind(name):
+    "The type of what may be brought under a name; () is none"
+    if name in (*_model_json, *_tokenizer_json, 'tokenizer.json'): return dict
+    if name == 'end_ids': return list
+    if name == 'add_bos': return bool
+    if name in ('tokenizer.model', 'chat_template') or _is_template(name): return str
+    return ()
+
+def _is_template(name):
+    return bool(re.fullmatch(rf'chat_template[.]jinja|{_templates}/[\w-]+[.]jinja', name))
+
+def _texts_of(folder):
+    "Name → content of each chat template in a folder"
+    files = [folder/'chat_template.jinja', *sorted((folder/_templates).glob('*.jinja'))]
+    names = [f.relative_to(folder).as_posix() for f in files if f.is_file()]
+    return {n: (folder/n).read_text(encoding='utf-8') for n in names if _is_template(n)}
+
+def _jsons_of(folder, names):
+    "Name → content of those JSON files that a folder has"
+    return {n: _read_json(folder/n) for n in names if (folder/n).is_file()}
+
+def _around_vocabulary(folder):
+    "tokenizer.json without vocabulary and merges; {} where there is none"
+    file = folder/'tokenizer.json'
+    d = _read_json(file) if file.is_file() else {}
+    if not isinstance(d.get('model'), dict): return {}
+    model = {k: v for k, v in d['model'].items() if k not in ('vocab', 'merges')}
+    return {'tokenizer.json': d | dict(model=model)}
+
+def _model_bytes(folder, tok):
+    "A SentencePiece model that lies beside another tokenizer, in base64"
+    file = folder/'tokenizer.model'
+    if isinstance(tok, SentencePieceTokenizer) or not file.is_file(): return {}
+    return {file.name: base64.b64encode(file.read_bytes()).decode()}
+
+
+# %% ../nbs/28_hub.ipynb #28a04e05
+def _bring(model, tok, folder):
+    "Note on a model and its tokenizer what their folder says besides"
+    model.brought = _jsons_of(folder, _model_json)
+    model.end_ids = _stated_ends(model.brought)
+    said = _jsons_of(folder, _tokenizer_json) | _texts_of(folder) | _around_vocabulary(folder)
+    if tok is None:
+        model.brought |= said
+        return
+    if _is_ours(said, tok, model.cfg.context_length): return
+    marks = said.get('tokenizer_config.json', {})
+    ends = model.end_ids or [*filter(None.__ne__, [_named_id(tok, marks.get('eos_token'))])]
+    named = {m: _token_text(marks.get(f'{m}_token')) for m in ('bos', 'eos', 'pad')}
+    named = {m: name for m, name in named.items() if name in tok.special}
+    if named: tok.mark(**named)
+    tok.brought = model.brought | said | _model_bytes(folder, tok) | _in_short(said, tok)
+    if ends: tok.brought['end_ids'] = list(ends)
+
+def _in_short(said, tok):
+    "What others ask a tokenizer for: its chat template, and whether a text begins with bos"
+    template = said.get('chat_template.jinja', said.get('tokenizer_config.json', {})
+                        .get('chat_template'))
+    short = dict(chat_template=template) if isinstance(template, str) else {}
+    if 'tokenizer.json' not in said: return short
+    first = json.dumps(said['tokenizer.json'].get('post_processor'))
+    names = [s for s, i in tok.special.items() if i == tok.bos]
+    return short | dict(add_bos=any(json.dumps(s) in first for s in names))
+
+def _stated_ends(brought):
+    "The ids that end a text, as generation_config.json or else config.json says"
+    for name in reversed(_model_json):
+        ids = _Fields(brought.get(name, {})).get('eos_token_id')
+        if ids is not None:
+            return tuple(i for i in (ids if type(ids) is list else [ids]) if i >= 0)
+    return ()
+
+def _token_text(token):
+    "A token of tokenizer_config.json: its text, or an object that holds it"
+    return token.get('content') if isinstance(token, dict) else token
+
+def _named_id(tok, token):
+    "The id of a special token of that name, or None"
+    name = _token_text(token)
+    return tok.special.get(name) if isinstance(name, str) else None
+
+# %% ../nbs/28_hub.ipynb #28a04e06
+def _starts_with_bos(tok):
+    "The post-processor of a tokenizer.json that begins each text with bos; None without a bos"
+    name = next((s for s, i in tok.special.items() if i == _bos(tok)), None)
+    if name is None: return None
+    bos, first, second = (dict(SpecialToken=dict(id=name, type_id=0)),
+                          *(dict(Sequence=dict(id=k, type_id=0)) for k in 'AB'))
+    return dict(type='TemplateProcessing', single=[bos, first], pair=[bos, first, bos, second],
+                special_tokens={name: dict(id=name, ids=[_bos(tok)], tokens=[name])})
+
+def _tokenizer_config(tok, context):
+    "tokenizer_config.json for a tokenizer that brought none"
+    names = {i: s for s, i in tok.special.items()}
+    ids = {k.removesuffix('_id'): i for k, i in _marks(tok).items()}
+    ids = {k: i[0] if isinstance(i, list) else i for k, i in ids.items()}
+    return dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=context,
+                clean_up_tokenization_spaces=False,
+                **{k: names[i] for k, i in ids.items() if i in names})
+
+def _is_ours(said, tok, context):
+    "Do the files around a vocabulary say what we would write ourselves, and no more?"
+    config, around = said.get('tokenizer_config.json'), said.get('tokenizer.json', {})
+    return (said.keys() <= {'tokenizer_config.json', 'tokenizer.json'}
+            and config in (None, _tokenizer_config(tok, context))
+            and around.get('post_processor') == (_starts_with_bos(tok) if around else None))
+
 
 # %% ../nbs/28_hub.ipynb #5f3a9c1e
 @contextmanager
@@ -820,8 +1168,8 @@ def hub_bars():
     finally:
         if hide: utils.enable_progress_bars()
 
-_pulled_files = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'tokenizer*',
-                 'gptlab_tokenizer.json']
+_pulled_files = ['*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'chat_template*',
+                 'gptlab_tokenizer.json', f'{_templates}/*.jinja', *_model_json, *_tokenizer_json]
 
 def _pulled(name, revision):
     "The folder of a download from the hub"
@@ -839,6 +1187,39 @@ def _pulled(name, revision):
         raise FileNotFoundError(f'{name!r} is no folder here, and cannot be had from the hub: '
                                 f'{reason}') from e
 
+# %% ../nbs/28_hub.ipynb #28a04e07
+def _stamp(folder):
+    "What tells whether somebody has saved into a folder: time and size of each file of a model"
+    with contextlib.suppress(OSError):
+        files = [(p.name, p.stat()) for p in sorted(_replaceable(folder))]
+        return [(name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in files]
+
+def _undisturbed(read, folder):
+    "What read() gives, read again if somebody was saving into the folder meanwhile"
+    for _ in range(3):
+        before = _stamp(folder)
+        try:
+            result = read()
+            if _stamp(folder) == before: return result
+        except (OSError, ValueError):
+            if _stamp(folder) == before and not _unfinished(folder): raise
+        time.sleep(.2)
+    with _alone(folder):                                              # who saves is done, or waits
+        before, result = _stamp(folder), read()
+        if _stamp(folder) == before: return result
+    raise OSError(f'{folder} is being written to by another program: try again when it is done')
+
+def _unfinished(folder):
+    "What saves left in a folder, or are writing now: of our own names, with nothing else inside"
+    return [p for p in folder.glob('.saving-*') if re.fullmatch('[.]saving-[0-9a-f]{8}', p.name)
+            and all(map(_is_ours_in_saving, p.rglob('*')))]
+
+def _is_ours_in_saving(path):
+    names = {*_model_json, *_vocabulary, 'model.safetensors.index.json', 'checksums.json', 'old'}
+    scratch = re.sub(r'^[.](.+)[.][0-9a-f]{8}(\.old)?$', r'\1', path.name)   # half-written
+    return scratch in names or _is_weights(scratch) or path.parent.name == _templates
+
+
 # %% ../nbs/28_hub.ipynb #9d17f222
 def load(source:str|Path, # folder of transformers; checkpoint or run of ours; name on the hub
          parts:dict|None=None, # your own parts: {'Mine': Mine}
@@ -849,18 +1230,37 @@ def load(source:str|Path, # folder of transformers; checkpoint or run of ours; n
     """A model, ready for use, and its tokenizer (or None), read from safetensors only
 
     A name on the hub is like 'Qwen/Qwen3-0.6B'. Raises FileNotFoundError where there is no model,
-    and ValueError that lists what does not fit."""
-    folder = Path(source) if Path(source).exists() else _pulled(str(source), revision)
+    and ValueError that lists what does not fit; TypeError for arguments that are none."""
+    folder = user_path(source)
+    _check_dtype(dtype)
+    _check_parts(parts)
+    if not (revision is None or isinstance(revision, str)):
+        raise TypeError(f'revision must be a branch, tag or commit, not {reprlib.repr(revision)}')
+    if device is not None and not isinstance(device, (str, torch.device)) or device == '':
+        raise TypeError(f'device must be the name of one, such as cpu, not {device!r:.80}')
+    device = best_device(device)
+    if not folder.exists(): folder = _pulled(os.fspath(source), revision)
     if folder.is_file():
         raise ValueError(f'{folder} is a file: name the folder, which holds config.json and the '
                          'weights')
-    has_config, has_manifest = ((folder/f).is_file() for f in ('config.json', 'manifest.json'))
-    if has_config and not has_manifest: model, tok = _from_folder(folder, parts, dtype)
-    elif not _has_checkpoint(folder): raise _no_config(folder)
-    else:
-        model, tok = load_model(folder, parts, 'cpu')
-        model = model.to(dtype)
-    return model.eval().to(best_device(device)), tok
+    model, tok = _undisturbed(lambda: _opened(folder, parts, dtype), folder)
+    return model.eval().to(device), tok
+
+def _opened(folder, parts, dtype):
+    "Model and tokenizer of a folder, or of a checkpoint of ours"
+    if _is_folder_of_transformers(folder): return _from_folder(folder, parts, dtype)
+    if not _has_checkpoint(folder): raise _no_config(folder)
+    model, tok = load_model(folder, parts, 'cpu')
+    if brought := _brought(tok):
+        model.brought = {n: brought[n] for n in _model_json if n in brought}
+        model.end_ids = tuple(brought.get('end_ids', ()))
+    return model.to(dtype), tok
+
+def _is_folder_of_transformers(folder):
+    "A checkpoint of ours has a config.json as well, and a manifest.json beside it"
+    config = folder/'config.json'
+    if not config.is_file(): return False
+    return not (folder/'manifest.json').is_file() or 'model_type' in _read_json(config)
 
 def _has_checkpoint(folder):
     "Is there a manifest here, or up to two folders below?"
@@ -868,14 +1268,15 @@ def _has_checkpoint(folder):
 
 def _no_config(folder):
     "The error for a folder that is neither theirs nor ours"
-    if left := next(folder.glob('.saving-*/old'), None):
+    if left := next((p/'old' for p in _unfinished(folder) if (p/'old').is_dir()), None):
         return FileNotFoundError(
             f'{folder} has no config.json, because a save into it was cut off: save again, or '
             f'move what is in {left} back to have the model of before')
-    found = ', '.join(sorted(p.name for p in folder.iterdir())[:5]) or 'nothing'
+    found = plain_text(', '.join(sorted(p.name for p in folder.iterdir())[:5])) or 'nothing'
     return FileNotFoundError(
         f'{folder} has no config.json, so it is no model of transformers, and no manifest.json, '
         f'so it is no checkpoint or run of ours; it holds {found}')
+
 
 # %% ../nbs/28_hub.ipynb #566e7171
 def _filled(own, name, C):
@@ -915,10 +1316,10 @@ def _shards(names, own, limit):
 
 # %% ../nbs/28_hub.ipynb #7712d308
 # what a save replaces; config.json is the first to go, and the last to come
-_model_files = [r'config\.json', r'model(-\d{5}-of-\d{5})?\.safetensors',
+_model_files = [r'(generation_)?config\.json', r'model(-\d{5}-of-\d{5})?\.safetensors',
                 r'model\.safetensors\.index\.json', r'checksums\.json']
-_vocabulary = ['tokenizer.json', 'tokenizer_config.json', 'gptlab_tokenizer.json',
-               'special_tokens_map.json', 'added_tokens.json']
+_vocabulary = ['tokenizer.json', 'gptlab_tokenizer.json', 'tokenizer.model', 'chat_template.jinja',
+               _templates, *_tokenizer_json]
 
 @contextmanager
 def _aside(folder):
@@ -932,7 +1333,7 @@ def _aside(folder):
         (new/'old').mkdir(parents=True)
         yield new
         _move_in(new, folder)
-        for left in folder.glob('.saving-*'): shutil.rmtree(left, ignore_errors=True)
+        for left in _unfinished(folder): shutil.rmtree(left, ignore_errors=True)
     except OSError as e:
         old = f'in {new}' if torn() else 'untouched'
         raise OSError(f'could not write the model to {folder}: {e}; what was there before is '
@@ -942,13 +1343,18 @@ def _aside(folder):
 
 def _replaced(new, folder):
     "The files in a folder that those in `new` replace"
+    vocabulary = any((new/n).is_file() for n in _vocabulary)
+    return [p for p in _replaceable(folder) if vocabulary or p.name not in _vocabulary]
+
+def _replaceable(folder):
+    "All in a folder that a save may replace"
     model = [p for kind in _model_files for p in folder.iterdir() if re.fullmatch(kind, p.name)]
-    if not any((new/n).is_file() for n in _vocabulary): return model
-    return model + [folder/n for n in _vocabulary if (folder/n).is_file()]
+    return model + [folder/n for n in _vocabulary if os.path.lexists(folder/n)]
 
 def _move_in(new, folder):
     "Move old files out and new ones in; if a move fails, those before it are undone"
-    files = sorted((p for p in new.iterdir() if p.is_file()), key=lambda p: p.name == 'config.json')
+    files = sorted((p for p in new.iterdir() if p.name != 'old'),
+                   key=lambda p: p.name == 'config.json')
     moves = [(p, new/'old'/p.name) for p in _replaced(new, folder)]
     moves += [(p, folder/p.name) for p in files]
     for p in files: sync_to_disk(p)
@@ -962,17 +1368,64 @@ def _move_in(new, folder):
         raise
     sync_to_disk(folder)
 
+# %% ../nbs/28_hub.ipynb #28a04e08
+@contextmanager
+def _alone(folder):
+    "One save at a time into a folder: who comes second waits"
+    from filelock import FileLock, Timeout
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:2] # few files, kept for ever
+    place = cache_dir()/'locks'
+    lock = FileLock(place/f'{name}.lock', thread_local=False)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        try: lock.acquire(timeout=2)
+        except Timeout:
+            print(f'waiting until a save into {folder} is done', flush=True)
+            lock.acquire()
+    except (OSError, NotImplementedError): pass                       # nowhere to keep a lock
+    try: yield
+    finally: lock.release()
+
+def _check_place(folder):
+    "Raise FileExistsError for a folder in which a save would replace what is no model"
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f'{folder} is a file: name a folder')
+    if not folder.is_dir(): return
+    elsewhere = 'choose another folder, or move it away'
+    if (folder/'manifest.json').exists():
+        raise FileExistsError(f'{folder} is a checkpoint of ours (it has a manifest.json): '
+                              'save into another folder')
+    if odd := [p for p in _replaceable(folder) if not _is_file_of_a_model(p)]:
+        raise FileExistsError(f'{odd[0]} is no file of a model: {elsewhere}')
+    config = folder/'config.json'
+    if config.exists() and not _describes_a_model(config):
+        raise FileExistsError(f'{config} describes no model: {elsewhere}')
+    if _sums_of(folder/'checksums.json') is None:
+        raise FileExistsError(f'{folder/"checksums.json"} was not written by a save: {elsewhere}')
+
+def _is_file_of_a_model(path):
+    "A file; or the folder of templates, with nothing else in it"
+    if path.name != _templates: return path.is_file()
+    return path.is_dir() and all(p.is_file() and p.suffix == '.jinja' for p in path.iterdir())
+
+def _describes_a_model(config):
+    try: d = _read_json(config)
+    except (ValueError, OSError): return False
+    return any(k in d for k in ('model_type', 'architectures', 'gptlab'))
+
+
 # %% ../nbs/28_hub.ipynb #cde77672
 def exportable_weights(model:GPT) -> dict[str,torch.Tensor]: # name → tensor
-    """A model's tensors, a tied head left out
+    """A model's tensors, a tied head left out; compiled or wrapped parts under their plain names
 
     Raises ValueError if the model is not what its config describes, or if there are shapes without
     values. Says so, if tensors are shared that a loaded model would have apart."""
-    cfg, own = model.cfg, model.state_dict()
+    cfg, own = model.cfg, {_wrappers.sub('', n): t for n, t in model.state_dict().items()}
     if empty := [n for n, t in own.items() if t.is_meta]:
         raise ValueError(f'{len(empty)} tensors of the model are shapes without values (on the '
                          f'meta device), {empty[0]} for one: load weights into it first')
-    require_described(model)
+    require_described(SimpleNamespace(cfg=cfg, state_dict=lambda: own))
+    if odd := non_finite(own): raise _not_finite(odd[0], own[odd[0]].dtype)
     if cfg.tie and own['head.weight'].data_ptr() != own['embed.weight'].data_ptr():
         raise ValueError(
             'cfg.tie says that head and embedding are one matrix, but they are two, and one would '
@@ -989,8 +1442,24 @@ def exportable_weights(model:GPT) -> dict[str,torch.Tensor]: # name → tensor
 def _shared(model):
     "Lists of the names that stand for one parameter"
     names = defaultdict(list)
-    for n, p in model.named_parameters(remove_duplicate=False): names[p].append(n)
+    for n, p in model.named_parameters(remove_duplicate=False):
+        names[p].append(_wrappers.sub('', n))
     return [v for v in names.values() if len(v) > 1]
+
+def unwrapped(model:nn.Module) -> GPT:
+    """The GPT inside a model that is compiled, or wrapped as DistributedDataParallel does
+
+    Raises TypeError where there is none."""
+    inside = model
+    while not isinstance(inside, GPT):
+        outer, inside = inside, module_inside(inside) if isinstance(inside, nn.Module) else None
+        if inside is None and isinstance(outer, nn.Module):
+            inside = dict(outer.named_children()).get('module')
+        if inside is None:
+            raise TypeError(f'model must be a GPT, not {reprlib.repr(model)}: the model comes '
+                            'first, then its tokenizer')
+    return inside
+
 
 # %% ../nbs/28_hub.ipynb #12ac51bf
 def _write_weights(folder, names, own, C, limit):
@@ -1003,62 +1472,238 @@ def _write_weights(folder, names, own, C, limit):
         total += sum(t.nbytes for t in tensors.values())
         try: save_file(tensors, folder/file, metadata=dict(format='pt'))
         except SafetensorError as e: raise OSError(str(e)) from e     # a full disk, for one
+        shutil.copymode(folder/'config.json', folder/file)            # it writes for its owner only
         where |= dict.fromkeys(group, file)
     if len(groups) == 1: return
     index = dict(metadata=dict(total_size=total), weight_map=where)
     atomic_write(folder/'model.safetensors.index.json', json.dumps(index, indent=1))
 
-def _write_tokenizer(folder, tok, context):
-    "tokenizer.json where transformers has such a tokenizer, and our own file where it is needed"
-    if tok is None: return
-    file = folder/'tokenizer.json'
+
+# %% ../nbs/28_hub.ipynb #28a04e0e
+def _sentencepiece_json(tok):
+    """A SentencePiece model that keeps every text, as a tokenizer.json; None for any other
+
+    Others, and those that came in a folder without it, are written as tokenizer.model alone."""
+    if tok.lossy or tok.brought: return None
+    sp, names = tok.sp, [tok.sp.id_to_piece(i) for i in range(tok.vocab_size)]
+    plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    special = tok.special | {names[sp.unk_id()]: sp.unk_id()}
+    blank, sign = dict(String=' '), '▁'
+    back = [dict(type='Replace', pattern=dict(String=sign), content=' '), dict(type='ByteFallback'),
+            dict(type='Fuse')]
+    d = dict(version='1.0', truncation=None, padding=None,
+             added_tokens=[dict(id=i, content=s, **plain)
+                           for s, i in sorted(special.items(), key=lambda p: p[1])],
+             normalizer=dict(type='Replace', pattern=blank, content=sign), pre_tokenizer=None,
+             post_processor=_starts_with_bos(tok), decoder=dict(type='Sequence', decoders=back),
+             model=_pieces(sp, names))
+    texts = [t for t in fuzz_texts(100) if sign not in t]             # there it is read as a blank
+    try: same = HFTokenizer(d).encode_batch(texts) == tok.encode_batch(texts)
+    except (ImportError, ValueError): return None
+    return d if same else None
+
+def _pieces(sp, names):
+    "The pieces of a SentencePiece model, as a BPE if their scores are ranks, else by likelihood"
+    special = lambda i: sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i)
+    score = {s: sp.get_score(i) for i, s in enumerate(names) if not special(i)}
+    if any(v != round(v) for v in score.values()):
+        vocab = [[s, sp.get_score(i)] for i, s in enumerate(names)]
+        return dict(type='Unigram', unk_id=sp.unk_id(), vocab=vocab, byte_fallback=True)
+    ids = {s: i for i, s in enumerate(names)}
+    splits = [(p, p[:i], p[i:]) for p in score for i in range(1, len(p))]
+    pairs = [(-score[p], ids[a], ids[b]) for p, a, b in splits if a in score and b in score]
+    merges = [[names[a], names[b]] for _, a, b in sorted(pairs)]
+    return dict(type='BPE', vocab=ids, merges=merges, dropout=None, fuse_unk=True,
+                unk_token=names[sp.unk_id()], continuing_subword_prefix=None,
+                end_of_word_suffix=None, byte_fallback=True)
+
+
+# %% ../nbs/28_hub.ipynb #28a04e09
+def _content(tok):
+    "The content of a tokenizer.json, or None where transformers has no such tokenizer"
     # bytes are a BPE without merges
     equal = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
-    if isinstance(equal, BPE): equal.to_tokenizer_json(file)
-    elif isinstance(tok, HFTokenizer): tok.tok.save(str(file))
-    if equal is not tok or not file.is_file(): tok.save(folder/'gptlab_tokenizer.json')
-    if not file.is_file():
+    if isinstance(tok, HFTokenizer): return json.loads(tok.tok.to_str())
+    if isinstance(tok, SentencePieceTokenizer): return _sentencepiece_json(tok)
+    if not isinstance(equal, BPE): return None
+    with tempfile.TemporaryDirectory() as d:
+        return _read_json(equal.to_tokenizer_json(Path(d)/'tokenizer.json'))
+
+def _around(d, tok):
+    "tokenizer.json as the tokenizer brought it, or one that begins a text with bos"
+    kept = _brought(tok).get('tokenizer.json')
+    if kept is None:
+        return d if isinstance(tok, HFTokenizer) else d | dict(post_processor=_starts_with_bos(tok))
+    flags = {a['content']: a for a in kept.get('added_tokens') or ()}
+    if any(tok.special.get(s, a['id']) != a['id'] for s, a in flags.items()): # numbered anew
+        first = _starts_with_bos(tok) if kept.get('post_processor') else None
+        kept = kept | dict(post_processor=first)
+    added = [a | flags.get(a['content'], {}) | dict(id=a['id']) for a in d['added_tokens']]
+    return d | kept | dict(model=d['model'] | kept['model'], added_tokens=added)
+
+def _config_around(tok, context):
+    "tokenizer_config.json as the tokenizer brought it, with what is new, or one of ours"
+    brought = _brought(tok)
+    kept = brought.get('tokenizer_config.json')
+    if kept is None: return _tokenizer_config(tok, context)
+    then = brought.get('config.json', {}).get('max_position_embeddings')
+    if then and kept.get('model_max_length') == then: kept = kept | dict(model_max_length=context)
+    names = {i: s for s, i in tok.special.items()}
+    own = dict(bos=tok.bos, eos=tok.eos, pad=tok.pad)
+    for mark in own:
+        before, now = _named_id(tok, kept.get(f'{mark}_token')), own[mark]
+        if before != now and None not in (before, now) and now in names:
+            kept = kept | {f'{mark}_token': names[now]}
+    return kept | _decoder(kept, tok)
+
+def _decoder(kept, tok):
+    "Entries of new specials, where a tokenizer_config.json lists them"
+    listed = kept.get('added_tokens_decoder')
+    if not isinstance(listed, dict): return {}
+    plain = dict(lstrip=False, normalized=False, rstrip=False, single_word=False, special=True)
+    flags = {a.get('content'): a for a in listed.values()}
+    ids = {str(i): dict(content=s) | plain | flags.get(s, {}) for s, i in tok.special.items()}
+    stay = {i: a for i, a in listed.items() if a.get('content') not in tok.special and i not in ids}
+    order = sorted(stay | ids, key=lambda i: int(i) if i.isdecimal() else 0)
+    return dict(added_tokens_decoder={i: (stay | ids)[i] for i in order})
+
+
+# %% ../nbs/28_hub.ipynb #28a04e0a
+def _write_tokenizer(folder, tok, context):
+    "All files of a tokenizer: those of transformers, and our own where it is needed"
+    brought, d = _brought(tok), _content(tok)
+    model = tok.model if isinstance(tok, SentencePieceTokenizer) else None
+    if 'tokenizer.model' in brought: model = base64.b64decode(brought['tokenizer.model'])
+    if d: _write_json(folder/'tokenizer.json', _around(d, tok))
+    if model: atomic_write(folder/'tokenizer.model', model)
+    other_class = type(tok) is ByteTokenizer or d and isinstance(tok, SentencePieceTokenizer)
+    if other_class or not (d or model):
+        if not tok.savable: raise TypeError(f'tok={tok!r:.80} has no save, so it is not written')
+        tok.save(folder/'gptlab_tokenizer.json')
+    if not (d or model):
         print(f'transformers has no {type(tok).__name__}: it is written as '
               'gptlab_tokenizer.json, which load reads')
-        return
-    d = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=context,
-             clean_up_tokenization_spaces=False)
-    bos = next((s for s, i in tok.special.items() if i == _bos(tok)), None)
-    if bos: d |= dict(bos_token=bos, eos_token=bos, pad_token=bos)
-    atomic_write(folder/'tokenizer_config.json', json.dumps(d, indent=1))
+    if d or 'tokenizer_config.json' in brought:
+        _write_json(folder/'tokenizer_config.json', _config_around(tok, context))
+    _write_said(folder, {n: v for n, v in brought.items() if n != 'tokenizer_config.json'})
+
+def _write_said(folder, brought):
+    "The JSON files and templates around a tokenizer, as they came"
+    for name, said in brought.items():
+        if name in _tokenizer_json: _write_json(folder/name, said)
+        if _is_template(name): atomic_write(folder/name, said)
+
+def _write_json(path, d): atomic_write(path, json.dumps(d, indent=1, ensure_ascii=False))
+
+
+# %% ../nbs/28_hub.ipynb #28a04e0b
+# fields that describe one thing together: if one of them changes, the old ones all go
+_together = [{'rope_theta', 'rope_scaling', 'rope_parameters', 'partial_rotary_factor',
+              'original_max_position_embeddings'},
+             {'sliding_window', 'use_sliding_window', 'max_window_layers', 'layer_types'},
+             {'no_rope_layers', 'no_rope_layer_interval'}]
+
+def _facts(model, tok, family):
+    "config.json and generation_config.json that the model brought, or its tokenizer"
+    if 'brought' in vars(model): return model.brought
+    facts = {n: _brought(tok)[n] for n in _model_json if n in _brought(tok)}
+    config = facts.get('config.json', {})
+    same = 'gptlab' in config if family is None else config.get('model_type') == family
+    return facts if same and config.get('vocab_size') == model.cfg.vocab_size else {}
+
+def _keeps_marks(said, tok):
+    "Do the ids that a model brought still begin and end texts with this tokenizer?"
+    if tok is None: return True
+    ends, tok_ends = set(_stated_ends(said)), set(tok.end_ids)
+    if not ends: return bool(_brought(tok)) or not tok_ends
+    its_own = 'end_ids' in _brought(tok) or tok.eos is not None
+    return ends <= {*tok.special.values(), *tok_ends} and bool(not its_own or ends & tok_ends)
+
+def _with_marks(d, marks):
+    "The same fields with these ids that begin, end and pad a text"
+    return {k: v for k, v in d.items() if not k.endswith('_token_id')} | marks
+
+def _merged(ours, said, model, family, tok):
+    "config.json: theirs, with what has changed since, or ours"
+    theirs = said.get('config.json', {})
+    if 'config.json' not in said: return ours
+    if family is None: out = theirs | ours if 'gptlab' in theirs else ours
+    elif theirs.get('model_type') == family: out = _changed(theirs, ours, family)
+    else: out = ours
+    marks = theirs if _keeps_marks(said, tok) else ours
+    return _with_marks(out, {k: v for k, v in marks.items() if k.endswith('_token_id')})
+
+def _changed(theirs, ours, family):
+    "Their config.json with the fields that our config has changed"
+    then = write_config(read_config(theirs), family)
+    changed = {k for k, v in ours.items() if k not in then or then[k] != v}
+    for fields_ in _together:
+        if not (changed & fields_ or 'num_hidden_layers' in changed and fields_ - _together[0]):
+            continue
+        theirs = {k: v for k, v in theirs.items() if k not in fields_}
+        changed |= ours.keys() & fields_
+    dtypes = [k for k in ('dtype', 'torch_dtype') if k in theirs] or ['torch_dtype']
+    fresh = {k: ours[k] for k in changed if k != 'torch_dtype' and not k.endswith('_token_id')}
+    return theirs | fresh | dict.fromkeys(dtypes, ours['torch_dtype'])
+
+def _sampling(said, tok):
+    "generation_config.json as it was brought, with marks of the tokenizer's"
+    kept = said['generation_config.json']
+    return kept if _keeps_marks(said, tok) else _with_marks(kept, _marks(tok))
+
 
 # %% ../nbs/28_hub.ipynb #ba0e07e4
-def save(model:GPT, # what to write
+def save(model:GPT, # what to write; compiled or wrapped is as good
          tok:Tokenizer|None, # goes along with it
          folder:str|Path, # is made; weights of another model in it are replaced
-         family:str|None=None, # insist on 'llama' …; None: the first that fits, or our own class
+         family:str|None=None, # insist on 'llama' …; None: its own, the first that fits, or ours
          shard:int=5*10**9, # largest file in bytes
          ) -> Path:
-    """Write a model so that transformers opens it
+    """Write a model so that transformers opens it, with all that its folder said when it was read
 
     Raises ValueError with the reasons if a family that you insist on cannot express it, or the
-    config does not describe it; OSError if it cannot be written. What fails leaves the folder as
-    it was."""
-    cfg, folder, why = model.cfg, Path(folder), family_obstacles(model.cfg)
-    if family is not None and _pick('family', family, why):
-        raise ValueError(f'a {family} cannot express this model: {"; ".join(why[family])}')
-    family = family or next((f for f in why if not why[f]), None)
+    config does not describe it; TypeError for what is no model or tokenizer; OSError if it cannot
+    be written, or would replace what is no model. What fails leaves the folder as it was."""
+    model, tok, folder = unwrapped(model), _as_tokenizer(tok), user_path(folder)
+    shard, cfg = check_number('shard', shard, low=1, whole=True), model.cfg
+    family, why = _family_for(model, family)
     own = exportable_weights(model)
     names = tensor_names(cfg, family) if family else {f'gpt.{n}': [n] for n in own}
-    floats = {t.dtype for t in own.values() if t.is_floating_point()}
-    dtype  = reduce(torch.promote_types, floats)
-    config = write_config(cfg, family, tok, dtype) if family else _own_config(cfg, tok, dtype)
-    text = _config_text(config)
+    files = _described_by(model, tok, family, own)
     if family: own |= _without_padding(own, cfg.vocab_size)
-    with _aside(folder) if folder.exists() else atomic_path(folder) as new:
-        new.mkdir(exist_ok=True)
-        atomic_write(new/'config.json', text)
-        _write_tokenizer(new, tok, cfg.context_length)
-        _write_weights(new, names, own, cfg.d_model, shard)
-        sums = {p.name: file_sha256(p) for p in sorted(new.glob('*.safetensors'))}
-        atomic_write(new/'checksums.json', json.dumps(sums, indent=1))
+    with _alone(folder):
+        _check_place(folder)
+        with _aside(folder) if folder.exists() else atomic_path(folder) as new:
+            new.mkdir(exist_ok=True)
+            for name, text in files.items(): atomic_write(new/name, text)
+            if tok is None: _write_said(new, vars(model).get('brought', {}))
+            else: _write_tokenizer(new, tok, cfg.context_length)
+            _write_weights(new, names, own, cfg.d_model, shard)
+            sums = {p.name: file_sha256(p) for p in sorted(new.glob('*.safetensors'))}
+            atomic_write(new/'checksums.json', json.dumps(sums, indent=1))
     if not family: print(_own_class + '\n' + _reasons(why))
+    if tok is not None and tok.vocab_size > cfg.vocab_size:
+        print(f'the tokenizer has {tok.vocab_size} ids and the model {cfg.vocab_size}: '
+              f'widen_vocab(model, {tok.vocab_size}) gives it the others')
     return folder
+
+def _family_for(model, family):
+    "(the family to write, what keeps the model out of each)"
+    why = family_obstacles(model.cfg)
+    if family is not None: _check_family(model.cfg, family)
+    came_as = vars(model).get('brought', {}).get('config.json', {}).get('model_type')
+    fits = [f for f in why if not why[f]]
+    return family or next(iter([came_as] if came_as in fits else fits), None), why
+
+def _described_by(model, tok, family, own):
+    "Name → text of the files that describe a model"
+    floats = {t.dtype for t in own.values() if t.is_floating_point()}
+    dtype, cfg, said = reduce(torch.promote_types, floats), model.cfg, _facts(model, tok, family)
+    config = write_config(cfg, family, tok, dtype) if family else _own_config(cfg, tok, dtype)
+    files = {'config.json': _config_text(_merged(config, said, model, family, tok))}
+    if 'generation_config.json' in said:
+        files['generation_config.json'] = _config_text(_sampling(said, tok))
+    return files
 
 _own_class = ('no family of transformers has all of these parts, so it is written as '
               'GPTLabForCausalLM: transformers opens it after `import gptlab.hub`.')
@@ -1080,13 +1725,12 @@ def _config_text(d):
 
 def _own_config(cfg, tok, dtype):
     "The content of config.json for our own class"
-    bos = _bos(tok)
     return dict(model_type='gptlab', architectures=['GPTLabForCausalLM'],
                 vocab_size=cfg.vocab_size, hidden_size=cfg.d_model,
                 num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads,
                 max_position_embeddings=cfg.context_length, tie_word_embeddings=cfg.tie,
                 torch_dtype=str(dtype).removeprefix('torch.'),
-                bos_token_id=bos, eos_token_id=bos, pad_token_id=bos, gptlab=cfg.to_dict())
+                gptlab=cfg.to_dict(), **_marks(tok))
 
 # %% ../nbs/28_hub.ipynb #3424d526
 _ours  = {}                                                       # classes made so far
@@ -1160,7 +1804,9 @@ def _add_model():
 def register_in_transformers(parts:dict|None=None) -> type:
     """Add our class to the Auto classes of transformers, and return it
 
-    `parts` are your own classes that configs name: {'Mine': Mine}."""
+    `parts` are your own classes that configs name: {'Mine': Mine}. Raises TypeError for parts that
+    are no dictionary."""
+    _check_parts(parts)
     if 'model' not in _ours: _add_model()
     _parts.update(parts or {})
     return _ours['model']

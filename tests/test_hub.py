@@ -266,7 +266,8 @@ def test_tokenizer_goes_along(make, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.bos_token_id == theirs.eos_token_id == tok.bos and len(theirs) == tok.vocab_size
     for s in TEXTS:
-        assert theirs(s)['input_ids'] == tok.encode(s) and theirs.decode(tok.encode(s)) == s
+        assert theirs(s)['input_ids'] == [tok.bos, *tok.encode(s)]
+        assert theirs.decode(tok.encode(s)) == s
     _, back = load(tmp_path, device='cpu')
     assert [back.encode(s) for s in TEXTS] == [tok.encode(s) for s in TEXTS] and back.bos == tok.bos
 
@@ -435,7 +436,8 @@ def llama(tmp_path):
 def test_every_field_that_is_read_has_a_kind():
     readers = (hub._read_gpt2, hub._read_gated, hub._windows, hub._all_biases, hub._read_llama,
                hub._read_mistral, hub._read_qwen2, hub._read_qwen3, hub._read_smollm3,
-               hub._read_rope, hub._read_scaling, hub._yarn_strength)
+               hub._rotation, hub._read_rope, hub._read_scaling, hub._fill_yarn, hub._biases,
+               hub._yarn_strength)
     read = set(re.findall(r"\b[dr](?:\.get\(|\[)'(\w+)'",
                           ''.join(inspect.getsource(f) for f in readers)))
     assert len(read) > 40 and read <= set(hub._kinds), read - set(hub._kinds)
