@@ -286,27 +286,42 @@ def _as_gguf_tokenizer(tok, V):
         raise ValueError(f'the tokenizer has {tok.vocab_size} ids and the model {V}: it is '
                          'another model\'s')
     if type(tok) is ByteTokenizer: return BPE([], special=tok.special)
-    kind = type(tok).__name__
-    why = f'{kind} is no BPE over bytes'
-    if isinstance(tok, BPE) and type(tok).encode is BPE.encode:
-        if tok.pattern == GPT2_PATTERN: return tok
-        why = f'the pattern of this {kind} is not GPT-2\'s, and GGUF knows a pattern by name only'
-    raise ValueError(f'{why}: pass tok=None, and keep the tokenizer beside the file')
+    plain = isinstance(tok, BPE) and type(tok).encode is BPE.encode
+    if plain and tok.pattern == GPT2_PATTERN: return tok
+    what = f'its pattern is {tok.pattern!r:.60}' if plain else 'it encodes in another way'
+    raise ValueError(f'a {type(tok).__name__} is not written to GGUF unless it is a BPE over bytes '
+                     f'with the pattern of GPT-2, and {what}: pass tok=None, and keep the '
+                     'tokenizer beside the file')
 
 def _gguf_marks(w, model, tok):
     "Where a text begins and ends, and the template of a conversation"
     if tok is None: return
-    brought, pad = getattr(tok, 'brought', {}), getattr(tok, 'pad', None)
     if tok.bos is not None:
         w.add_bos_token_id(tok.bos)
-        w.add_add_bos_token(brought.get('add_bos', True))
+        w.add_add_bos_token(_begins_with_bos(tok))
     adders = w.add_eos_token_id, w.add_eot_token_id, w.add_eom_token_id
     ends = [i for i in end_ids(model, tok) if i < model.cfg.vocab_size]
     for add, i in zip(adders, ends): add(i)
     if more := ends[len(adders):]:
         print(f'GGUF has fields for {len(adders)} end marks: {more} are left out')
-    if pad is not None: w.add_pad_token_id(pad)
-    if template := brought.get('chat_template'): w.add_chat_template(template)
+    if (pad := getattr(tok, 'pad', None)) is not None: w.add_pad_token_id(pad)
+    if template := _chat_template(tok): w.add_chat_template(template)
+
+def _begins_with_bos(tok):
+    "Do texts begin with bos? Those of a published tokenizer only if its tokenizer.json says so"
+    brought = getattr(tok, 'brought', {})
+    if 'tokenizer.json' not in brought: return True
+    post = brought['tokenizer.json'].get('post_processor') or {}
+    steps = post.get('processors', [post])
+    firsts = [step['single'][0] for step in steps if step.get('single')]
+    names = [s for s, i in tok.special.items() if i == tok.bos]
+    return any(first.get('SpecialToken', {}).get('id') in names for first in firsts)
+
+def _chat_template(tok):
+    "The template that a tokenizer's folder brought: a text, or several with names; or None"
+    brought = getattr(tok, 'brought', {})
+    said = brought.get('tokenizer_config.json', {})
+    return brought.get('chat_template.jinja') or said.get('chat_template')
 
 # %% ../nbs/37_formats.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA

@@ -278,9 +278,8 @@ def end_ids(model:nn.Module, # a language model
             tok:object, # its tokenizer
             ) -> tuple[int,...]:
     "Ids at which a text ends: those that the model brought, else the tokenizer's, else its bos"
-    for said in (getattr(model, 'end_ids', ()), getattr(tok, 'end_ids', ()),
-                 getattr(tok, 'stops', ())):
-        if said: return tuple(said)
+    said = getattr(model, 'end_ids', ()) or getattr(tok, 'end_ids', ())
+    if said: return tuple(said)
     return () if tok.bos is None else (tok.bos,)
 
 def _prompt_ids(tok, prompt):
