@@ -118,8 +118,10 @@ def _config_table(cfg):
 def _data_text(data):
     "Markdown about the data: a text of yours as it is, but for HTML; of others, what they show"
     if data is None: return 'Not stated.'
-    if isinstance(data, str): return plain_text(data).replace('<', '&lt;')
-    return data._repr_markdown_() if hasattr(data, '_repr_markdown_') else markdown_text(data)
+    if isinstance(data, str): return plain_text(_as_text('data', data)).replace('<', '&lt;')
+    if show := getattr(data, '_repr_markdown_', None): return show()
+    if getattr(data, 'licence', None) is not None: return markdown_text(data)
+    raise TypeError(f'data is a Corpus, or a text about it, not {data!r:.60}')
 
 def _training(log, info):
     said = ('run_id', 'date', 'commit', 'torch')
@@ -129,6 +131,7 @@ def _training(log, info):
 def _samples(model, tok, prompts):
     "A sample for each prompt; a text alone is one prompt"
     prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, Iterable): raise TypeError(f'prompts are texts, not {prompts!r:.60}')
     return '\n\n'.join(_sample(model, tok, p, 80) for p in prompts)
 
 # %% ../nbs/37_formats.ipynb #37f0a1c1

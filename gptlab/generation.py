@@ -65,7 +65,7 @@ def draw_token(logits:torch.Tensor, # (B,V)
 
     Raises ValueError where the logits are NaN, or no token is left; TypeError for other things.
     """
-    logits = _as_logits(logits)
+    logits = _as_logits(logits, generator)
     for f in _as_filters(filters): logits = f(logits)
     if not _can_draw(logits): raise _no_draw(logits)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:,0]
@@ -74,15 +74,18 @@ def make_generator(seed:int|None=None, # the same seed draws the same; None diff
                    device:torch.device|str='cpu', # where the logits are
                    ) -> torch.Generator:
     "A random generator of its own; raises ValueError for a device or a seed that torch has not"
-    try: g = torch.Generator(device)
+    try: g = torch.Generator(torch.device(device))
     except (RuntimeError, TypeError) as e: raise ValueError(f'device {device!r}: {e}') from None
     if seed is None: g.seed()
     else: g.manual_seed(check_number('seed', seed, low=-2**63, high=2**64-1, whole=True))
     return g
 
 # %% ../nbs/14_generation.ipynb #5e0d9a14
-def _as_logits(logits):
-    "The logits in float32, or more"
+def _as_logits(logits, generator=None):
+    "The logits in float32"
+    if not isinstance(generator, torch.Generator|None):
+        raise TypeError(f'generator is a torch.Generator, as make_generator gives, or None, not '
+                        f'{generator!r:.60}')
     if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.numel():
         return logits.float()
     what = getattr(logits, 'shape', type(logits).__name__)
@@ -92,7 +95,8 @@ def _as_filters(filters):
     "The filters as a tuple; one alone need not be in a list"
     filters = (filters,) if callable(filters) else filters
     try:
-        if all(map(callable, filters := tuple(filters))): return filters
+        given = None if isinstance(filters, str) else tuple(filters)
+        if all(map(callable, given)): return given
     except TypeError: pass
     raise TypeError('filters are functions from logits to logits, such as temperature(.8) or '
                     f'top_k(40), not {filters!r:.60}')
@@ -121,8 +125,8 @@ class Reader:
     """Reads rows of tokens through a model, for the logits of the next
 
     Each token is read once if the model has caches. Raises ValueError for an empty prompt, one
-    that is longer than the context, and ids outside the vocabulary; TypeError for what is no model
-    or no row of ids.
+    that is longer than the context, ids outside the vocabulary, and weights that are NaN; TypeError
+    for what is no model or no row of ids.
     """
     def __init__(self,
                  model:nn.Module, # called as model(ids, …)
@@ -133,6 +137,7 @@ class Reader:
         self.limit = _context_length(model)
         self.new_caches = getattr(model, 'new_caches', lambda: None)
         _check_prompts(model, self.rows, self.limit)
+        _check_weights(model)
         self._restart(max(map(len, self.rows)))
 
     def _restart(self, n):
@@ -183,7 +188,7 @@ def _context_length(model):
 
 def _as_rows(rows):
     "Prompts as lists of int"
-    try: rows = list(rows)
+    try: rows = list(None if isinstance(rows, (str, bytes)) else rows)
     except TypeError:
         raise TypeError('rows are several rows of token ids, such as [[5, 17], [3]], not '
                         f'{rows!r:.60}') from None
@@ -213,6 +218,14 @@ def _check_prompts(model, rows, limit):
     if bad := [i for r in rows for i in r if not 0 <= i < V]:
         raise ValueError(f'token id {bad[0]} is outside the vocabulary of {V}: '
                          'was the prompt encoded by another tokenizer?')
+
+def _check_weights(model):
+    "Raise ValueError for NaN: attention on a CPU gives zeros for queries that are NaN"
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding): continue               # where a row may never be read
+        for k, p in part.named_parameters(recurse=False):
+            if p.is_floating_point() and not (p.isfinite() if p.ndim > 1 else p == p).all():
+                raise _broken_in('NaN', name, k)
 
 def _last_of(logits):
     "Those of the last position, (B,V)"
@@ -251,7 +264,7 @@ def generate(model:nn.Module, # put into eval mode while it reads, then back
 
 def _as_stop(stop):
     "Ids as a set: an iterator can be read but once"
-    try: return set(_as_row(list(stop)))
+    try: return set(_as_row(stop if isinstance(stop, str) else list(stop)))
     except TypeError:
         raise TypeError(f'stop is some token ids, such as [tok.bos], not {stop!r:.60}') from None
 
@@ -345,12 +358,15 @@ def _no_draw(logits):
 def _no_logits(reader, logits):
     "The error for a model from whose logits no token can be drawn: it says where they broke"
     what = 'NaN' if logits.isnan().any() else 'infinite'
-    name = _first_not_finite(reader)
-    if not name: return ValueError(f'the logits are {what}, though no part of the model gave such '
-                                   'numbers when it read the text again')
+    if not (name := _first_not_finite(reader)):
+        return ValueError(f'the logits are {what}, though no part of the model gave such numbers '
+                          'when it read the text again')
     part = reader.model.get_submodule(name)
-    broken = [k for k, p in part.named_parameters(recurse=False) if not p.isfinite().all()]
-    whose = f', whose {broken[0]} is not finite' if broken else ''
+    broken = [k for k, p in part.named_parameters() if not p.isfinite().all()]
+    return _broken_in(what, name, *broken[:1])
+
+def _broken_in(what, name, weight=None):
+    whose = f', whose {weight} is not finite' if weight else ''
     return ValueError(f'the logits are {what}, first in {name}{whose}: load a checkpoint from '
                       'before, or lower the learning rate')
 
