@@ -293,9 +293,14 @@ def marks(path):
     return {k: found[k] for k in wanted if found.get(k) is not None}
 
 
+class Padded(BPE):
+    "A BPE that has a padding id, once it is set"
+    pad = None
+
 def test_p2_a_text_begins_with_bos_and_ends_where_the_model_ends(tmp_path, capsys):
     names = ['<s>', '</s>', '<end>', '<more>', '<last>']
-    def tok(): return BPE.train('one two three '*50, 275, special=['<|bos|>', *names], verbose=False)
+    merges = BPE.train('one two three '*50, 268, verbose=False).merges
+    def tok(): return Padded(merges, special=['<|bos|>', *names])
     model = make_ours(gated(vocab_size=280))
     write = lambda tok: marks(save_gguf(model, tok, tmp_path/'m.gguf'))
     bos = tok().bos
@@ -314,7 +319,7 @@ def test_p2_a_text_begins_with_bos_and_ends_where_the_model_ends(tmp_path, capsy
     # ends, padding, and the template of a conversation
     model.end_ids = ends = tuple(tok().special[n] for n in names[1:])
     kept = brought(tok(), chat_template='{{ messages }}')
-    kept.pad = ends[0]
+    kept.pad = ends[0]                                            # by default there is none
     assert write(kept) == dict(
         bos_token_id=bos, add_bos_token=False, eos_token_id=ends[0], eot_token_id=ends[1],
         eom_token_id=ends[2], padding_token_id=ends[0], template='{{ messages }}')
