@@ -255,10 +255,10 @@ def generate(model:nn.Module, # put into eval mode while it reads, then back
              n:int, # tokens to write at most
              *filters:Callable, # logits to logits, in order
              seed:int|None=None, # the same seed writes the same
-             stop:Iterable[int]=(), # ends before any of these ids
+             stop:Iterable[int]=(), # ends before any of these ids, or of the model's own
              ) -> Iterator[int]:
     "Write up to n tokens after a prompt, one at a time; raises as `generate_rows` does"
-    ends = _as_stop(stop)
+    ends = _as_stop(stop) | set(getattr(model, 'end_ids', ()))
     rows = generate_rows(model, [ids], n, *filters, seed=seed)
     return itertools.takewhile(lambda t: t not in ends, (new.item() for new in rows))
 

@@ -99,6 +99,14 @@ def test_a04_the_marks_that_a_model_brought_end_its_text():
     assert ''.join(generate_text(model, tok, 'x', 9)) == 'HiHiHi'
 
 
+def test_a04_ids_end_there_too_and_at_what_is_asked_for():
+    model = Says([5, 6, 7, 8])
+    assert list(generate(model, [1], 9)) == [5, 6, 7, 8, 5, 6, 7, 8, 5]
+    model.end_ids = (8, 7)
+    assert list(generate(model, [1], 9)) == list(generate(model, [1], 9, stop=[99])) == [5, 6]
+    assert list(generate(model, [1], 9, stop=iter([6]))) == [5]
+
+
 def test_a04_whoever_says_it_first():
     model, tok = Says([65]), ByteTokenizer()
     assert end_ids(model, tok) == (256,)                          # bos, where nobody says more
