@@ -7,18 +7,19 @@ __all__ = ['GPT2_PATTERN', 'CL100K_PATTERN', 'O200K_PATTERN', 'NANOCHAT_PATTERN'
            'learn_merges', 'count_pieces', 'BPE', 'learn', 'find_pattern', 'VocabView', 'show_vocab']
 
 # %% ../nbs/02_bpe.ipynb #5dddd273
-import heapq, html, operator, os, sys, warnings
+import contextlib, heapq, operator, os, sys, warnings
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
 from itertools import chain, islice
 from multiprocessing import get_context
 import regex, tiktoken
 from fastcore.basics import patch
-from .core import show_progress
-from .tokenizer import BOS, Tokenizer, as_texts, as_tokenizer, utf8
+from .core import check_number, end_with_parent, html_text, plain_text, show_progress
+from .tokenizer import (BOS, Tokenizer, as_texts, as_tokenizer, check_sizes, check_texts,
+                              fuzz_texts, utf8)
 
 # %% ../nbs/02_bpe.ipynb #a8c45d4a
 def merge_pair(ids:list[int], # a row of ids
@@ -82,6 +83,12 @@ def _pop_best(heap, pairs):
         if pairs[pair] == -n: return pair
         if pairs[pair] > 0: heapq.heappush(heap, (-pairs[pair], pair))
 
+def _check_order(order):
+    try: whole = sorted(map(operator.index, order)) == list(range(256))
+    except TypeError: whole = False
+    if not whole:
+        raise ValueError(f'order must hold each of the 256 bytes once, not {order!r:.80}')
+
 def learn_merges(counts:dict[str,int], # piece -> how often it occurs
                  n:int, # how many merges
                  order:Sequence[int]=range(256), # the bytes as ties prefer them; later ids follow
@@ -90,16 +97,20 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
     """The `n` merges, or fewer when all pieces are whole; merge k makes id 256+k
 
     Highest count first, ties to the smallest pair of ids (Sennrich et al. 2016, over bytes).
-    Raises ValueError where `order` does not hold each of the 256 bytes once."""
-    if sorted(order) != list(range(256)):
-        raise ValueError('order must hold each of the 256 bytes once')
+    Raises ValueError where `order` does not hold each of the 256 bytes once, TypeError for counts
+    that are none."""
+    check_number('n', n, low=0, whole=True)
+    _check_order(order)
+    if not isinstance(counts, Mapping):
+        raise TypeError(f'counts must lead from pieces to numbers, as count_pieces gives them; '
+                        f'got {type(counts).__name__}')
     table = bytes.maketrans(bytes(order), bytes(range(256)))
     words = [utf8(p).translate(table).decode('latin-1') for p in counts]
     weights, merges = list(counts.values()), []
     pairs, where = _count_pairs(words, weights)
     heap = [(-c, p) for p, c in pairs.items()]
     heapq.heapify(heap)
-    for new in show_progress(range(256, 256+n), 'merging', unit='merges', verbose=verbose):
+    for new in show_progress(range(256, min(256+n, 0x110000)), 'merging', unit='merges', verbose=verbose):
         if not (best := _pop_best(heap, pairs)): break
         change = _replace(words, weights, where, best, chr(new))
         pairs.update(change)
@@ -111,12 +122,8 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
 
 # %% ../nbs/02_bpe.ipynb #9e3ec73e
 def _documents(text, special=(), boundaries=()):
-    "Each document, checked; `text` is one str or gives many"
-    try:
-        docs = iter([text] if isinstance(text, str) else text)
-    except TypeError:
-        raise TypeError(f'expected a text or many texts, got {type(text).__name__}; '
-                        'read the file first') from None
+    "Each document, checked; `text` is one str or gives many, `special` must not occur in them"
+    docs = check_texts(text, learnt=True)
     delimiter = regex.compile('|'.join(map(regex.escape, boundaries)) or r'(?!)')
     for d in docs:
         utf8(d)
@@ -136,25 +143,84 @@ def _loads(docs, size, split=True):
         load, n = [], 0
     if load: yield load
 
-# %% ../nbs/02_bpe.ipynb #02b0c001
+# %% ../nbs/02_bpe.ipynb #02b0c0a1
+def split_pieces(pattern:str, # a regex
+                 text:str, # any text
+                 patience:float=5., # seconds for the first character; a pattern of ours has all day
+                 ) -> Iterator[str]:
+    "The pieces of a text; raises ValueError where the pattern tries too many ways to match"
+    limit = None if pattern in PATTERNS.values() else patience + len(text)/5000
+    try:
+        yield from map(regex.Match.group, regex.finditer(pattern, text, timeout=limit))
+    except TimeoutError:
+        raise ValueError(f'the pattern {pattern!r} needs more than {limit:.0f} seconds for a text '
+                         f'of {len(text):,} characters; let no two of its branches match the same '
+                         'text, and write (?>…) or ++ where nothing need be given back') from None
+
+def _leaves_out(pattern):
+    return ValueError(f'the pattern {pattern!r} leaves out part of the text, or cuts out empty '
+                      'pieces; let its last branch match everything else, as |[\\s\\S]')
+
 @cache
-def _check_tiktoken(pattern):
+def _byte_encoding(pattern):
     "What encodes must read the pattern too, or a tokenizer is learnt that cannot be used"
     byte_ranks = {bytes([i]): i for i in range(256)}
     try:
-        tiktoken.Encoding('gptlab', pat_str=pattern, mergeable_ranks=byte_ranks, special_tokens={})
+        return tiktoken.Encoding('gptlab', pat_str=pattern, mergeable_ranks=byte_ranks,
+                                 special_tokens={})
     except ValueError as e:
         raise ValueError(f'the pattern {pattern!r} means something to regex but not to tiktoken, '
                          f'which encodes: {" ".join(str(e).split())}') from None
+
+# each kind of character many times, and something else at its end
+_runs = [c*400 + end for c in ('a', ' ', '\n', '1', '!', 'é', '中', 'aA', 'a ', 'a1')
+         for end in ('', '!', 'b')]
+
+@cache
+def _tiktoken_splits(pattern):
+    "Can tiktoken split long runs by it? A panic in Rust is printed, whatever is done about it"
+    with _no_stderr():
+        try:
+            for t in _runs: _byte_encoding(pattern).encode_ordinary(t)
+        except BaseException as e:
+            if not _gave_up(e): raise
+            return False
+    return True
+
+@contextlib.contextmanager
+def _no_stderr():
+    "For a moment, nothing that this process writes to stderr is seen"
+    try: kept = os.dup(2)
+    except OSError: kept = None                       # there is none
+    if kept is None: return (yield)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        for fd in (null, kept): os.close(fd)
+
+# %% ../nbs/02_bpe.ipynb #02b0c001
+@cache
+def _check_coverage(pattern):
+    "A pattern of one's own leaves nothing out of texts of all kinds, and comes to an end"
+    if pattern in PATTERNS.values(): return
+    texts = [*fuzz_texts(60), ''.join(map(chr, range(0x3000))), *_runs]
+    if any(''.join(split_pieces(pattern, t, 1)) != t for t in texts): raise _leaves_out(pattern)
+    if not _tiktoken_splits(pattern): return
+    fast = _byte_encoding(pattern)
+    if any(bytes(fast.encode_ordinary(t)) != t.encode() for t in texts): raise _leaves_out(pattern)
 
 def check_pattern(pattern:str) -> str:
     """The same pattern, if a tokenizer can split by it
 
     Raises ValueError for what is no regular expression or only the name of one, has groups that
-    capture, matches the empty text, or is unknown to tiktoken."""
+    capture, matches the empty text, leaves out part of a text, tries too many ways to match one, or
+    is unknown to tiktoken."""
     try:
+        if not isinstance(pattern, str): raise TypeError('it must be text')
         groups = regex.compile(pattern).groups
-    except (regex.error, TypeError) as e:
+    except (regex.error, TypeError, ValueError, RecursionError) as e:
         raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
     if pattern in PATTERNS:
         raise ValueError(f'{pattern!r} is the name of a pattern; '
@@ -164,7 +230,8 @@ def check_pattern(pattern:str) -> str:
     if regex.fullmatch(pattern, ''):
         raise ValueError(f'the pattern {pattern!r} matches nothing at all, too; '
                          'write + where it has *')
-    _check_tiktoken(pattern)
+    _byte_encoding(pattern)
+    _check_coverage(pattern)
     return pattern
 
 # %% ../nbs/02_bpe.ipynb #50881289
@@ -177,12 +244,9 @@ def _split_long(counts, most=100):
 
 def _count(pattern, texts):
     "The pieces of some texts; other processes run this"
-    found  = chain.from_iterable(map(regex.compile(pattern).finditer, texts))
-    counts = Counter(map(regex.Match.group, found))
+    counts = Counter(chain.from_iterable(map(partial(split_pieces, pattern), texts)))
     n_chars = sum(len(p)*n for p, n in counts.items())
-    if '' in counts or n_chars != sum(map(len, texts)):
-        raise ValueError(f'the pattern {pattern!r} leaves out part of the text, or cuts out empty '
-                         'pieces; let its last branch match everything else, as |[\\s\\S]')
+    if '' in counts or n_chars != sum(map(len, texts)): raise _leaves_out(pattern)
     return _split_long(counts)
 
 # %% ../nbs/02_bpe.ipynb #76ddb64b
@@ -194,16 +258,20 @@ def _n_characters(text):
 
 def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
                  pattern:str=GPT2_PATTERN, # a regex that matches all text, in pieces
-                 workers:int|None=None, # processes for what exceeds 8 MB; None: one a core
+                 workers:int|None=None, # processes for what exceeds 8 MB; None: one a core, 0: none
                  verbose:bool=True, # show how far it is
                  n_characters:int|None=None, # in all; None: as many as a str or a list has
                  ) -> Counter:
     """How often each piece occurs
 
-    Raises ValueError for a pattern that is no regex, or leaves text out."""
+    Raises ValueError for a pattern that is no regex, or leaves text out, OSError where one of the
+    processes dies."""
+    if workers is not None: check_number('workers', workers, low=0, whole=True)
+    if n_characters is not None: check_number('n_characters', n_characters, low=0, whole=True)
     f, total = partial(_count, check_pattern(pattern)), Counter()
     loads = _loads(_documents(text), 2**22, pattern in PATTERNS.values())
     n = _n_characters(text) if n_characters is None else n_characters
+    workers = os.cpu_count() or 1 if workers is None else workers
     with show_progress(None, 'counting', n, 'characters', verbose) as bar:
         def add(counts):
             total.update(counts)
@@ -212,7 +280,7 @@ def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
         for c in map(f, islice(loads, 2)): add(c)
         for load in loads:
             rest = chain([load], loads)
-            for c in _spread(f, rest, workers or os.cpu_count() or 1): add(c)
+            for c in _spread(f, rest, workers): add(c)
     return total
 
 # %% ../nbs/02_bpe.ipynb #02b0c002
@@ -220,11 +288,23 @@ def as_names(special:str|Iterable[str]) -> list[str]:
     """Names of special tokens as a list; a str is one name, '' is none
 
     Raises ValueError for a list that holds anything but a str, or an empty one."""
+    if not isinstance(special, Iterable):
+        raise TypeError(f'special holds names such as {BOS!r}, not {special!r:.80}')
     names = [special] if isinstance(special, str) and special else list(special)
     if (odd := [n for n in names if not (isinstance(n, str) and n)]):
         raise ValueError(f'{odd[0]!r} is no name; '
                          f'pass names such as {BOS!r}, each a str that is not empty')
+    for n in names: utf8(n)
     return names
+
+def refused_inside(special:list[str], # names of special tokens
+                   inside:str, # where one stands in a text to learn from: 'raise' or 'text'
+                   ) -> list[str]:
+    "The names that the text must not hold; raises ValueError for another word than the two"
+    if inside not in ('raise', 'text'):
+        raise ValueError(f"inside={inside!r}; expected 'raise', or 'text' to learn the names of "
+                         'specials as ordinary text')
+    return special if inside == 'raise' else []
 
 def as_vocab_size(n:int) -> int:
     "The size of a vocabulary as an int; raises TypeError for what is no whole number"
@@ -234,13 +314,24 @@ def as_vocab_size(n:int) -> int:
         raise TypeError(f'vocab_size must be a whole number such as 1024, not {n!r}') from None
 
 # %% ../nbs/02_bpe.ipynb #b35d2448
+def _as_pairs(merges):
+    "Merges as pairs of int"
+    try:
+        if isinstance(merges, (str, Mapping)): raise TypeError
+        return [(operator.index(a), operator.index(b)) for a, b in merges]
+    except (TypeError, ValueError):
+        raise ValueError('merges are pairs of ids, as learn_merges gives them; '
+                         f'got {merges!r:.80}') from None
+
 def _spell(merges):
     "The bytes of each id"
-    raw = [bytes([i]) for i in range(256)]
+    raw, n_bytes = [bytes([i]) for i in range(256)], [1]*256
     for a, b in merges:
         if not (0 <= a < len(raw) and 0 <= b < len(raw)):
             raise ValueError(f'merge {len(raw)-256} joins {a} and {b}, '
                              f'but only ids below {len(raw)} exist by then')
+        n_bytes.append(n_bytes[a] + n_bytes[b])
+        if n_bytes[-1] > 1000: check_sizes((), n_bytes)               # before it is built
         raw.append(raw[a] + raw[b])
     return raw
 
@@ -248,13 +339,14 @@ class BPE(Tokenizer):
     """Byte-pair encoding (Sennrich et al. 2016) over bytes (GPT-2)
 
     256 bytes, then merges, then specials. Raises ValueError for merges of ids that do not exist
-    by then, for two tokens that spell the same bytes, and for a pattern that cannot be used."""
+    by then, for two tokens that spell the same bytes, for one of more than 65,536 bytes, and for a
+    pattern that cannot be used."""
     def __init__(self,
                  merges:Iterable[tuple[int,int]], # pairs of ids; merge k makes id 256+k
                  pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
                  special:Iterable[str]=(BOS,), # names of ids that stand for no text
                  ):
-        self.merges = [(int(a), int(b)) for a, b in merges]
+        self.merges = _as_pairs(merges)
         self.pattern, names = check_pattern(pattern), as_names(special)
         self._raw  = _spell(self.merges)
         self.ranks = {b: i for i, b in enumerate(self._raw)}            # bytes -> id
@@ -280,7 +372,7 @@ class BPE(Tokenizer):
 def learn(docs:Iterable[str], # documents
           n:int, # how many merges
           pattern:str, # splits text into pieces
-          workers:int|None=None, # processes that count; None takes one a core
+          workers:int|None=None, # processes that count; None takes one a core, 0 none
           verbose:bool=True, # show how far it is
           n_characters:int|None=None, # in all documents, if that is known
           ) -> list[tuple[int,int]]:
@@ -295,19 +387,23 @@ def train(cls:BPE,
           pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
           special:Iterable[str]=(BOS,), # names of ids that stand for no text
           boundaries:Iterable[str]=(), # delimiters of documents, as <|endoftext|>: not learnt
+          inside:str='raise', # a special's name in the text: 'raise', or 'text' learns it as text
           engine:Callable=learn, # engine(docs, n, pattern) gives merges; the shelf has others
           verbose:bool=True, # show how far it is, and say if the vocabulary is smaller than asked
           ) -> BPE:
     """Learn the merges of a text
 
-    The text is split at `boundaries`. Raises ValueError for an empty text, one that holds
-    a special's name, or a vocabulary too small for the bytes."""
+    The text is split at `boundaries`. Raises ValueError for an empty text, for one that holds
+    a special's name or is the name of a file, and for a vocabulary too small for the bytes;
+    TypeError for a table, a dict or a path, which give no texts."""
     special, boundaries = as_names(special), as_names(boundaries)
-    docs, vocab_size = _documents(text, special, boundaries), as_vocab_size(vocab_size)
+    refused, vocab_size = refused_inside(special, inside), as_vocab_size(vocab_size)
+    docs = _documents(text, refused, boundaries)
     if (n := vocab_size - 256 - len(special)) < 0:
         raise ValueError(f'vocab_size={vocab_size} is too small: 256 bytes and '
                          f'{len(special)} specials need {256+len(special)}')
     check_pattern(pattern)
+    if not callable(engine): raise TypeError(f'engine must be a function, not {engine!r:.80}')
     if not (first := next(filter(None, docs), '')):
         raise ValueError('the text is empty; pass some text, or a list of documents')
     docs = chain([first], docs)
@@ -327,12 +423,16 @@ def _has_long_space(text):
 
 def _encode_ordinary(tok, text):
     "The ids of a text without specials; what tiktoken's own regex cannot split is split by ours"
-    if _has_long_space(text): return _encode_by_regex(tok, text)
+    own = tok.pattern not in PATTERNS.values()
+    if _has_long_space(text) or own and not _tiktoken_splits(tok.pattern):
+        return _encode_by_regex(tok, text)
     try:
-        return tok._fast.encode_ordinary(text)
+        ids = tok._fast.encode_ordinary(text)
     except BaseException as e:
         if not _gave_up(e): raise
         return _encode_by_regex(tok, text)
+    if own and len(tok._fast.decode_bytes(ids)) != len(text.encode()): raise _leaves_out(tok.pattern)
+    return ids
 
 @patch
 def encode(self:BPE,
@@ -342,8 +442,8 @@ def encode(self:BPE,
            ) -> list[int]:
     """The ids of a text
 
-    Raises TypeError or ValueError for what is no text, and with special='raise' ValueError for
-    a text that holds the name of a special."""
+    Raises TypeError or ValueError for what is no text, ValueError where the pattern leaves out a
+    part of it, and with special='raise' for a text that holds the name of a special."""
     # an ASCII string has no surrogates
     if type(text) is not str or not text.isascii(): utf8(text)
     if special == 'text': ids = _encode_ordinary(self, text)
@@ -372,14 +472,14 @@ def _special_inside(text, special):
     name = next(s for s in special if s in text)
     at = max(0, text.find(name) - 20)
     return ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
-                      f'boundaries=[{name!r}] cuts the text there, or remove it, '
-                      'or choose another name')
+                      f'boundaries=[{name!r}] cuts the text there, inside="text" learns it as '
+                      'ordinary text; or remove it, or choose another name')
 
 def _pool(workers):
     "Processes that have shown that they start, or None"
     try:
         method = 'fork' if sys.platform == 'linux' else 'spawn'
-        pool = ProcessPoolExecutor(workers, get_context(method))
+        pool = ProcessPoolExecutor(workers, get_context(method), end_with_parent)
         pool.submit(int).result()
         return pool
     except (OSError, RuntimeError, AssertionError, ImportError) as e:
@@ -391,12 +491,17 @@ def _spread(f, loads, workers):
     if workers < 2 or not (pool := _pool(workers)):
         yield from map(f, loads)
         return
-    with pool:
-        pending = deque()
+    pending = deque()
+    try:
         for load in loads:
             pending.append(pool.submit(f, load))
             if len(pending) > 2*workers: yield pending.popleft().result()
         while pending: yield pending.popleft().result()
+    except BrokenExecutor:
+        raise OSError('a process that counts has died, perhaps for want of memory; '
+                      'engine=partial(learn, workers=1) counts in one process') from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/02_bpe.ipynb #02b0c00a
 def _encode_piece(fast, raw):
@@ -409,9 +514,11 @@ def _gave_up(error):
 
 def _encode_by_regex(tok, text):
     "As tiktoken encodes, but split by the package regex"
-    ids = []
-    for piece in regex.finditer(tok.pattern, text):
-        ids += _encode_piece(tok._fast, piece[0].encode())
+    ids, n = [], 0
+    for piece in split_pieces(tok.pattern, text):
+        ids += _encode_piece(tok._fast, piece.encode())
+        n += len(piece)
+    if n != len(text): raise _leaves_out(tok.pattern)
     return ids
 
 # %% ../nbs/02_bpe.ipynb #02b0c00d
@@ -427,6 +534,21 @@ def _encode_with_special(tok, text, special):
     # texts and names take turns
     for k, s in enumerate(parts): ids += [tok.special[s]] if k%2 else tok.encode(s)
     return ids
+
+@patch
+def _cut_freely(self:BPE, texts:Iterable[str]) -> Iterator[str]:
+    "The joined text, cut before single spaces, as all our patterns do"
+    if self.pattern not in PATTERNS.values():
+        yield from Tokenizer._cut_freely(self, texts)
+        return
+    rest, enough = '', 2**16
+    for t in texts:
+        rest += utf8(t).decode()
+        if len(rest) < enough: continue
+        *parts, rest = _parts(rest, 2**14)
+        yield from parts
+        enough = len(rest) + 2**16
+    yield rest
 
 @patch
 def encode_batch(self:BPE,
@@ -446,6 +568,7 @@ def encode_batch(self:BPE,
 # %% ../nbs/02_bpe.ipynb #02b0c014
 def find_pattern(name:str) -> str:
     "The regex of a name in PATTERNS; raises ValueError that suggests the nearest"
+    if not isinstance(name, str): raise TypeError(f'expected the name of a pattern, not {name!r}')
     if name in PATTERNS: return PATTERNS[name]
     near = (get_close_matches(name, PATTERNS, 1, 0) or ['gpt2'])[0]
     raise ValueError(f'there is no pattern {name!r}; did you mean {near!r}? '
@@ -470,12 +593,14 @@ class VocabView:
     "Groups of tokens; `groups` holds what each shows, by id"
     def __init__(self, groups:dict[str,dict[int,str]]): self.groups = groups
     def __repr__(self):
-        return '\n'.join(f'{name}: {" ".join(g.values())}' for name, g in self.groups.items())
+        lines = (f'{name}: {" ".join(g.values())}' for name, g in self.groups.items())
+        return '\n'.join(map(plain_text, lines))
     def _repr_html_(self):
-        def chip(i, s): return f'<span title="id {i}" style="{_chip}">{html.escape(s)}</span>'
+        def chip(i, s):
+            return f'<span title="id {html_text(i)}" style="{_chip}">{html_text(s)}</span>'
         def row(name, group):
             chips = ''.join(chip(i, s) for i, s in group.items())
-            return f'<p style="margin:.5em 0 0"><b>{name}</b></p><div>{chips}</div>'
+            return f'<p style="margin:.5em 0 0"><b>{html_text(name)}</b></p><div>{chips}</div>'
         return ''.join(row(name, g) for name, g in self.groups.items())
 
 def show_vocab(tok:Tokenizer, # any tokenizer
@@ -485,6 +610,7 @@ def show_vocab(tok:Tokenizer, # any tokenizer
 
     Groups: first, last, longest, only blanks, parts of characters; then the specials."""
     tok  = as_tokenizer(tok)
+    check_number('n', n, low=1, whole=True)
     raw  = {i: tok.decode_bytes([i]) for i in range(tok.vocab_size)}
     made = [i for i in raw if len(raw[i]) > 1]
     def partial_text(i): return '\ufffd' in raw[i].decode(errors='replace')
