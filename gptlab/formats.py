@@ -61,7 +61,8 @@ def _sample(model, tok, prompt, n):
     "The prompt and at most n tokens after it, as Markdown"
     if not isinstance(prompt, str): raise TypeError(f'a prompt is a text, not {prompt!r:.60}')
     if not prompt and tok.bos is None:
-        return f'None: {type(tok).__name__} has no mark that begins a text, and no prompt was given.'
+        kind = type(tok).__name__
+        return f'None: {kind} has no mark that begins a text, and no prompt was given.'
     room = max(1, model.cfg.context_length - len(tok.encode(prompt)) - 1)
     text = generate_text(model, tok, prompt, min(n, room), temperature(.8), top_k(40), seed=0)
     return _fenced(prompt + ''.join(text), 'text')
@@ -120,8 +121,10 @@ def _data_text(data):
     if data is None: return 'Not stated.'
     if isinstance(data, str): return plain_text(_as_text('data', data)).replace('<', '&lt;')
     if show := getattr(data, '_repr_markdown_', None): return show()
-    if getattr(data, 'licence', None) is not None: return markdown_text(data)
-    raise TypeError(f'data is a Corpus, or a text about it, not {data!r:.60}')
+    try: data.licence
+    except AttributeError:
+        raise TypeError(f'data is a Corpus, or a text about it, not {data!r:.60}') from None
+    return markdown_text(data)
 
 def _training(log, info):
     said = ('run_id', 'date', 'commit', 'torch')
@@ -149,8 +152,9 @@ def _as_text(what, text):
 def _log_of(run):
     "The lines of a run, if there is one"
     if run is None: return []
-    log, info = getattr(run, 'log', None), getattr(run, 'info', None)
-    if isinstance(log, list) and isinstance(info, dict): return log
+    try:
+        if isinstance(run.log, list) and isinstance(run.info, dict): return run.log
+    except AttributeError: pass
     raise TypeError(f'run is a Trainer, or anything with log and info, not {type(run).__name__}')
 
 # %% ../nbs/37_formats.ipynb #72b4cb64
@@ -307,14 +311,13 @@ def _gguf_marks(w, model, tok):
     for add, i in zip(adders, ends): add(i)
     if more := ends[len(adders):]:
         print(f'GGUF has fields for {len(adders)} end marks: {more} are left out')
-    if (pad := getattr(tok, 'pad', None)) is not None: w.add_pad_token_id(pad)
+    if tok.pad is not None: w.add_pad_token_id(tok.pad)
     if template := _chat_template(tok): w.add_chat_template(template)
 
 def _begins_with_bos(tok):
     "Do texts begin with bos? Those of a published tokenizer only if its tokenizer.json says so"
-    brought = getattr(tok, 'brought', {})
-    if 'tokenizer.json' not in brought: return True
-    post = brought['tokenizer.json'].get('post_processor') or {}
+    if 'tokenizer.json' not in tok.brought: return True
+    post = tok.brought['tokenizer.json'].get('post_processor') or {}
     steps = post.get('processors', [post])
     firsts = [step['single'][0] for step in steps if step.get('single')]
     names = [s for s, i in tok.special.items() if i == tok.bos]
@@ -322,9 +325,8 @@ def _begins_with_bos(tok):
 
 def _chat_template(tok):
     "The template that a tokenizer's folder brought: a text, or several with names; or None"
-    brought = getattr(tok, 'brought', {})
-    said = brought.get('tokenizer_config.json', {})
-    return brought.get('chat_template.jinja') or said.get('chat_template')
+    said = tok.brought.get('tokenizer_config.json', {})
+    return tok.brought.get('chat_template.jinja') or said.get('chat_template')
 
 # %% ../nbs/37_formats.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA

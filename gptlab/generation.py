@@ -88,8 +88,9 @@ def _as_logits(logits, generator=None):
                         f'{generator!r:.60}')
     if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.numel():
         return logits.float()
-    what = getattr(logits, 'shape', type(logits).__name__)
-    raise TypeError(f'logits are a tensor of shape (rows, vocabulary), not {what}')
+    raise TypeError(f'logits are a tensor of shape (rows, vocabulary), not {_shape_of(logits)}')
+
+def _shape_of(y): return tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
 
 def _as_filters(filters):
     "The filters as a tuple; one alone need not be in a list"
@@ -184,7 +185,12 @@ def _device_of(model):
 
 def _context_length(model):
     "How many tokens a model can read at once; None for a model without a config"
-    return getattr(getattr(model, 'cfg', None), 'context_length', None)
+    try: return model.cfg.context_length
+    except AttributeError: return None
+
+def _vocab_size(model):
+    try: return model.cfg.vocab_size
+    except AttributeError: return math.inf
 
 def _as_rows(rows):
     "Prompts as lists of int"
@@ -195,7 +201,7 @@ def _as_rows(rows):
     return [_as_row(r) for r in rows]
 
 def _as_row(ids):
-    ids = getattr(ids, 'tolist', lambda: ids)()                   # of a tensor, of an array
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     try:
         if isinstance(ids, (str, bytes, set, dict)): raise TypeError
         return [_as_id(i) for i in ids]
@@ -214,7 +220,7 @@ def _check_prompts(model, rows, limit):
     if limit and (n := max(map(len, rows))) > limit:
         raise ValueError(f'the prompt has {n} tokens and the context holds {limit}: '
                          f'shorten it, or keep its end, prompt[-{limit}:]')
-    V = getattr(getattr(model, 'cfg', None), 'vocab_size', math.inf)
+    V = _vocab_size(model)
     if bad := [i for r in rows for i in r if not 0 <= i < V]:
         raise ValueError(f'token id {bad[0]} is outside the vocabulary of {V}: '
                          'was the prompt encoded by another tokenizer?')
@@ -230,8 +236,8 @@ def _check_weights(model):
 def _last_of(logits):
     "Those of the last position, (B,V)"
     if isinstance(logits, torch.Tensor) and logits.ndim == 3: return logits[:,-1].float()
-    what = getattr(logits, 'shape', type(logits).__name__)
-    raise TypeError(f'a model must return logits (rows, tokens, vocabulary), not {what}')
+    raise TypeError('a model must return logits (rows, tokens, vocabulary), not '
+                    f'{_shape_of(logits)}')
 
 # %% ../nbs/14_generation.ipynb #6d938fa2
 def generate_rows(model:nn.Module, # put into eval mode while it reads, then back
@@ -258,9 +264,14 @@ def generate(model:nn.Module, # put into eval mode while it reads, then back
              stop:Iterable[int]=(), # ends before any of these ids, or of the model's own
              ) -> Iterator[int]:
     "Write up to n tokens after a prompt, one at a time; raises as `generate_rows` does"
-    ends = _as_stop(stop) | set(getattr(model, 'end_ids', ()))
+    ends = _as_stop(stop) | {*_end_ids_of(model)}
     rows = generate_rows(model, [ids], n, *filters, seed=seed)
     return itertools.takewhile(lambda t: t not in ends, (new.item() for new in rows))
+
+def _end_ids_of(model):
+    "The ids that end a text as the model was published with; none for those made here"
+    try: return tuple(model.end_ids)
+    except AttributeError: return ()
 
 def _as_stop(stop):
     "Ids as a set: an iterator can be read but once"
@@ -290,10 +301,8 @@ def generate_text(model:nn.Module, # a language model
 def end_ids(model:nn.Module, # a language model
             tok:object, # its tokenizer
             ) -> tuple[int,...]:
-    "Ids at which a text ends: those that the model brought, else the tokenizer's, else its bos"
-    said = getattr(model, 'end_ids', ()) or getattr(tok, 'end_ids', ())
-    if said: return tuple(said)
-    return () if tok.bos is None else (tok.bos,)
+    "Ids at which a text ends: those that the model brought, else the tokenizer's"
+    return _end_ids_of(model) or tuple(as_tokenizer(tok).end_ids)
 
 def _prompt_ids(tok, prompt):
     "The ids of a prompt, after the mark that begins a document"
@@ -337,13 +346,15 @@ def sample_from(trainer:object, # a Trainer, or anything with model and tok
     return plain_text(prompt + ''.join(pieces))
 
 def _model_and_tokenizer(trainer):
-    if not isinstance(getattr(trainer, 'model', None), nn.Module):
+    try: model, tok = trainer.model, trainer.tok
+    except AttributeError: model = tok = None
+    if not isinstance(model, nn.Module):
         raise TypeError('sample_from takes a Trainer, or anything with model and tok, not '
                         f'{type(trainer).__name__}; generate_text takes a model and its tokenizer')
-    if (tok := getattr(trainer, 'tok', None)) is None:
+    if tok is None:
         raise ValueError('there is no tokenizer, so nothing can be written: set tok, or call '
                          'generate, which writes ids')
-    return trainer.model, tok
+    return model, tok
 
 # %% ../nbs/14_generation.ipynb #5e0d9a18
 def _no_draw(logits):

@@ -1,5 +1,5 @@
-"""Push and pull with the hub's own client, against a stand-in on this machine; model cards; and GGUF
-files, read back by transformers, by the package gguf, and by llama.cpp itself where it is there."""
+"""Push and pull with the hub's own client, against a stand-in on this machine; model cards; and
+GGUF files, read back by transformers, by the package gguf, and by llama.cpp where it is there."""
 import base64, hashlib, json, math, os, re, subprocess, sys, threading, warnings
 from dataclasses import replace
 from functools import partial
@@ -418,9 +418,10 @@ def test_p1_llama_cpp_reads_the_file(name, tmp_path):
 
 # ---- model cards: what others wrote is only text
 
-HOSTILE = ['MIT\nevil: true', '"\n---\n# Owned', 'x: [a, b]', '{a: b}', '*anchor', '!!python/object',
-           '<script>alert(1)</script>', "it's", 'a #b', '\x1b]52;c;eA==\x07', 'null', 'no', '1.0',
-           '2024-01-01', '~', '- a', '```\n# Owned', '\u2028x', 'é', 'a: b', '%x', '@x', '`x`']
+HOSTILE = ['MIT\nevil: true', '"\n---\n# Owned', 'x: [a, b]', '{a: b}', '*anchor',
+           '!!python/object', '<script>alert(1)</script>', "it's", 'a #b', '\x1b]52;c;eA==\x07',
+           'null', 'no', '1.0', '2024-01-01', '~', '- a', '```\n# Owned', '\u2028x', 'é', 'a: b', '%x',
+           '@x', '`x`']
 YAML_KEYS = ['library_name', 'pipeline_tag', 'tags', 'license']
 
 def front_matter(card):

@@ -206,7 +206,8 @@ def test_nan_weights_that_torch_would_hide():
         generate(model, [1], 1)
     model = tiny()
     with torch.no_grad(): model.embed.weight[9] = math.nan        # of no prompt
-    assert len(list(generate(model, [1], 3, lambda x: x.index_fill(-1, torch.tensor(9), -9e9)))) == 3
+    but_9 = lambda logits: logits.index_fill(-1, torch.tensor(9), -9e9)
+    assert len(list(generate(model, [1], 3, but_9))) == 3
 
 
 def test_nan_logits_of_a_part_whose_weights_are_fine():
@@ -241,10 +242,10 @@ def test_nan_logits_in_the_middle_of_a_text():
 
 def test_nan_logits_of_a_filter_or_none_left():
     logits = torch.randn(2, 9)
-    for bad, words in {(lambda x: x*math.nan): ['NaN'], (lambda x: x - math.inf): ['no token is left'],
-                       (lambda x: x + math.inf): ['infinite']}.items():
-        with refuses(ValueError, *words): draw_token(logits, [bad])
-        with refuses(ValueError, *words): next(generate(tiny(), [1], 1, bad))
+    for bad, words in {(lambda x: x*math.nan): 'NaN', (lambda x: x + math.inf): 'infinite',
+                       (lambda x: x - math.inf): 'no token is left'}.items():
+        with refuses(ValueError, words): draw_token(logits, [bad])
+        with refuses(ValueError, words): next(generate(tiny(), [1], 1, bad))
     with refuses(ValueError, 'NaN'): draw_token(logits*math.nan)
     with refuses(ValueError, 'NaN'): draw_token(torch.tensor([[0., 1.], [0., math.nan]]))
     with refuses(TypeError, 'a filter must return logits', 'NoneType'):
@@ -317,7 +318,8 @@ def test_r11_seeds(seed):
     assert a == b
 
 
-PROMPTS = {'empty': ([], ValueError, 'an empty prompt'), 'text': ('One', TypeError, 'generate_text'),
+PROMPTS = {'empty': ([], ValueError, 'an empty prompt'),
+           'text': ('One', TypeError, 'generate_text'),
            'bytes': (b'One', TypeError, 'one row of token ids'),
            'floats': ([1., 2.], TypeError, 'one row'), 'a float': ([1, .5], TypeError, 'one row'),
            'float tensor': (torch.ones(3), TypeError, 'one row'),
@@ -356,7 +358,9 @@ def test_r11_rows_texts_and_models():
 
 def test_r11_models_that_give_no_logits():
     class Gives(nn.Module):
-        def __init__(self, y): super().__init__(); self.y = y
+        def __init__(self, y):
+            super().__init__()
+            self.y = y
         def forward(self, ids): return self.y
     for y in (None, torch.zeros(1, 9), (torch.zeros(1, 1, 9),), 'x'):
         with refuses(TypeError, 'a model must return logits'): next(generate(Gives(y), [1], 1))
@@ -377,8 +381,7 @@ def test_r11_draws():
 
 def test_r11_samples_of_what_has_no_model_or_tokenizer():
     with refuses(ValueError, 'no tokenizer'): sample_from(SimpleNamespace(model=tiny(), tok=None))
-    with refuses(ValueError, 'no tokenizer'): sample_from(SimpleNamespace(model=tiny()))
-    for wrong in (None, tiny(), 'run'):
+    for wrong in (None, tiny(), 'run', SimpleNamespace(model=tiny()), SimpleNamespace(tok=TOK)):
         with refuses(TypeError, 'a Trainer', type(wrong).__name__): sample_from(wrong)
     with refuses(TypeError, 'a prompt is text'):
         sample_from(SimpleNamespace(model=tiny(), tok=TOK), None)
