@@ -371,6 +371,16 @@ def test_gguf_refuses_what_would_be_lost_in_silence(tmp_path):
     assert gguf.GGUFReader(file).tensors
 
 
+@pytest.mark.exhaustive
+def test_a15_compiled_models_go_out_as_they_are(tmp_path):
+    extra('gguf')
+    model = make_ours(gated(**SMALL))
+    compiled = torch.compile(model, backend='eager')
+    a, b = (save_gguf(m, None, tmp_path/f'{i}.gguf') for i, m in enumerate((model, compiled)))
+    assert a.read_bytes() == b.read_bytes()
+    assert card_of(compiled, ByteTokenizer()) == card_of(model, ByteTokenizer())
+
+
 def test_a24_gguf_knows_the_home_folder_and_keeps_links(tmp_path, monkeypatch):
     extra('gguf')
     monkeypatch.setenv('HOME', str(tmp_path/'home'))
@@ -420,8 +430,8 @@ def test_p1_llama_cpp_reads_the_file(name, tmp_path):
 
 HOSTILE = ['MIT\nevil: true', '"\n---\n# Owned', 'x: [a, b]', '{a: b}', '*anchor',
            '!!python/object', '<script>alert(1)</script>', "it's", 'a #b', '\x1b]52;c;eA==\x07',
-           'null', 'no', '1.0', '2024-01-01', '~', '- a', '```\n# Owned', '\u2028x', 'é', 'a: b', '%x',
-           '@x', '`x`']
+           'null', 'no', '1.0', '2024-01-01', '~', '- a', '```\n# Owned', '\u2028x', 'é', 'a: b',
+           '%x', '@x', '`x`']
 YAML_KEYS = ['library_name', 'pipeline_tag', 'tags', 'license']
 
 def front_matter(card):
@@ -443,7 +453,7 @@ def outside_code(card):
 SMALL = dict(vocab_size=257, n_layers=1, context_length=40)
 
 def card_of(model=None, tok=None, **kw):
-    return model_card(model or make_ours(gated(**SMALL)), tok, **kw)
+    return model_card(make_ours(gated(**SMALL)) if model is None else model, tok, **kw)
 
 class Licensed:
     "Data of others, which prints itself"
