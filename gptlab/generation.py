@@ -293,7 +293,8 @@ def generate_text(model:nn.Module, # a language model
     prompt where the tokenizer has no mark that begins a document.
     """
     tok = as_tokenizer(tok)
-    ids, ends = _prompt_ids(tok, prompt), end_ids(model, tok)
+    bos = [] if tok.bos is None else [tok.bos]                    # begins the next document
+    ids, ends = bos + _prompt_ids(tok, prompt), [*end_ids(model, tok), *bos]
     new = generate(model, ids, n, _only_known(tok, ends), *filters, seed=seed, stop=ends)
     return _whole_pieces(tok, new)
 
@@ -301,17 +302,17 @@ def generate_text(model:nn.Module, # a language model
 def end_ids(model:nn.Module, # a language model
             tok:object, # its tokenizer
             ) -> tuple[int,...]:
-    "Ids at which a text ends: those that the model brought, else the tokenizer's"
+    "The ids that end a text: those that the model brought, else the tokenizer's"
     return _end_ids_of(model) or tuple(as_tokenizer(tok).end_ids)
 
 def _prompt_ids(tok, prompt):
-    "The ids of a prompt, after the mark that begins a document"
+    "The ids of a prompt, which is not empty where no mark begins a document"
     if not isinstance(prompt, str):
         raise TypeError(f'a prompt is text, not {prompt!r:.60}; ids go to generate')
     if not prompt and tok.bos is None:
         raise ValueError(f'{type(tok).__name__} has no mark that begins a document, so there is '
                          'nothing to continue: give a prompt')
-    return tok.encode(prompt) if tok.bos is None else [tok.bos, *tok.encode(prompt)]
+    return tok.encode(prompt)
 
 def _only_known(tok, ends):
     "A filter: what is neither in the vocabulary nor ends a text is never drawn"

@@ -352,7 +352,7 @@ def test_gguf_refuses_what_would_be_lost_in_silence(tmp_path):
     with refused('the tokenizer has 350 ids and the model 280'):
         save_gguf(model, BPE.train(f'{list(range(999))}', 350, verbose=False), file)
     for name in ('a', '[PAD279]', 'Ġ'):                           # spelt as other ids are
-        with refused(re.escape(f'two ids are written as {name!r}')):
+        with refused(re.escape(repr(name))):
             save_gguf(model, BPE([], special=[name]), file)
     with refused('a GPT is expected, not ByteTokenizer'): save_gguf(ByteTokenizer(), model, file)
     with refused('no tokenizer'): save_gguf(model, 'tok', file)

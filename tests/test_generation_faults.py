@@ -97,6 +97,12 @@ def test_a04_the_marks_that_a_model_brought_end_its_text():
         assert ''.join(generate_text(model, tok, 'x', 30)) == 'Hi'
     model.end_ids = ()                                            # says nothing, and no bos comes
     assert ''.join(generate_text(model, tok, 'x', 9)) == 'HiHiHi'
+    assert tok.bos is None
+    tok = BPE([], special=['<|bos|>', '</s>'])
+    for ends in ((), (257,)):                                     # another document begins
+        model = Says([*b'Hi', tok.bos], tok.vocab_size, start=2)
+        model.end_ids = ends
+        assert ''.join(generate_text(model, tok, 'x', 9)) == 'Hi'
 
 
 def test_a04_ids_end_there_too_and_at_what_is_asked_for():
