@@ -305,28 +305,14 @@ def _gguf_marks(w, model, tok):
     if tok is None: return
     if tok.bos is not None:
         w.add_bos_token_id(tok.bos)
-        w.add_add_bos_token(_begins_with_bos(tok))
+        w.add_add_bos_token(tok.brought.get('add_bos', True))     # published without: no
     adders = w.add_eos_token_id, w.add_eot_token_id, w.add_eom_token_id
     ends = [i for i in end_ids(model, tok) if i < model.cfg.vocab_size]
     for add, i in zip(adders, ends): add(i)
     if more := ends[len(adders):]:
         print(f'GGUF has fields for {len(adders)} end marks: {more} are left out')
     if tok.pad is not None: w.add_pad_token_id(tok.pad)
-    if template := _chat_template(tok): w.add_chat_template(template)
-
-def _begins_with_bos(tok):
-    "Do texts begin with bos? Those of a published tokenizer only if its tokenizer.json says so"
-    if 'tokenizer.json' not in tok.brought: return True
-    post = tok.brought['tokenizer.json'].get('post_processor') or {}
-    steps = post.get('processors', [post])
-    firsts = [step['single'][0] for step in steps if step.get('single')]
-    names = [s for s, i in tok.special.items() if i == tok.bos]
-    return any(first.get('SpecialToken', {}).get('id') in names for first in firsts)
-
-def _chat_template(tok):
-    "The template that a tokenizer's folder brought: a text, or several with names; or None"
-    said = tok.brought.get('tokenizer_config.json', {})
-    return tok.brought.get('chat_template.jinja') or said.get('chat_template')
+    if template := tok.brought.get('chat_template'): w.add_chat_template(template)
 
 # %% ../nbs/37_formats.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA
