@@ -79,7 +79,8 @@ class Stand(BaseHTTPRequestHandler):
                                      for f, b in files.items()])
         if api:
             return self.answer(body=dict(id=name, sha=SHA,
-                                         siblings=[dict(rfilename=f) for f in files], private=False,
+                                         siblings=[dict(rfilename=f) for f in files],
+                                         private=vars(self.server).get('private', False),
                                          tags=[], downloads=0, likes=0))
         if rest[0] == 'resolve' and (f := '/'.join(rest[2:])) in files:
             return self.answer(200, files[f], ETag=f'"{hashlib.sha1(files[f]).hexdigest()}"',
@@ -146,6 +147,7 @@ def test_light_import_push_and_pull(tmp_path):
         server.shutdown()
         server.server_close()
     assert done.returncode == 0, done.stderr[-3000:]
+    assert 'was there before and is public' not in done.stderr
     files = server.repos['me/small']
     assert (done.stdout.splitlines()[0].endswith(f'/me/small/commit/{SHA}')
             and {'README.md', 'config.json', 'model.safetensors', 'tokenizer.json',
