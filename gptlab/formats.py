@@ -6,32 +6,41 @@
 __all__ = ['model_card', 'push_to_hub', 'save_gguf']
 
 # %% ../nbs/37_formats.ipynb #f7a10c05
-import json, tempfile
+import json, re, tempfile, warnings
+from collections import Counter
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from .bpe import BPE, GPT2_PATTERN
-from .core import atomic_path, atomic_write, show_progress
-from .generation import generate_text, temperature, top_k
+from .core import atomic_path, atomic_write, markdown_text, plain_text, show_progress
+from .core import user_path
+from .generation import end_ids, generate_text, temperature, top_k
 from .hub import export_tensor, exportable_weights, family_obstacles, family_of, hub_bars
 from .hub import model_traits, part_args, save, tensor_names, write_config
-from .model import GPT, layer_part
+from .model import GPT, layer_part, module_inside
 from .positions import ScaledRoPE
-from .tokenizer import ByteTokenizer, Tokenizer
+from .tokenizer import ByteTokenizer, Tokenizer, as_tokenizer
 
 # %% ../nbs/37_formats.ipynb #3999c597
+def _fenced(text, language):
+    "Text as it is, between fences that it cannot close; control characters stand as escapes"
+    text = plain_text(text)
+    longest = max(map(len, re.findall('`+', text)), default=0)
+    fence = '`'*max(3, longest+1)
+    return f'{fence}{language}\n{text}\n{fence}'
+
 def _open_with(name, family):
     "The code that opens the model, as Markdown"
     of_ours = [] if family else ['import gptlab.hub']
     lines = of_ours + [
         'from transformers import AutoModelForCausalLM, AutoTokenizer',
-        f"model, tok = AutoModelForCausalLM.from_pretrained('{name}'), "
-        f"AutoTokenizer.from_pretrained('{name}')",
+        f'model, tok = AutoModelForCausalLM.from_pretrained({name!r}), '
+        f'AutoTokenizer.from_pretrained({name!r})',
         '',
         '# or, in gptlab',
         'from gptlab.hub import load',
-        f"model, tok = load('{name}')"]
-    return '```python\n' + '\n'.join(lines) + '\n```'
+        f'model, tok = load({name!r})']
+    return _fenced('\n'.join(lines), 'python')
 
 def _cell(value):
     if isinstance(value, float): return f'{value:,.4f}'
@@ -50,30 +59,37 @@ def _losses(log, rows=8):
 
 def _sample(model, tok, prompt, n):
     "The prompt and at most n tokens after it, as Markdown"
-    room = model.cfg.context_length - len(tok.encode(prompt)) - 1
+    if not isinstance(prompt, str): raise TypeError(f'a prompt is a text, not {prompt!r:.60}')
+    if not prompt and tok.bos is None:
+        kind = type(tok).__name__
+        return f'None: {kind} has no mark that begins a text, and no prompt was given.'
+    room = max(1, model.cfg.context_length - len(tok.encode(prompt)) - 1)
     text = generate_text(model, tok, prompt, min(n, room), temperature(.8), top_k(40), seed=0)
-    text = (prompt + ''.join(text)).replace('```', "'''")
-    return f'```text\n{text}\n```'
+    return _fenced(prompt + ''.join(text), 'text')
 
 # %% ../nbs/37_formats.ipynb #e76f3a2e
 def model_card(model:GPT, # what the card is about
                tok:Tokenizer|None=None, # writes the samples
                name:str='me/my-model', # on the hub
                run:object=None, # the Trainer: its log and its identity
-               data:object=None, # the Corpus it read: anything with a licence that prints itself
+               data:object=None, # the Corpus it read, or a text in Markdown
                licence:str|None=None, # of the weights, as the hub spells it, such as 'mit'
                prompts:Iterable[str]=('',), # samples continue these
                ) -> str:
-    "The README.md of a model: how to open it, config, data, losses, samples"
+    """The README.md of a model: how to open it, config, data, losses, samples
+
+    What others wrote, such as a name or a licence, is only text in it. Raises TypeError for what
+    is no model, run or text; ValueError for a prompt that does not fit.
+    """
+    model, name = _as_gpt(model), _as_text('name', name)
     family = family_of(model.cfg)
-    parts = {f'# {name}': _summary(model, family),
+    parts = {f'# {markdown_text(name)}': _summary(model, family),
              '## Open it': _open_with(name, family),
              '## Config': _config_table(model.cfg),
              '## Data': _data_text(data)}
-    log = [] if run is None else run.log
+    log = _log_of(run)
     if log: parts['## Training'] = _training(log, run.info)
-    if tok is not None:
-        parts['## Samples'] = '\n\n'.join(_sample(model, tok, p, 80) for p in prompts)
+    if tok is not None: parts['## Samples'] = _samples(model, as_tokenizer(tok), prompts)
     body = '\n\n'.join(f'{title}\n\n{text}' for title, text in parts.items())
     return f'{_front_matter(family, licence)}\n\n{body}\n'
 
@@ -81,8 +97,14 @@ def _front_matter(family, licence):
     "What the hub reads: YAML between two lines of dashes"
     lines = ['---', f'library_name: {"transformers" if family else "gptlab"}',
              'pipeline_tag: text-generation', 'tags: [gptlab]']
-    if licence: lines.append(f'license: {licence}')
+    if licence is not None: lines.append(f'license: {_yaml(_as_text("licence", licence))}')
     return '\n'.join([*lines, '---'])
+
+def _yaml(text):
+    "A text as YAML reads it back: bare if that is safe, else in quotes, as JSON has them"
+    words = ('null', 'true', 'false', 'yes', 'no', 'on', 'off', 'y', 'n')
+    bare = re.fullmatch(r'[a-z][a-z0-9.+-]*', text) and text not in words
+    return text if bare else json.dumps(text)
 
 def _summary(model, family):
     known = f', in the family {family}.' if family else '; no family of transformers has its parts.'
@@ -91,49 +113,118 @@ def _summary(model, family):
 def _config_table(cfg):
     sizes = (f'{cfg.n_layers} layers, {cfg.n_heads} heads, width {cfg.d_model}, '
              f'context {cfg.context_length}, vocabulary {cfg.vocab_size}')
-    rows = [f'| {trait} | {answer} |' for trait, answer in model_traits(cfg).items()]
+    rows = [f'| {trait} | {markdown_text(answer)} |' for trait, answer in model_traits(cfg).items()]
     return sizes + '\n\n| | |\n|---|---|\n' + '\n'.join(rows)
 
 def _data_text(data):
+    "Markdown about the data: a text of yours as it is, but for HTML; of others, what they show"
     if data is None: return 'Not stated.'
-    return data._repr_markdown_() if hasattr(data, '_repr_markdown_') else str(data)
+    if isinstance(data, str): return plain_text(_as_text('data', data)).replace('<', '&lt;')
+    if show := getattr(data, '_repr_markdown_', None): return show()
+    try: data.licence
+    except AttributeError:
+        raise TypeError(f'data is a Corpus, or a text about it, not {data!r:.60}') from None
+    return markdown_text(data)
 
 def _training(log, info):
-    identity = [f'{k} {info[k]}' for k in ('run_id', 'date', 'commit', 'torch') if k in info]
+    said = ('run_id', 'date', 'commit', 'torch')
+    identity = [f'{k} {markdown_text(info[k])}' for k in said if k in info]
     return _losses(log) + '\n\n' + ', '.join(identity)
 
+def _samples(model, tok, prompts):
+    "A sample for each prompt; a text alone is one prompt"
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(prompts, Iterable): raise TypeError(f'prompts are texts, not {prompts!r:.60}')
+    return '\n\n'.join(_sample(model, tok, p, 80) for p in prompts)
+
+# %% ../nbs/37_formats.ipynb #37f0a1c1
+def _as_gpt(model):
+    "The GPT itself, taken out of `torch.compile`"
+    inner = module_inside(model)
+    if isinstance(gpt := model if inner is None else inner, GPT): return gpt
+    raise TypeError(f'a GPT is expected, not {type(model).__name__}: give the model first, then '
+                    'its tokenizer')
+
+def _as_text(what, text):
+    if isinstance(text, str) and text: return text
+    raise TypeError(f'{what} is a text, not {text!r:.60}')
+
+def _log_of(run):
+    "The lines of a run, if there is one"
+    if run is None: return []
+    try:
+        if isinstance(run.log, list) and isinstance(run.info, dict): return run.log
+    except AttributeError: pass
+    raise TypeError(f'run is a Trainer, or anything with log and info, not {type(run).__name__}')
+
 # %% ../nbs/37_formats.ipynb #72b4cb64
-_weight_files = ['model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json']
+_five = '[0-9]'*5                                                     # digits of a shard's number
+_weight_files = ['model.safetensors', f'model-{_five}-of-{_five}.safetensors',
+                 'model.safetensors.index.json']
+_vocabulary_files = ['gptlab_tokenizer.json', 'tokenizer.json', 'tokenizer_config.json',
+                     'tokenizer.model']
 
 def push_to_hub(name:str, # on the hub: owner/name
                 model:GPT, # what to send
                 tok:Tokenizer|None=None, # goes along
                 card:str|None=None, # the README.md; None writes one
-                private:bool=True, # visible to you alone?
+                private:bool=True, # visible to you alone? Says so if the repository is public
                 message:str='From gptlab', # of the commit
                 **about:object, # for `model_card`: run, data, licence, prompts
                 ) -> str:
     """Send a model to the hub, from where `load(name)` pulls it; returns the commit's address
 
-    Raises PermissionError without a valid login."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    api = HfApi()
+    Raises PermissionError without a valid login, ConnectionError without the hub, ValueError or
+    TypeError for what cannot be sent, before anything is sent.
+    """
+    hub, model = _hub(), _as_gpt(model)
+    _check_push(name, card, private, message, about)
+    stale = _weight_files + (_vocabulary_files if tok is not None else [])
     with tempfile.TemporaryDirectory() as folder:
+        if card is None: card = model_card(model, tok, name, **about)
         save(model, tok, folder)
-        card = card or model_card(model, tok, name, **about)
         atomic_write(Path(folder)/'README.md', card)
-        try:
+        with _saying_who(hub, name):
+            api = hub.HfApi()
             api.create_repo(name, private=private, exist_ok=True)
+            if private and not api.repo_info(name).private:
+                warnings.warn(f'{name} was there before and is public, so everybody can see what '
+                              'is sent: change it in its settings', stacklevel=2)
             with hub_bars():
                 commit = api.upload_folder(repo_id=name, folder_path=folder,
-                                           commit_message=message, delete_patterns=_weight_files)
-            return commit.commit_url
-        except HfHubHTTPError as e:
-            if e.response is None or e.response.status_code not in (401, 403): raise
-            raise PermissionError(
-                f'the hub does not let you write to {name}: log in with `hf auth login`, with a '
-                'token that may write, and name a repository of your own') from e
+                                           commit_message=message, delete_patterns=stale)
+    return commit.commit_url
+
+# %% ../nbs/37_formats.ipynb #37f0a1c2
+def _hub():
+    try: import huggingface_hub.errors
+    except ImportError:
+        raise ImportError('huggingface_hub is not installed; pip install "gptlab[hub]"') from None
+    return huggingface_hub
+
+def _check_push(name, card, private, message, about):
+    if not (isinstance(name, str) and re.fullmatch(r'[\w.-]+/[\w.-]+', name, re.ASCII)):
+        raise ValueError(f'a name on the hub is owner/name, such as me/my-model, not {name!r:.80}')
+    if card is not None: _as_text('card', card)
+    _as_text('message', message)
+    if not isinstance(private, bool):
+        raise TypeError(f'private is True or False, not {private!r:.60}')
+    if card is not None and about:
+        raise ValueError(f'{", ".join(about)} would go into a card that is written here, but a '
+                         'card was given: leave out one or the other')
+
+@contextmanager
+def _saying_who(hub, name):
+    "Errors of the hub's client: who may not write, and that there is no connection"
+    try: yield
+    except hub.errors.HfHubHTTPError as e:
+        if e.response is None or e.response.status_code not in (401, 403): raise
+        raise PermissionError(
+            f'the hub does not let you write to {name}: log in with `hf auth login`, with a '
+            'token that may write, and name a repository of your own') from e
+    except Exception as e:
+        if not type(e).__module__.startswith(('httpx', 'httpcore', 'requests')): raise
+        raise ConnectionError(f'{name} was not sent, the hub cannot be reached: {e}') from e
 
 # %% ../nbs/37_formats.ipynb #4cd196b6
 def _pair_rows(t, heads):
@@ -168,28 +259,60 @@ def _gguf_rope(w, cfg, d):
     before = ScaledRoPE(rope.D, None, rope.theta).speeds()
     w.add_tensor('rope_freqs.weight', (before/rope.speeds()).float().numpy())
 
+# %% ../nbs/37_formats.ipynb #37f0a1c4
 _normal, _control, _unused = 1, 3, 5                                  # gguf.TokenType
 
-def _gguf_tokens(w, tok, V):
-    "The vocabulary, padded to V tokens, and the merges"
+def _gguf_tokens(w, model, tok):
+    "The vocabulary, padded to the model's, the merges, and where a text begins and ends"
     if tok is None: return w.add_tokenizer_model('no_vocab')
-    tok = BPE([], special=tok.special) if type(tok) is ByteTokenizer else tok
-    if not isinstance(tok, BPE) or tok.pattern != GPT2_PATTERN:
-        raise ValueError("GGUF knows the pattern of a tokenizer by its name only, and this one is "
-                         "not GPT-2's: pass tok=None, and keep the tokenizer beside the file")
+    tok = _as_gguf_tokenizer(tok, model.cfg.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         d = json.loads(tok.to_tokenizer_json(Path(folder)/'tokenizer.json').read_bytes())['model']
-    special = {i: s for s, i in tok.special.items()}
-    names = {i: s for s, i in d['vocab'].items()} | special
-    kind = lambda i: _control if i in special else _normal if i in names else _unused
+    tokens, kinds = _gguf_names(tok, d['vocab'], model.cfg.vocab_size)
     w.add_tokenizer_model('gpt2')
     w.add_tokenizer_pre('gpt-2')
-    w.add_token_list([names.get(i, f'[PAD{i}]') for i in range(V)])
-    w.add_token_types([kind(i) for i in range(V)])
+    w.add_token_list(tokens)
+    w.add_token_types(kinds)
     w.add_token_merges([' '.join(m) for m in d['merges']] or ['Ā Ā'])
-    if tok.bos is None: return
-    w.add_bos_token_id(tok.bos)
-    w.add_eos_token_id(tok.bos)
+
+def _gguf_names(tok, vocab, V):
+    "The name and the kind of each of V ids"
+    special = {i: s for s, i in tok.special.items()}
+    names = {i: s for s, i in vocab.items()} | special
+    tokens = [names.get(i, f'[PAD{i}]') for i in range(V)]
+    if twice := [s for s, n in Counter(tokens).items() if n > 1]:
+        raise ValueError(f'two ids are written as {twice[0]!r}, which GGUF does not allow: give '
+                         'the special token another name')
+    def kind(i): return _control if i in special else _normal if i in names else _unused
+    return tokens, list(map(kind, range(V)))
+
+def _as_gguf_tokenizer(tok, V):
+    "The tokenizer as a BPE; raises ValueError for one that GGUF cannot say"
+    tok = as_tokenizer(tok)
+    if tok.vocab_size > V:
+        raise ValueError(f'the tokenizer has {tok.vocab_size} ids and the model {V}: it is '
+                         'another model\'s')
+    if type(tok) is ByteTokenizer: return BPE([], special=tok.special)
+    plain = isinstance(tok, BPE) and type(tok).encode is BPE.encode
+    if plain and tok.pattern == GPT2_PATTERN: return tok
+    what = f'its pattern is {tok.pattern!r:.60}' if plain else 'it encodes in another way'
+    raise ValueError(f'a {type(tok).__name__} is not written to GGUF unless it is a BPE over bytes '
+                     f'with the pattern of GPT-2, and {what}: pass tok=None, and keep the '
+                     'tokenizer beside the file')
+
+def _gguf_marks(w, model, tok):
+    "Where a text begins and ends, and the template of a conversation"
+    if tok is None: return
+    if tok.bos is not None:
+        w.add_bos_token_id(tok.bos)
+        w.add_add_bos_token(tok.brought.get('add_bos', True))     # published without: no
+    adders = w.add_eos_token_id, w.add_eot_token_id, w.add_eom_token_id
+    ends = [i for i in end_ids(model, tok) if i < model.cfg.vocab_size]
+    for add, i in zip(adders, ends): add(i)
+    if more := ends[len(adders):]:
+        print(f'GGUF has fields for {len(adders)} end marks: {more} are left out')
+    if tok.pad is not None: w.add_pad_token_id(tok.pad)
+    if template := tok.brought.get('chat_template'): w.add_chat_template(template)
 
 # %% ../nbs/37_formats.ipynb #0d697971
 def save_gguf(model:GPT, # in the shape of a LLaMA
@@ -199,15 +322,19 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
               ) -> Path:
     """Write a model for llama.cpp; the file is there when it is whole
 
-    Raises ValueError for what is no LLaMA or has no field there, and ImportError without the
-    package gguf."""
-    _check_gguf(model.cfg, dtype)
-    gguf, c, own, path = _gguf(), model.cfg, exportable_weights(model), Path(path)
+    Raises ValueError for what is no LLaMA or has no field there, for a tokenizer that cannot be
+    written, and weights that are not finite or too large; ImportError without the package gguf.
+    """
+    model, path = _as_gpt(model), user_path(path)
+    _check_gguf(model.cfg, dtype, path)
+    tok = None if tok is None else as_tokenizer(tok)
+    gguf, c, own = _gguf(), model.cfg, exportable_weights(model)
     d = write_config(c, 'llama', tok)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
     with atomic_path(path) as scratch, closing(gguf.GGUFWriter(scratch, 'llama')) as w:
         _gguf_numbers(w, c, d, dict(f32=0, f16=1)[dtype])
-        _gguf_tokens(w, tok, c.vocab_size)
+        _gguf_tokens(w, model, tok)
+        _gguf_marks(w, model, tok)
         _gguf_rope(w, c, d)
         stacks = tensor_names(c, 'llama').items()
         for theirs, ours in show_progress(stacks, 'converting', unit='tensors'):
@@ -220,14 +347,23 @@ def save_gguf(model:GPT, # in the shape of a LLaMA
     return path
 
 def _gguf_tensor(t, stem, c, dtype):
-    "A tensor as llama.cpp has it: rows of queries and keys in pairs, matrices in the dtype"
+    """A tensor as llama.cpp has it, matrices in the dtype
+
+    Rows of queries and keys are in pairs; tables have as many rows as there are tokens."""
     if stem.endswith('q_proj'): t = _pair_rows(t, c.n_heads)
     if stem.endswith('k_proj'): t = _pair_rows(t, c.n_kv_heads or c.n_heads)
-    return t.half() if dtype == 'f16' and t.ndim > 1 else t.float()
+    if stem in ('model.embed_tokens', 'lm_head'): t = t[:c.vocab_size]
+    short = t.half() if dtype == 'f16' and t.ndim > 1 else t.float()
+    if short.isfinite().all(): return short
+    if not t.isfinite().all():
+        raise ValueError(f'{stem} holds NaN or infinity: load a checkpoint from before')
+    raise ValueError(f"{stem} holds numbers up to {t.abs().max():.3g}, beyond what {short.dtype} "
+                     "can hold: write dtype='f32'")
 
-def _check_gguf(cfg, dtype):
-    "Raise ValueError for what GGUF cannot say"
+def _check_gguf(cfg, dtype, path):
+    "Raise ValueError for what GGUF cannot say, OSError for a folder"
     if dtype not in ('f32', 'f16'): raise ValueError(f"dtype is 'f32' or 'f16', not {dtype!r}")
+    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: name a file in it')
     why = family_obstacles(cfg)['llama']
     if model_traits(cfg)['activation'] != 'silu':
         why = [*why, 'the activation is not silu, which GGUF takes for granted']

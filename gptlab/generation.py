@@ -7,23 +7,23 @@ __all__ = ['temperature', 'top_k', 'top_p', 'min_p', 'draw_token', 'make_generat
            'sample_from']
 
 # %% ../nbs/14_generation.ipynb #596f4d5e
-import contextlib, math, operator
+import contextlib, itertools, math, operator
 from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
-from .core import evaluating
+from .core import check_number, evaluating, plain_text
 from .model import run_eagerly
+from .tokenizer import as_tokenizer
 
 # %% ../nbs/14_generation.ipynb #a1dbfd63
 def temperature(t:float=1.) -> Callable:
     "Divide logits by t; 0 is greedy: only the largest stays. Raises ValueError below 0"
-    if t < 0: raise ValueError(f'a temperature is 0 (greedy) or more, not {t}')
+    t = check_number('temperature', t, low=0)
     return top_k(1) if t == 0 else lambda logits: logits/t
 
 def top_k(k:int) -> Callable:
     "Keep the k largest logits (of equals, the first), the rest is −∞. Raises ValueError below 1"
-    if type(k) is not int or k < 1:
-        raise ValueError(f'top_k keeps a number of tokens, at least 1, not {k!r}')
+    k = check_number('top_k', k, low=1, whole=True)
     def f(logits):                                                # (B,V)
         keep = logits.topk(min(k, logits.shape[-1])).indices
         none = torch.full_like(logits, -math.inf)
@@ -36,7 +36,7 @@ def top_p(p:float) -> Callable:
 
     The token that crosses p stays. Raises ValueError unless 0 < p ≤ 1.
     """
-    if not 0 < p <= 1: raise ValueError(f'top_p is a probability above 0 and at most 1, not {p}')
+    p = check_number('top_p', p, above=0, high=1)
     def f(logits):                                                # (B,V)
         s, order = logits.sort(descending=True, stable=True)
         probs = s.softmax(-1)
@@ -50,7 +50,7 @@ def min_p(p:float) -> Callable:
 
     Raises ValueError unless 0 ≤ p ≤ 1.
     """
-    if not 0 <= p <= 1: raise ValueError(f'min_p is a fraction from 0 to 1, not {p}')
+    p = check_number('min_p', p, low=0, high=1)
     def f(logits):                                                # (B,V)
         probs = logits.softmax(-1)
         return logits.masked_fill(probs < p*probs.amax(-1, keepdim=True), -math.inf)
@@ -61,19 +61,50 @@ def draw_token(logits:torch.Tensor, # (B,V)
                filters:Iterable[Callable]=(), # applied in order, logits to logits
                generator:torch.Generator|None=None, # draws; None is the global one
                ) -> torch.Tensor: # (B,)
-    "One token per row, drawn from the filtered distribution"
-    logits = logits.float()
-    for f in filters: logits = f(logits)
+    """One token per row, drawn from the filtered distribution
+
+    Raises ValueError where the logits are NaN, or no token is left; TypeError for other things.
+    """
+    logits = _as_logits(logits, generator)
+    for f in _as_filters(filters): logits = f(logits)
+    if not _can_draw(logits): raise _no_draw(logits)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:,0]
 
 def make_generator(seed:int|None=None, # the same seed draws the same; None differs every time
                    device:torch.device|str='cpu', # where the logits are
                    ) -> torch.Generator:
-    "A random generator of its own"
-    g = torch.Generator(device)
+    "A random generator of its own; raises ValueError for a device or a seed that torch has not"
+    try: g = torch.Generator(torch.device(device))
+    except (RuntimeError, TypeError) as e: raise ValueError(f'device {device!r}: {e}') from None
     if seed is None: g.seed()
-    else: g.manual_seed(seed)
+    else: g.manual_seed(check_number('seed', seed, low=-2**63, high=2**64-1, whole=True))
     return g
+
+# %% ../nbs/14_generation.ipynb #5e0d9a14
+def _as_logits(logits, generator=None):
+    "The logits in float32"
+    if not isinstance(generator, torch.Generator|None):
+        raise TypeError(f'generator is a torch.Generator, as make_generator gives, or None, not '
+                        f'{generator!r:.60}')
+    if isinstance(logits, torch.Tensor) and logits.ndim == 2 and logits.numel():
+        return logits.float()
+    raise TypeError(f'logits are a tensor of shape (rows, vocabulary), not {_shape_of(logits)}')
+
+def _shape_of(y): return tuple(y.shape) if isinstance(y, torch.Tensor) else type(y).__name__
+
+def _as_filters(filters):
+    "The filters as a tuple; one alone need not be in a list"
+    filters = (filters,) if callable(filters) else filters
+    try:
+        given = None if isinstance(filters, str) else tuple(filters)
+        if all(map(callable, given)): return given
+    except TypeError: pass
+    raise TypeError('filters are functions from logits to logits, such as temperature(.8) or '
+                    f'top_k(40), not {filters!r:.60}')
+
+def _can_draw(logits):
+    "Has every row (B,V) a largest logit that is finite? Then softmax gives a distribution"
+    return isinstance(logits, torch.Tensor) and bool(logits.amax(-1).isfinite().all())
 
 # %% ../nbs/14_generation.ipynb #e03c2aa1
 def pad_left(rows:list[list[int]], # prompts as token ids
@@ -94,67 +125,119 @@ def pad_left(rows:list[list[int]], # prompts as token ids
 class Reader:
     """Reads rows of tokens through a model, for the logits of the next
 
-    Each token is read once if the model has caches. Raises ValueError for an empty prompt or one
-    that is longer than the context, TypeError for one that is no row of ids.
+    Each token is read once if the model has caches. Raises ValueError for an empty prompt, one
+    that is longer than the context, ids outside the vocabulary, and weights that are NaN; TypeError
+    for what is no model or no row of ids.
     """
     def __init__(self,
                  model:nn.Module, # called as model(ids, …)
                  rows:list[list[int]], # prompts as token ids
                  ):
-        self.model = model
-        self.rows = [_row(r) for r in rows]
-        self.device = next(model.parameters()).device
+        self.model, self.rows = _as_model(model), _as_rows(rows)
+        self.device = _device_of(model)
         self.limit = _context_length(model)
         self.new_caches = getattr(model, 'new_caches', lambda: None)
-        _check_prompts(self.rows, self.limit)
-        self._restart()
+        _check_prompts(model, self.rows, self.limit)
+        _check_weights(model)
+        self._restart(max(map(len, self.rows)))
 
-    def _restart(self):
-        "New caches, and as much of every row as is read again"
-        self.caches = self.new_caches()
-        self.pending = pad_left([r[-self._capacity():] for r in self.rows], self.device)
-        self.n_tokens = self.pending['ids'].shape[1]
-
-    def _capacity(self):
-        "How many tokens of a row to read when starting afresh: all that fit, else half a context"
-        longest = max(map(len, self.rows))
-        return longest if self.limit is None or longest <= self.limit else self.limit//2
+    def _restart(self, n):
+        "New caches; the last n tokens of every row are read again"
+        self.caches, self.n_tokens = self.new_caches(), n
+        self.pending = pad_left([r[-n:] for r in self.rows], self.device)
 
 # %% ../nbs/14_generation.ipynb #26ff00ff
-def _row(ids):
-    try: return [operator.index(i) for i in ids]
-    except TypeError:
-        raise TypeError('a prompt is one row of token ids, such as [5, 17]; several prompts go to '
-                        'generate_rows, and text to generate_text') from None
+def _next_logits(reader):
+    "Logits (B,V) after all that was read"
+    model, inputs = reader.model, reader.pending
+    if reader.caches is not None: inputs = inputs | dict(caches=reader.caches)
+    quiet = evaluating(model) if model.training else contextlib.nullcontext()
+    with quiet, torch.no_grad(), run_eagerly(model): logits = _last_of(model(**inputs))
+    if not _can_draw(logits): raise _no_logits(reader, logits)
+    return logits
+
+def _push(reader, new):
+    "Append one token (B,) to every row; with caches, it is all that is read next"
+    for r, t in zip(reader.rows, new.tolist()): r.append(t)
+    n = reader.n_tokens + 1
+    full = reader.limit and n > reader.limit
+    if full: n = max(1, reader.limit//2)                          # the newer half
+    if reader.caches is None or full: return reader._restart(n)
+    old, reader.pending = reader.pending, dict(ids=new[:,None])   # (B,1)
+    if 'docs' in old: reader.pending |= dict(docs=old['docs'][:,-1:], pos=old['pos'][:,-1:]+1)
+    reader.n_tokens = n
+
+def _tokens(reader, filters, g):
+    "Token after token (B,), without end"
+    while True:
+        new = draw_token(_next_logits(reader), filters, g)
+        yield new
+        _push(reader, new)
+
+# %% ../nbs/14_generation.ipynb #5e0d9a15
+def _as_model(model):
+    if isinstance(model, nn.Module): return model
+    raise TypeError(f'a model is expected, such as GPT(cfg), not {type(model).__name__}')
+
+def _device_of(model):
+    weights = itertools.chain(model.parameters(), model.buffers())
+    return next((w.device for w in weights), torch.device('cpu'))
 
 def _context_length(model):
     "How many tokens a model can read at once; None for a model without a config"
     try: return model.cfg.context_length
     except AttributeError: return None
 
-def _check_prompts(rows, limit):
+def _vocab_size(model):
+    try: return model.cfg.vocab_size
+    except AttributeError: return math.inf
+
+def _as_rows(rows):
+    "Prompts as lists of int"
+    try: rows = list(None if isinstance(rows, (str, bytes)) else rows)
+    except TypeError:
+        raise TypeError('rows are several rows of token ids, such as [[5, 17], [3]], not '
+                        f'{rows!r:.60}') from None
+    return [_as_row(r) for r in rows]
+
+def _as_row(ids):
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    try:
+        if isinstance(ids, (str, bytes, set, dict)): raise TypeError
+        return [_as_id(i) for i in ids]
+    except TypeError:
+        raise TypeError('a prompt is one row of token ids, such as [5, 17]; several prompts go to '
+                        'generate_rows, and text to generate_text') from None
+
+def _as_id(i):
+    if isinstance(i, bool): raise TypeError
+    return operator.index(i)
+
+def _check_prompts(model, rows, limit):
     if not rows or not all(rows):
         raise ValueError('an empty prompt: there is nothing to continue; '
                          "give at least one token, such as the tokenizer's bos")
     if limit and (n := max(map(len, rows))) > limit:
         raise ValueError(f'the prompt has {n} tokens and the context holds {limit}: '
                          f'shorten it, or keep its end, prompt[-{limit}:]')
+    V = _vocab_size(model)
+    if bad := [i for r in rows for i in r if not 0 <= i < V]:
+        raise ValueError(f'token id {bad[0]} is outside the vocabulary of {V}: '
+                         'was the prompt encoded by another tokenizer?')
 
-def _next_logits(reader):
-    "Logits (B,V) after all that was read"
-    model, inputs = reader.model, reader.pending
-    if reader.caches is not None: inputs = inputs | dict(caches=reader.caches)
-    quiet = evaluating(model) if model.training else contextlib.nullcontext()
-    with quiet, torch.no_grad(), run_eagerly(model): return model(**inputs)[:,-1]
+def _check_weights(model):
+    "Raise ValueError for NaN: attention on a CPU gives zeros for queries that are NaN"
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding): continue               # where a row may never be read
+        for k, p in part.named_parameters(recurse=False):
+            if p.is_floating_point() and not (p.isfinite() if p.ndim > 1 else p == p).all():
+                raise _broken_in('NaN', name, k)
 
-def _push(reader, new):
-    "Append one token (B,) to every row; with caches, it is all that is read next"
-    for r, t in zip(reader.rows, new.tolist()): r.append(t)
-    full = reader.limit and reader.n_tokens + 1 > reader.limit
-    if reader.caches is None or full: return reader._restart()
-    reader.n_tokens += 1
-    old, reader.pending = reader.pending, dict(ids=new[:,None])   # (B,1)
-    if 'docs' in old: reader.pending |= dict(docs=old['docs'][:,-1:], pos=old['pos'][:,-1:]+1)
+def _last_of(logits):
+    "Those of the last position, (B,V)"
+    if isinstance(logits, torch.Tensor) and logits.ndim == 3: return logits[:,-1].float()
+    raise TypeError('a model must return logits (rows, tokens, vocabulary), not '
+                    f'{_shape_of(logits)}')
 
 # %% ../nbs/14_generation.ipynb #6d938fa2
 def generate_rows(model:nn.Module, # put into eval mode while it reads, then back
@@ -165,25 +248,36 @@ def generate_rows(model:nn.Module, # put into eval mode while it reads, then bac
                   ) -> Iterator[torch.Tensor]: # (B,)
     """Write n tokens for every row at once
 
-    Raises ValueError for an empty prompt or one longer than the context, TypeError for text.
+    Raises ValueError for an empty prompt, one longer than the context, unknown ids, and logits that
+    are NaN; TypeError for text.
     """
-    reader, g = Reader(model, rows), make_generator(seed, next(model.parameters()).device)
-    for _ in range(n):
-        new = draw_token(_next_logits(reader), filters, g)
-        yield new
-        _push(reader, new)
+    n, filters = check_number('n', n, low=0, whole=True), _as_filters(filters)
+    reader = Reader(model, rows)
+    g = make_generator(seed, reader.device)
+    return itertools.islice(_tokens(reader, filters, g), n)
 
 def generate(model:nn.Module, # put into eval mode while it reads, then back
              ids:list[int], # the prompt
              n:int, # tokens to write at most
              *filters:Callable, # logits to logits, in order
              seed:int|None=None, # the same seed writes the same
-             stop:Iterable[int]=(), # ends before any of these ids
+             stop:Iterable[int]=(), # ends before any of these ids, or of the model's own
              ) -> Iterator[int]:
     "Write up to n tokens after a prompt, one at a time; raises as `generate_rows` does"
-    for new in generate_rows(model, [ids], n, *filters, seed=seed):
-        if (t := new.item()) in stop: return
-        yield t
+    ends = _as_stop(stop) | {*_end_ids_of(model)}
+    rows = generate_rows(model, [ids], n, *filters, seed=seed)
+    return itertools.takewhile(lambda t: t not in ends, (new.item() for new in rows))
+
+def _end_ids_of(model):
+    "The ids that end a text as the model was published with; none for those made here"
+    try: return tuple(model.end_ids)
+    except AttributeError: return ()
+
+def _as_stop(stop):
+    "Ids as a set: an iterator can be read but once"
+    try: return set(_as_row(stop if isinstance(stop, str) else list(stop)))
+    except TypeError:
+        raise TypeError(f'stop is some token ids, such as [tok.bos], not {stop!r:.60}') from None
 
 # %% ../nbs/14_generation.ipynb #ba089d83
 def generate_text(model:nn.Module, # a language model
@@ -195,19 +289,113 @@ def generate_text(model:nn.Module, # a language model
                   ) -> Iterator[str]:
     """Continue a prompt piece by piece, until n tokens or the end of the document
 
-    The prompt itself is not repeated. Raises as `generate_rows` does.
+    The prompt itself is not repeated. Raises as `generate_rows` does, and ValueError for no
+    prompt where the tokenizer has no mark that begins a document.
     """
-    bos = [] if tok.bos is None else [tok.bos]                    # ends a document, begins the next
-    ids = [*bos, *tok.encode(prompt)]
-    yield from tok.decode_stream(generate(model, ids, n, *filters, seed=seed, stop=bos))
+    tok = as_tokenizer(tok)
+    bos = [] if tok.bos is None else [tok.bos]                    # begins the next document
+    ids, ends = bos + _prompt_ids(tok, prompt), [*end_ids(model, tok), *bos]
+    new = generate(model, ids, n, _only_known(tok, ends), *filters, seed=seed, stop=ends)
+    return _whole_pieces(tok, new)
+
+# %% ../nbs/14_generation.ipynb #5e0d9a16
+def end_ids(model:nn.Module, # a language model
+            tok:object, # its tokenizer
+            ) -> tuple[int,...]:
+    "The ids that end a text: those that the model brought, else the tokenizer's"
+    return _end_ids_of(model) or tuple(as_tokenizer(tok).end_ids)
+
+def _prompt_ids(tok, prompt):
+    "The ids of a prompt, which is not empty where no mark begins a document"
+    if not isinstance(prompt, str):
+        raise TypeError(f'a prompt is text, not {prompt!r:.60}; ids go to generate')
+    if not prompt and tok.bos is None:
+        raise ValueError(f'{type(tok).__name__} has no mark that begins a document, so there is '
+                         'nothing to continue: give a prompt')
+    return tok.encode(prompt)
+
+def _only_known(tok, ends):
+    "A filter: what is neither in the vocabulary nor ends a text is never drawn"
+    def f(logits):                                                # (B,V)
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        unknown = ids >= tok.vocab_size
+        unknown[[i for i in ends if i < len(ids)]] = False
+        return logits.masked_fill(unknown, -math.inf) if unknown.any() else logits
+    return f
+
+def _whole_pieces(tok, ids):
+    "Pieces of text as ids come; half a character at the end is no text"
+    over = []
+    def watched():
+        yield from ids
+        over.append(True)
+    for piece in tok.decode_stream(watched()):
+        if piece := piece.rstrip('\ufffd') if over else piece: yield piece
 
 # %% ../nbs/14_generation.ipynb #ebadfc39
 def sample_from(trainer:object, # a Trainer, or anything with model and tok
                 prompt:str='', # what to continue
                 n:int=120, # tokens at most
                 ) -> str:
-    "What the model of a run writes now; the same seed every time, so that progress shows"
-    if trainer.tok is None: return ''
-    filters = temperature(.8), top_k(50)
-    pieces = generate_text(trainer.model, trainer.tok, prompt, n, *filters, seed=0)
-    return prompt + ''.join(pieces)
+    """What the model of a run writes now; the same seed every time, so that progress shows
+
+    Control characters stand as escapes. Raises ValueError where there is no tokenizer, TypeError
+    for what has no model.
+    """
+    model, tok = _model_and_tokenizer(trainer)
+    pieces = generate_text(model, tok, prompt, n, temperature(.8), top_k(50), seed=0)
+    return plain_text(prompt + ''.join(pieces))
+
+def _model_and_tokenizer(trainer):
+    try: model, tok = trainer.model, trainer.tok
+    except AttributeError: model = tok = None
+    if not isinstance(model, nn.Module):
+        raise TypeError('sample_from takes a Trainer, or anything with model and tok, not '
+                        f'{type(trainer).__name__}; generate_text takes a model and its tokenizer')
+    if tok is None:
+        raise ValueError('there is no tokenizer, so nothing can be written: set tok, or call '
+                         'generate, which writes ids')
+    return model, tok
+
+# %% ../nbs/14_generation.ipynb #5e0d9a18
+def _no_draw(logits):
+    "The error for logits from which no token can be drawn"
+    if not isinstance(logits, torch.Tensor):
+        return TypeError(f'a filter must return logits, not {type(logits).__name__}')
+    if logits.isnan().any(): return ValueError('the logits are NaN, so no token can be drawn')
+    if (logits == math.inf).any(): return ValueError('the logits are infinite, so no token can be '
+                                                     'drawn: is a temperature too small?')
+    return ValueError('no token is left to draw: every logit is −∞. A filter forbids them all')
+
+def _no_logits(reader, logits):
+    "The error for a model from whose logits no token can be drawn: it says where they broke"
+    what = 'NaN' if logits.isnan().any() else 'infinite'
+    if not (name := _first_not_finite(reader)):
+        return ValueError(f'the logits are {what}, though no part of the model gave such numbers '
+                          'when it read the text again')
+    part = reader.model.get_submodule(name)
+    broken = [k for k, p in part.named_parameters() if not p.isfinite().all()]
+    return _broken_in(what, name, *broken[:1])
+
+def _broken_in(what, name, weight=None):
+    whose = f', whose {weight} is not finite' if weight else ''
+    return ValueError(f'the logits are {what}, first in {name}{whose}: load a checkpoint from '
+                      'before, or lower the learning rate')
+
+def _first_not_finite(reader):
+    "The name of the first part whose output is not finite when the rows are read again"
+    found = []
+    def watch(name):
+        def hook(m, args, y):
+            y = y[0] if isinstance(y, tuple) else y
+            if isinstance(y, torch.Tensor) and not y.isfinite().all(): found.append(name)
+        return hook
+    parts = [(n, m) for n, m in reader.model.named_modules() if n]
+    hooks = [m.register_forward_hook(watch(n)) for n, m in parts]
+    inputs = pad_left([r[-reader.n_tokens:] for r in reader.rows], reader.device)
+    try:
+        with evaluating(reader.model), torch.no_grad(), run_eagerly(reader.model):
+            reader.model(**inputs)
+    finally:
+        for h in hooks: h.remove()
+    return next(iter(found), '')
