@@ -44,10 +44,12 @@ def visible_mask(qpos:torch.Tensor, # (B,T) positions of the queries
                  kdocs:torch.Tensor|None=None, # (B,S) documents of the keys
                  window:int|None=None, # how many tokens one sees, itself included
                  ) -> torch.Tensor: # (B,1,T,S) bool
-    "True where a query may look at a key"
+    "True where a query may look at a key; raises ValueError for a window below 1"
     q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)
-    if window: m = m & (q - k < window)
+    if window is not None:
+        if window < 1: raise ValueError(f'a window sees one token or more, not {window!r}')
+        m = m & (q - k < window)
     if qdocs is not None: m = m & (qdocs[:,:,None] == kdocs[:,None,:])
     return m[:,None]                                                  # (B,1,T,S)
 
@@ -82,6 +84,10 @@ class Seq:
         s.__dict__.update(self.__dict__)
         s.cache = self.caches[i] if self.caches is not None else None
         return s
+
+    def keys_of(self, held:dict) -> tuple:
+        "Positions and documents (B,S) of the keys that this layer's cache gave"
+        return held['pos'], held.get('docs')
 
     def once(self, key:tuple, f:Callable):
         "f() the first time, the same object ever after"
@@ -130,11 +136,11 @@ class Layer(nn.Module):
         return None
 
 def once(f:Callable, # f(own, seq, *tensors): what layers share
-         ) -> Callable: # the same, made once for each `seq`, settings of `own`, and shapes
+         ) -> Callable: # the same, made once for each `seq`, settings of `own`, and tensors
     "Decorator: schemes with the same settings share what f makes; a module shares it with no other"
     @wraps(f)
     def made(own, seq, *tensors):
-        key = f, _settings(own), *[t if t is None else t.shape for t in tensors]
+        key = f, _settings(own), *[_name(seq, t) for t in tensors]
         try: new = key not in seq._memo
         except TypeError:
             raise TypeError(f'{type(own).__name__} has a setting that cannot be compared, '
@@ -146,6 +152,8 @@ def once(f:Callable, # f(own, seq, *tensors): what layers share
 def _settings(own):
     alike = isinstance(own, Position) and not isinstance(own, nn.Module)
     return (type(own), *own.__dict__.items()) if alike else own
+
+def _name(seq, t): return 'pos' if t is seq.pos else 'docs' if t is seq.docs else t
 
 # %% ../nbs/07_attention.ipynb #a07c0009
 def check_window(window:int|None) -> int|None:
@@ -344,7 +352,7 @@ def _remember(self:Attention, seq, k, v):
     if seq.cache is None: return k, v, seq.pos, seq.docs
     docs = {} if seq.docs is None else dict(docs=seq.docs)
     c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs)
-    return c['k'], c['v'], c['pos'], c.get('docs')
+    return c['k'], c['v'], *seq.keys_of(c)
 
 @patch
 def _attend(self:Attention, q, k, v, mask):
@@ -364,6 +372,13 @@ def prepare(self:Attention, seq:Seq, x:torch.Tensor):
     like = x[:,None,:1,:1].expand(-1, -1, x.shape[1], self.D)         # (B,1,T,D)
     self.pos.rotate(seq, like, like)
     self.mask(seq, seq.pos, seq.docs)
+
+@patch(cls_method=True)
+def like(cls:Seq, x:torch.Tensor) -> Seq:
+    "What a layer needs beside x (B,T,C), where no more is known: `attn(x, Seq.like(x))`"
+    seq = cls(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
+    seq.x0 = x
+    return seq
 
 @patch
 def slopes(self:Position, device:torch.device|str|None=None) -> torch.Tensor|None:
@@ -391,6 +406,26 @@ def first_cache(part:nn.Module) -> LayerCache|None:
     cache = next((c for c in made if c is not None), None)
     return None if cache is None else check_contract(cache, LayerCache)
 
+# methods `add` that give all tokens that were read, or the newest of them, the oldest first
+in_order = {Cache.add}
+
+@patch
+def keys_of(self:Seq, held:dict) -> tuple:
+    "Positions and documents (B,S) of a cache's keys: one tensor for caches of one past"
+    c, keys = self.cache, (held['pos'], held.get('docs'))
+    past = _past(c, self.pos.shape[1], keys[0].shape[1])
+    c.past = None if past is None else (self.once(('past', past), object), c.seen)
+    if past is None: self.plain = False                   # any tokens: only the tensor says which
+    return keys if past is None else self.once(('keys', past, keys[0].shape), lambda: keys)
+
+def _past(cache, T, S):
+    "What S keys depend on, after T new ones: all that was read before; None if they may be any"
+    window, seen = getattr(cache, 'window', None), cache.seen
+    newest = seen if window is None else min(seen, window-1+T)
+    if type(cache).add not in in_order or S != newest: return None
+    past, end = getattr(cache, 'past', None) or (None, 0)
+    return ('empty' if seen == T else None) if end != seen-T or past is None else past
+
 # %% ../nbs/07_attention.ipynb #4d547d34
 def _rows(B=3, T=24, C=32):
     """x (B,T,C), ids, and docs and pos with padding of 0, 5 and 9 tokens on the left
@@ -408,20 +443,20 @@ def _run(attn, x, ids, docs=None, pos=None, cache=None):
     return attn(x, seq.at(0))                                         # (B,T,C)
 
 @torch.no_grad()
-def _cached_gap(attn, split):
+def _cached_gap(attn, split, C):
     "Largest difference between reading at once and in the pieces of `split`, over true tokens"
-    x, ids, docs, pos = _rows(T=sum(split))
+    x, ids, docs, pos = _rows(T=sum(split), C=C)
     cache, parts = attn.new_cache(), zip(*[t.split(split, 1) for t in (x, ids, docs, pos)])
     pieces = torch.cat([_run(attn, *p, cache=cache) for p in parts], 1)
     gap = (pieces - _run(attn, x, ids, docs, pos)).abs().amax(-1)     # (B,T)
     return (gap * (docs >= 0)).max().item()
 
 @torch.no_grad()
-def _leaks(attn, where):
+def _leaks(attn, where, C):
     """Does changing tokens `where` (a slice) move what must not see them?
 
     That is: earlier tokens, or the other document."""
-    x, ids, *_ = _rows()
+    x, ids, *_ = _rows(C=C)
     docs = (torch.arange(24)//8).expand(3, 24)                        # three documents
     x2, ids2 = x.clone(), ids.clone()
     x2[:,where] += 1
@@ -431,9 +466,9 @@ def _leaks(attn, where):
     return moved.abs().max().item() > 1e-5
 
 @torch.no_grad()
-def _padding_gap(attn):
+def _padding_gap(attn, C):
     "Largest difference between a row behind nine tokens of padding, and the same row alone"
-    x, ids, docs, pos = _rows()
+    x, ids, docs, pos = _rows(C=C)
     padded = _run(attn, x, ids, docs, pos)[2:,9:]
     return (padded - _run(attn, x[2:,9:], ids[2:,9:])).abs().max().item()
 
@@ -456,13 +491,13 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
     y.square().sum().backward()
     dead = no_gradient(attn)
     missing = f': not {", ".join(dead)}' if dead else ''
-    ahead = any(_leaks(attn.train(t), slice(12, 24)) for t in (True, False))
+    ahead = any(_leaks(attn.train(t), slice(12, 24), C) for t in (True, False))
     r = Report({'keeps the shape': True,
                 'every parameter gets a gradient' + missing: not dead,
                 'blind to the future': not ahead,
-                'keeps documents apart': not _leaks(attn, slice(0, 16)),
-                'does not see padding': _padding_gap(attn) < 1e-4})
+                'keeps documents apart': not _leaks(attn, slice(0, 16), C),
+                'does not see padding': _padding_gap(attn, C) < 1e-4})
     never = 'cannot be cached (no new_cache): the text is read again for every token'
     if not isinstance(attn, Layer) or attn.new_cache() is None: return Report(r | {never: '–'})
-    gap = max(_cached_gap(attn, s) for s in ([1]*24, [24], [7,1,1,15], [12,12]))
+    gap = max(_cached_gap(attn, s, C) for s in ([1]*24, [24], [7,1,1,15], [12,12]))
     return Report(r | {f'cached equals uncached: largest difference {gap:.0e}': gap < 1e-4})

@@ -83,7 +83,7 @@ def _turn(self:MLA, seq, q, r):
 def _keep(self:MLA, seq, new):
     if seq.cache is None: return new, seq.pos, seq.docs
     c = seq.cache.add(latent=new, pos=seq.pos, **({} if seq.docs is None else dict(docs=seq.docs)))
-    return c['latent'], c['pos'], c.get('docs')
+    return c['latent'], *seq.keys_of(c)
 
 # %% ../nbs/36_linear_attentions.ipynb #768457f0
 @patch
