@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .blocks import build_part, no_gradient, perturb_parameters, Report
-from .core import check_contract
+from .core import check_contract, check_number
 
 # %% ../nbs/07_attention.ipynb #877d88af
 def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
@@ -163,6 +163,33 @@ def check_window(window:int|None) -> int|None:
                          f'a whole number from 1, or None for all: not {window!r}')
     return window
 
+def check_heads(C:int, # width
+                n_heads:int, # heads of queries
+                n_kv_heads:int|None, # heads of keys and values; None is as many
+                d_head:int|None, # width of a head; None is C/n_heads
+                ) -> tuple[int, int, int]:
+    "(H, K, D) of an attention; raises ValueError for numbers that do not go together"
+    K = n_heads if n_kv_heads is None else n_kv_heads
+    D = 1 if d_head is None else d_head
+    for name, n in (('C', C), ('n_heads', n_heads), ('n_kv_heads', K), ('d_head', D)):
+        if type(n) is not int or n < 1:
+            raise ValueError(f'{name} is a whole number of at least 1, not {n!r}')
+    if d_head is None and C % n_heads:
+        raise ValueError(f'width {C} does not divide into {n_heads} heads: '
+                         'choose a multiple, or give d_head')
+    if n_heads % K:
+        raise ValueError(f'{n_heads} heads cannot share {K} key-value heads '
+                         'evenly: n_kv_heads must divide n_heads')
+    return n_heads, K, d_head or C//n_heads
+
+def check_rates(softcap:float|None, # above 0, or None
+                dropout:float, # a probability
+                ) -> tuple: # both
+    "The two as they are; raises TypeError or ValueError for what they may not be"
+    if softcap is not None: check_number('softcap', softcap, above=0)
+    check_number('dropout', dropout, low=0, high=1)
+    return softcap, dropout
+
 def as_position(pos:object) -> Position:
     "A position scheme, asked what it does; None is one that does nothing. Raises TypeError"
     if pos is None: return Position()
@@ -230,7 +257,7 @@ class RoPE(Position):
                  ):
         if D % 2: raise ValueError('rotary positions turn pairs of channels: '
                                    f'the head width must be even, not {D}')
-        self.D, self.theta = D, theta
+        self.D, self.theta = D, check_number('theta', theta, above=0)
 
     @once
     def _angles(self, seq):
@@ -294,9 +321,9 @@ class Attention(Layer):
                  dropout:float=0., # dropout probability of the weights
                  ):
         super().__init__()
-        self.H, self.K, self.D = _heads(C, n_heads, n_kv_heads, d_head)
+        self.H, self.K, self.D = check_heads(C, n_heads, n_kv_heads, d_head)
         self.window, self.qk_norm = check_window(window), qk_norm
-        self.softcap, self.dropout = softcap, dropout
+        self.softcap, self.dropout = check_rates(softcap, dropout)
         self.q, self.k, self.v = (nn.Linear(C, h*self.D, bias=bias)
                                   for h in (self.H, self.K, self.K))
         self.o = nn.Linear(self.H*self.D, C, bias=bias)
@@ -323,19 +350,6 @@ class Attention(Layer):
             value = as_position(value)
             self._modules.pop('pos', None)         # a learnt one makes room for any other
         super().__setattr__(name, value)
-
-def _heads(C, n_heads, n_kv_heads, d_head):
-    K = n_heads if n_kv_heads is None else n_kv_heads
-    for name, n in (('n_heads', n_heads), ('n_kv_heads', K), ('d_head', d_head or 1)):
-        if type(n) is not int or n < 1:
-            raise ValueError(f'{name} is a whole number of at least 1, not {n!r}')
-    if d_head is None and C % n_heads:
-        raise ValueError(f'width {C} does not divide into {n_heads} heads: '
-                         'choose a multiple, or give d_head')
-    if n_heads % K:
-        raise ValueError(f'{n_heads} heads cannot share {K} key-value heads '
-                         'evenly: n_kv_heads must divide n_heads')
-    return n_heads, K, d_head or C//n_heads
 
 # %% ../nbs/07_attention.ipynb #ee7104e0
 @patch

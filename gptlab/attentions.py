@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import (check_window, in_order, Attention, Cache, LayerCache, once,
-                              plain_attention, Seq, visible_mask)
+from .attention import (check_heads, check_window, in_order, Attention, Cache, LayerCache,
+                              once, plain_attention, Seq, visible_mask)
 from .blocks import build_part
+from .core import check_number
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
 def sdpa(attn:nn.Module, # the layer: its mask, window, softcap and positions count
@@ -63,9 +64,9 @@ class OpenAttention(Attention):
                  n_layers:int=1, # of so many
                  context_length:int|None=None, # offered to the cache
                  **kwargs):
-        if not (qk_expand > 0 and v_expand > 0):
-            raise ValueError(f'widths expand by a number above 0, not {qk_expand} and {v_expand}')
-        base = d_head or C//n_heads
+        for name, n in dict(qk_expand=qk_expand, v_expand=v_expand).items():
+            check_number(name, n, above=0)
+        _, _, base = check_heads(C, n_heads, n_kv_heads, d_head)
         wide = round(base*qk_expand) if d_head or qk_expand != 1 else None
         super().__init__(C, n_heads, n_kv_heads, d_head=wide, **kwargs)
         self.Dv, self.R = max(1, round(base*v_expand)), self.D    # R channels are turned
@@ -207,10 +208,11 @@ def window_pattern(pattern:str, # such as 'SSSL', repeated over the layers
     """One attention per layer for `GPTConfig(attn=…)`: S short, L long, the last long
 
     Raises ValueError for other letters, or a window that is no whole number from 1."""
-    if not pattern or set(pattern) - set('SL'):
+    if not isinstance(pattern, str) or not pattern or set(pattern) - set('SL'):
         raise ValueError(f'a pattern is made of S (short) and L (long), as SSSL, not {pattern!r}')
     if check_window(window) is None:
         raise ValueError('the layers marked S need a window: how many tokens they see')
+    check_number('n_layers', n_layers, low=1, whole=True)
     marks = (pattern * n_layers)[:n_layers-1] + 'L'
     return [attn if m == 'L' else partial(attn, window=window) for m in marks]
 
@@ -298,7 +300,7 @@ class StaticCache(Cache):
         if not context_length:
             raise ValueError('a static cache needs to know the longest row: context_length=…')
         super().__init__(window)
-        self.places = context_length
+        self.places = check_number('context_length', context_length, low=1, whole=True)
 
     def add(self, **new:torch.Tensor) -> dict[str, torch.Tensor]:
         """Write k, v (B,H,T,D), pos and docs (B,T); returns views of all that is visible

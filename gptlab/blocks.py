@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .core import plain_text
+from .core import check_number, plain_text
 
 # %% ../nbs/06_blocks.ipynb #1dd74862
 class RMSNorm(nn.Module):
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
                  eps:float=1e-5, # keeps a zero vector finite
                  ):
         super().__init__()
-        self.C, self.eps = C, eps
+        self.C, self.eps = check_number('C', C, low=1, whole=True), check_number('eps', eps, low=0)
         self.weight = nn.Parameter(torch.ones(C)) if gain else None
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (…,C)
@@ -40,7 +40,7 @@ class LayerNorm(nn.Module):
                  eps:float=1e-5, # added to the variance
                  ):
         super().__init__()
-        self.C, self.eps = C, eps
+        self.C, self.eps = check_number('C', C, low=1, whole=True), check_number('eps', eps, low=0)
         self.weight = nn.Parameter(torch.ones(C))
         self.bias = nn.Parameter(torch.zeros(C)) if bias else None
 
@@ -82,7 +82,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(C, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, C, bias=bias)
-        self.act, self.dropout = act, dropout
+        self.act, self.dropout = act, check_number('dropout', dropout, low=0, high=1)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
         h = self.act(self.up(x))                                      # (B,T,d_ff)
@@ -104,7 +104,7 @@ class GLU(nn.Module):
         self.gate = nn.Linear(C, d_ff, bias=bias)
         self.up = nn.Linear(C, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, C, bias=bias)
-        self.act, self.dropout = act, dropout
+        self.act, self.dropout = act, check_number('dropout', dropout, low=0, high=1)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
         h = self.act(self.gate(x)) * self.up(x)                       # (B,T,d_ff)

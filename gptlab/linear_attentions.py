@@ -15,10 +15,10 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import as_position, check_attn, Layer, LayerCache, Mask, RoPE, Seq
+from .attention import as_position, check_attn, check_heads, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
 from .blocks import build_part, RMSNorm
-from .core import show_progress
+from .core import check_number, markdown_text, show_progress
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
 @delegates(OpenAttention, but=['n_kv_heads', 'qk_expand', 'v_expand', 'adds', 'qk_norm', 'bias'])
@@ -37,6 +37,8 @@ class MLA(OpenAttention):
                  absorb:bool=True, # read single tokens in the latent's own space?
                  **kwargs):
         _own_keys('MLA', n_heads, n_kv_heads)
+        if d_latent is not None: check_number('d_latent', d_latent, low=1, whole=True)
+        if d_rope is not None: check_number('d_rope', d_rope, low=0, whole=True)
         super().__init__(C, n_heads, d_head=d_head, pos=None, qk_norm=False, **kwargs)
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
@@ -119,6 +121,7 @@ def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
     """Linear attention with the delta rule (Schlag et al. 2021, eq. 24), in float32
 
     Chunk by chunk, as in Yang et al. 2024, section 3."""
+    if chunk < 1: raise ValueError(f'chunk is a number of tokens, at least 1, not {chunk!r}')
     dtype, (q, k, v, beta) = v.dtype, (t.float() for t in (q, k, v, beta))
     if state is None: state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
     if fresh is None: fresh = torch.zeros_like(beta[:,0], dtype=torch.bool)
@@ -158,10 +161,8 @@ class DeltaAttention(Layer):
                  ):
         super().__init__()
         _own_keys('DeltaAttention', n_heads, n_kv_heads)
-        if d_head is None and C % n_heads:
-            raise ValueError(f'width {C} does not divide into {n_heads} heads: '
-                             'choose a multiple, or give d_head')
-        self.H, self.D, self.chunk = n_heads, d_head or C//n_heads, chunk
+        self.H, _, self.D = check_heads(C, n_heads, None, d_head)
+        self.chunk = check_number('chunk', chunk, low=1, whole=True)
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
@@ -228,8 +229,8 @@ class Grid(dict):
         rows, cols = (list(dict.fromkeys(k[i] for k in self)) for i in (0, 1))
         mark = lambda r: '–' if r is None else '✓' if r.ok else '✗'
         cell = lambda c: '–' if not any(c.values()) else ''.join(map(mark, c.values()))
-        head = ['| |' + '|'.join(cols) + '|', '|---|' + ':-:|'*len(cols)]
-        body = [f'| {r} | ' + ' | '.join(cell(self[r,p]) for p in cols) + ' |' for r in rows]
+        head = ['| |' + '|'.join(map(markdown_text, cols)) + '|', '|---|' + ':-:|'*len(cols)]
+        body = [f'| {markdown_text(r)} | ' + ' | '.join(cell(self[r,p]) for p in cols) + ' |' for r in rows]
         return '\n'.join(head + body) + f'\n\n{self!r}'
 
 # %% ../nbs/36_linear_attentions.ipynb #121b9dd8
@@ -241,6 +242,8 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
     """Run `check_attn` on all combinations; one whose constructor says no makes no sense
 
     A constructor says no by ValueError. An attention with a cache of its own is tried once."""
+    for name, d in dict(attentions=attentions, positions=positions, caches=caches).items():
+        if not isinstance(d, dict): raise TypeError(f'{name} is a dict of constructors, not {d!r:.60}')
     pairs = list(product(attentions.items(), positions.items()))
     pairs = show_progress(pairs, 'checking', unit='pairs', verbose=verbose)
     return Grid({(a, p): _check_row(attn, pos, caches) for (a, attn), (p, pos) in pairs})

@@ -17,6 +17,8 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from .attention import (check_layers, first_cache, has_values, Attention, Layer, LayerCache,
                               LearnedPositions, Position, Seq)
@@ -674,6 +676,17 @@ def module_inside(module:nn.Module) -> nn.Module|None:
 def plain_name(name:str) -> str:
     "A module's or a tensor's name as it is without torch.compile"
     return name.replace('_orig_mod.', '')
+
+def unwrapped(model:nn.Module) -> nn.Module:
+    """The model inside torch.compile, DistributedDataParallel, DataParallel or AveragedModel
+
+    Raises TypeError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'a model is expected, not {model!r:.60}')
+    inner = module_inside(model)
+    if isinstance(model, (DistributedDataParallel, nn.DataParallel, AveragedModel)):
+        inner = model.module
+    return model if inner is None else unwrapped(inner)
 
 # %% ../nbs/08_model.ipynb #94e6d1f2
 @contextlib.contextmanager

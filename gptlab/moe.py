@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import first_cache, Cache, Layer, LayerCache, Seq
 from .blocks import build_part, MLP
-from .model import Block, GPT, as_pair
+from .core import check_number
+from .model import run_eagerly, unwrapped, as_pair, Block, GPT
 from .optimizers import Group
 
 # %% ../nbs/23_moe.ipynb #72ef6bd0
@@ -28,6 +29,8 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
     """Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)
 
     The bias: Wang et al. 2024."""
+    if not 0 < k <= scores.shape[-1]:
+        raise ValueError(f'k={k!r} of {scores.shape[-1]} experts: give a number from 1 to that')
     chosen = (scores if bias is None else scores + bias).topk(k, -1).indices  # (N,k)
     w = scores.gather(-1, chosen)                                 # (N,k)
     return (w / w.sum(-1, keepdim=True) if normalise else w), chosen
@@ -54,6 +57,7 @@ class MoE(Layer):
                  ):
         super().__init__()
         _check_moe(n_experts, k, shared, gate, balance, capacity)
+        if d_expert is not None: check_number('d_expert', d_expert, low=1, whole=True)
         make = partial(build_part, expert, C, d_expert or d_ff, dropout=dropout)
         self.experts = nn.ModuleList(make() for _ in range(n_experts))
         self.shared = nn.ModuleList(make() for _ in range(shared))
@@ -103,9 +107,8 @@ def _most(self:MoE, N):
 def _check_moe(E, k, shared, gate, balance, capacity):
     if type(shared) is not int or shared < 0:
         raise ValueError(f'shared is a number of experts, 0 or more, not {shared!r}')
-    if capacity is not None and not capacity > 0:
-        raise ValueError('capacity is a multiple of the mean load, above 0, or None, '
-                         f'not {capacity!r}')
+    if capacity is not None: check_number('capacity, in mean loads,', capacity, above=0)
+    for name, n in dict(n_experts=E, k=k).items(): check_number(name, n, whole=True)
     if not 1 <= k <= E:
         raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
     if gate not in ('softmax', 'sigmoid'):
@@ -161,6 +164,8 @@ def expert_load(model:nn.Module, # any model with mixtures in it
                 batch:dict, # ids, and what else the model takes
                 ) -> torch.Tensor: # (layers with a mixture, E)
     "Each expert's share of a batch's tokens, by layer; raises ValueError where there is no mixture"
+    model = unwrapped(model)
+    if not isinstance(batch, dict): raise TypeError(f'a batch is a dict with ids, not {batch!r:.60}')
     mixes = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None]
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
     loads = []
@@ -168,7 +173,8 @@ def expert_load(model:nn.Module, # any model with mixtures in it
         _, chosen, _ = m.choose(args[0].flatten(0, -2))
         loads.append(load_of(chosen, len(m.experts)))
     hooks = [m.register_forward_pre_hook(see) for m in mixes]
-    try: model(**{k: v for k, v in batch.items() if k != 'targets'})
+    try:
+        with run_eagerly(model): model(**{k: v for k, v in batch.items() if k != 'targets'})
     finally:
         for h in hooks: h.remove()
     return torch.stack(loads)
@@ -177,6 +183,7 @@ def dropped_share(load:torch.Tensor, # (…,E) shares, as of `expert_load`
                   capacity:float, # room of an expert, times the mean load
                   ) -> torch.Tensor: # (…,)
     "The share of choices that a fixed capacity would not have served"
+    check_number('capacity', capacity, above=0)
     return (load - capacity/load.shape[-1]).clamp(min=0).sum(-1)
 
 # %% ../nbs/23_moe.ipynb #46ce3702
@@ -193,6 +200,7 @@ def mix_flops(self:MoE, T:int) -> int:
 
 def active_params(model:nn.Module) -> int:
     "Parameters that one token uses; `n_params` counts those that are held"
+    model = unwrapped(model)
     idle = sum(m._idle() for m in model.modules() if isinstance(m, MoE))
     return sum(p.numel() for p in model.parameters()) - idle
 
@@ -201,6 +209,7 @@ def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
     "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
+    if not 0 < share <= 1: raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
     return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
@@ -223,8 +232,8 @@ class MoD(Layer):
                  dropout:float=0., # offered to the inner block
                  ):
         super().__init__()
-        if not 0 < share <= 1:
-            raise ValueError(f'share={share}: give the share of tokens to work on, '
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f'share={share!r}: give the share of tokens to work on, '
                              'above 0, at most 1')
         self.block, self.share = build_part(inner, C, attn, mlp, norm, dropout=dropout), share
         self.causal = causal
