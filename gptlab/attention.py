@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .blocks import build_part, no_gradient, perturb_parameters, Report
+from .blocks import build_part, checked, no_gradient, perturb_parameters, Report
 from .core import check_contract, check_number
 
 # %% ../nbs/07_attention.ipynb #877d88af
@@ -30,6 +30,8 @@ def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
     """Scaled dot-product attention, spelt out (Vaswani et al. 2017, eq. 1)
 
     The oracle for every faster one."""
+    check_number('dropout', dropout, low=0, high=1)
+    if softcap is not None: check_number('softcap', softcap, above=0)
     scores = q @ k.mT / math.sqrt(q.shape[-1])                        # (B,H,T,S)
     if softcap: scores = softcap * torch.tanh(scores/softcap)
     if mask is not None:
@@ -45,10 +47,12 @@ def visible_mask(qpos:torch.Tensor, # (B,T) positions of the queries
                  window:int|None=None, # how many tokens one sees, itself included
                  ) -> torch.Tensor: # (B,1,T,S) bool
     "True where a query may look at a key; raises ValueError for a window below 1"
+    if (qdocs is None) != (kdocs is None): raise ValueError('give qdocs and kdocs, or neither')
     q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)
     if window is not None:
-        if window < 1: raise ValueError(f'a window sees one token or more, not {window!r}')
+        if type(window) is not int or window < 1:
+            raise ValueError(f'a window sees one token or more, not {window!r}')
         m = m & (q - k < window)
     if qdocs is not None: m = m & (qdocs[:,:,None] == kdocs[:,None,:])
     return m[:,None]                                                  # (B,1,T,S)
@@ -64,6 +68,7 @@ class Seq:
                  pos:torch.Tensor|None=None, # (B,T) positions; None counts on from the caches
                  caches:list|None=None, # one cache per layer
                  ):
+        self._check(ids, docs, pos, caches)
         self.ids, self.docs, self.caches, self._memo = ids, docs, caches, {}
         self.cache = None
         for c in caches or []:
@@ -77,6 +82,8 @@ class Seq:
             count = self.seen + torch.arange(ids.shape[1], device=ids.device) # (T,)
             pos = count.expand(ids.shape)                             # (B,T)
         self.pos = pos
+
+    def _check(self, ids, docs, pos, caches): "Refuse what is none: see Skip at first reading"
 
     def at(self, i:int) -> 'Seq':
         "The view of layer i: the same memory, its own cache"
@@ -243,7 +250,9 @@ def rotate_halves(x:torch.Tensor, # (B,H,T,D)
                   sin:torch.Tensor, # (B,1,T,D/2)
                   ) -> torch.Tensor: # (B,H,T,D)
     "Each pair (channel i, channel i+D/2) rotated by its angle (Su et al. 2021, eq. 34)"
-    a, b = x.chunk(2, -1)
+    a, b = x.chunk(2, -1)                                             # (B,H,T,D/2)
+    if not a.shape[-1] == cos.shape[-1] == sin.shape[-1]:
+        raise ValueError(f'{a.shape[-1]} pairs of channels need an angle each')
     return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
 
 class RoPE(Position):
@@ -409,6 +418,20 @@ def has_values(t:torch.Tensor) -> bool: # of any shape
     "Are its values at hand? To look makes a GPU wait and breaks a graph; fake tensors have none"
     return not torch.compiler.is_compiling() and type(t) is torch.Tensor and t.device.type == 'cpu'
 
+@patch
+def _check(self:Seq, ids, docs, pos, caches):
+    given = dict(ids=ids, docs=docs, pos=pos)
+    for name, t in given.items():
+        if t is None and name != 'ids': continue
+        if not isinstance(t, torch.Tensor): raise TypeError(f'{name} must be a tensor, not {t!r:.60}')
+        if name != 'ids' and t.shape[-1] != ids.shape[-1]:
+            raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, '
+                             f'not {tuple(t.shape)}')
+    if ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError(f'ids are whole numbers (B,T), not {ids.dtype} of shape {tuple(ids.shape)}')
+    if caches is not None and not isinstance(caches, (list, tuple)):
+        raise TypeError(f'caches are a list, one for each layer, not {caches!r:.60}')
+
 def check_layers(parts:Iterable[nn.Module]):
     "Each kind of module in these parts is asked once: is it a Layer, or does it look like one?"
     kinds = {type(m): m for part in parts for m in part.modules()}
@@ -439,6 +462,10 @@ def _past(cache, T, S):
     if type(cache).add not in in_order or S != newest: return None
     past, end = getattr(cache, 'past', None) or (None, 0)
     return ('empty' if seen == T else None) if end != seen-T or past is None else past
+
+checked(LearnedPositions)
+checked(RoPE)
+checked(Attention, own='C n_heads n_kv_heads d_head window softcap dropout')
 
 # %% ../nbs/07_attention.ipynb #4d547d34
 def _rows(B=3, T=24, C=32):
@@ -487,6 +514,7 @@ def _padding_gap(attn, C):
     return (padded - _run(attn, x[2:,9:], ids[2:,9:])).abs().max().item()
 
 # %% ../nbs/07_attention.ipynb #7e5f2bdf
+@checked
 def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
                C:int=32, # width to try
                n_heads:int=4, # heads to try

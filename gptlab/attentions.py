@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import (check_heads, check_window, in_order, Attention, Cache, LayerCache,
                               once, plain_attention, Seq, visible_mask)
-from .blocks import build_part
+from .blocks import build_part, checked
 from .core import check_number
 
 # %% ../nbs/22_attentions.ipynb #e7f1560f
@@ -64,8 +64,8 @@ class OpenAttention(Attention):
                  n_layers:int=1, # of so many
                  context_length:int|None=None, # offered to the cache
                  **kwargs):
-        for name, n in dict(qk_expand=qk_expand, v_expand=v_expand).items():
-            check_number(name, n, above=0)
+        if not (qk_expand > 0 and v_expand > 0):
+            raise ValueError(f'widths expand by a number above 0, not {qk_expand} and {v_expand}')
         _, _, base = check_heads(C, n_heads, n_kv_heads, d_head)
         wide = round(base*qk_expand) if d_head or qk_expand != 1 else None
         super().__init__(C, n_heads, n_kv_heads, d_head=wide, **kwargs)
@@ -363,3 +363,13 @@ def cache_bytes(caches:list # of a model, or of one layer
         raise TypeError('cache_bytes takes a list of caches, as model.new_caches() gives, '
                         f'not {caches!r:.80}')
     return sum(t.nbytes for c in caches for t in c.kept.values())
+
+# %% ../nbs/22_attentions.ipynb #0b6c4e13
+checked(OpenAttention, own='C n_heads n_kv_heads d_head window softcap dropout', layer=0,
+        qk_expand=None, v_expand=None)
+checked(ValueEmbedding, layer=0, scale=None)
+checked(Gate)
+checked(QKGain)
+checked(StaticCache, own='window')
+checked(RingCache, own='window')
+window_pattern = checked(window_pattern)

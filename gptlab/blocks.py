@@ -7,8 +7,11 @@ __all__ = ['SwiGLU', 'RMSNorm', 'LayerNorm', 'relu2', 'gelu', 'gelu_tanh', 'silu
            'perturb_parameters', 'Report', 'check_part', 'build_part']
 
 # %% ../nbs/06_blocks.ipynb #68e1353d
-import inspect
+import inspect, reprlib
 from collections.abc import Callable
+from functools import partial, wraps
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +26,7 @@ class RMSNorm(nn.Module):
                  eps:float=1e-5, # keeps a zero vector finite
                  ):
         super().__init__()
-        self.C, self.eps = check_number('C', C, low=1, whole=True), check_number('eps', eps, low=0)
+        self.C, self.eps = C, eps
         self.weight = nn.Parameter(torch.ones(C)) if gain else None
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (…,C)
@@ -40,7 +43,7 @@ class LayerNorm(nn.Module):
                  eps:float=1e-5, # added to the variance
                  ):
         super().__init__()
-        self.C, self.eps = check_number('C', C, low=1, whole=True), check_number('eps', eps, low=0)
+        self.C, self.eps = C, eps
         self.weight = nn.Parameter(torch.ones(C))
         self.bias = nn.Parameter(torch.zeros(C)) if bias else None
 
@@ -171,8 +174,62 @@ def build_part(part:Callable, # a constructor
     """Call a constructor with its positional contract, plus the offers that its signature names
 
     What `partial` fixed stays fixed."""
+    if not callable(part): raise TypeError(f'part must be a constructor, not {part!r:.60}')
     names, fixed = inspect.signature(part).parameters, getattr(part, 'keywords', {})
     wanted = {k: v for k, v in offers.items() if k in names and k not in fixed}
     order = [*inspect.signature(getattr(part, 'func', part)).parameters][:len(args)]
     if not fixed.keys() & {*order}: return part(*args, **wanted)
     return part(**{n: a for n, a in zip(order, args) if n not in fixed}, **wanted)
+
+# %% ../nbs/06_blocks.ipynb #0b6c4e02
+_words = {Callable: 'a function or a class', nn.Module: 'a model or a part of one',
+          torch.Tensor: 'a tensor', str: 'a text', type: 'a class'}
+
+def _fits(name, kind, low):
+    "A function of an argument that raises TypeError or ValueError unless it fits; None: all do"
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    kinds = [get_origin(k) or k for k in kinds]
+    if not all(isinstance(k, type) for k in kinds): return None
+    if {bool, object, inspect.Parameter.empty} & {*kinds}: return None      # flags by their truth
+    if int in kinds or float in kinds:
+        whole = float not in kinds
+        number = partial(check_number, name, low=low.get(name, 1 if whole else 0), whole=whole)
+        return lambda v: v if v is None and NoneType in kinds else number(v)
+    wider = [nn.Module if issubclass(k, nn.Module) else k for k in kinds]   # it may be wrapped
+    if {list, tuple} & {*wider}: wider += [list, tuple]
+    said = ' or '.join(_words.get(k, k.__name__) for k in kinds if k is not NoneType)
+    def check(v):
+        if isinstance(v, tuple(wider)): return v
+        raise TypeError(f'{name} must be {said}, not {reprlib.repr(v)}')
+    return check
+
+def checked(f:Callable, # a function, or a class, whose constructor it is then
+            own:str='', # arguments that f looks at itself
+            parts:tuple=(), # attributes that must be modules afterwards
+            **low:float|None, # argument → its smallest number; None is any
+            ) -> Callable: # the same, which refuses arguments that do not fit their annotations
+    "What f refuses before it begins: TypeError or ValueError that names the argument"
+    made, signature = f, inspect.signature(f.__init__ if isinstance(f, type) else f)
+    if isinstance(f, type): f = f.__init__
+    fits = {n: _fits(n, p.annotation, low) for n, p in signature.parameters.items()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in own.split()}
+    fits = {n: fit for n, fit in fits.items() if fit is not None}
+    names = [*signature.parameters]
+
+    @wraps(f)
+    def safe(*args, **kwargs):
+        args = [fits[n](a) if n in fits else a for n, a in zip(names, args)] + [*args[len(names):]]
+        kwargs = {n: fits[n](a) if n in fits else a for n, a in kwargs.items()}
+        y = f(*args, **kwargs)
+        for n in parts:
+            if not isinstance(getattr(args[0], n), nn.Module):
+                raise TypeError(f'{n} must be made a module, not {getattr(args[0], n)!r}')
+        return y
+
+    if not isinstance(made, type): return safe
+    made.__init__ = safe
+    return made
+
+for _part in (RMSNorm, LayerNorm, MLP, GLU): checked(_part)
+no_gradient, check_part = checked(no_gradient), checked(check_part)
+perturb_parameters = checked(perturb_parameters)

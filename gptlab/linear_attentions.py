@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import as_position, check_attn, check_heads, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
-from .blocks import build_part, RMSNorm
+from .blocks import build_part, checked, RMSNorm
 from .core import check_number, markdown_text, show_progress
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
@@ -37,8 +37,6 @@ class MLA(OpenAttention):
                  absorb:bool=True, # read single tokens in the latent's own space?
                  **kwargs):
         _own_keys('MLA', n_heads, n_kv_heads)
-        if d_latent is not None: check_number('d_latent', d_latent, low=1, whole=True)
-        if d_rope is not None: check_number('d_rope', d_rope, low=0, whole=True)
         super().__init__(C, n_heads, d_head=d_head, pos=None, qk_norm=False, **kwargs)
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
@@ -124,6 +122,8 @@ def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
     if chunk < 1: raise ValueError(f'chunk is a number of tokens, at least 1, not {chunk!r}')
     dtype, (q, k, v, beta) = v.dtype, (t.float() for t in (q, k, v, beta))
     if state is None: state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    if fresh is not None and fresh.shape != (len(q), q.shape[2]):
+        raise ValueError(f'fresh is a flag for each of {q.shape[2]} tokens of {len(q)} rows')
     if fresh is None: fresh = torch.zeros_like(beta[:,0], dtype=torch.bool)
     ys, cut = [], [t.split(chunk, 2) for t in (q, k, v, beta)]
     for part in zip(*cut, fresh.split(chunk, 1)):
@@ -243,7 +243,7 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
 
     A constructor says no by ValueError. An attention with a cache of its own is tried once."""
     for name, d in dict(attentions=attentions, positions=positions, caches=caches).items():
-        if not isinstance(d, dict): raise TypeError(f'{name} is a dict of constructors, not {d!r:.60}')
+        if not d: raise ValueError(f'{name} are none: give at least one, by name')
     pairs = list(product(attentions.items(), positions.items()))
     pairs = show_progress(pairs, 'checking', unit='pairs', verbose=verbose)
     return Grid({(a, p): _check_row(attn, pos, caches) for (a, attn), (p, pos) in pairs})
@@ -263,3 +263,8 @@ def _check_one(attn, kw):
     try: build_part(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
     except ValueError: return None
     return check_attn(partial(attn, **kw))
+
+# %% ../nbs/36_linear_attentions.ipynb #0b6c4e15
+checked(MLA, own='C n_heads n_kv_heads d_head', d_rope=0)
+checked(DeltaAttention, own='C n_heads n_kv_heads d_head')
+check_grid = checked(check_grid)

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from .attention import (check_layers, first_cache, has_values, Attention, Layer, LayerCache,
                               LearnedPositions, Position, Seq)
-from .blocks import (build_part, gelu_tanh, GLU, LayerNorm, MLP, no_gradient,
+from .blocks import (build_part, checked, gelu_tanh, GLU, LayerNorm, MLP, no_gradient,
                            perturb_parameters, Report, RMSNorm, silu)
 from .core import check_number, dotted_name, markdown_text, plain_text, resolve_name
 
@@ -222,7 +222,9 @@ def lm_loss(model:nn.Module, # called as model(**batch)
             aux_weight:float=.01, # weight of auxiliary losses, per token
             ) -> tuple[torch.Tensor, torch.Tensor]:
     "Next-token loss: (sum in nats, number of targets)"
-    if 'targets' not in batch: raise ValueError('a batch needs targets, the tokens to predict')
+    if not isinstance(batch, dict) or 'targets' not in batch:
+        raise TypeError(f'a batch is a dict with ids and targets, not {batch!r:.60}')
+    check_number('aux_weight', aux_weight, low=0)
     nll, aux = model(**batch)
     n = (batch['targets'] >= 0).sum()
     return nll.sum() + aux_weight*aux*n, n
@@ -265,9 +267,6 @@ def swap(model:nn.Module, # changed in place
     Before anything is changed it raises ValueError if the model itself is of that class, or if
     shared weights would be untied; TypeError if `make` gives no module, or one that breaks a
     contract."""
-    if not (isinstance(model, nn.Module) and isinstance(cls, type) and callable(make)):
-        raise TypeError('swap takes a model, a class of modules and make(old) -> new, '
-                        f'not {model!r:.40}, {cls!r:.40} and {make!r:.40}')
     found = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, cls)]
     if any(n in ('', '_orig_mod') for n, _ in found):
         raise ValueError(f'the model itself is a {cls.__name__}: swap changes what is inside it')
@@ -687,6 +686,9 @@ def unwrapped(model:nn.Module) -> nn.Module:
     if isinstance(model, (DistributedDataParallel, nn.DataParallel, AveragedModel)):
         inner = model.module
     return model if inner is None else unwrapped(inner)
+
+checked(Block, parts=('norm1', 'attn', 'mlp'))
+modern_init, gpt2_init, swap = checked(modern_init), checked(gpt2_init), checked(swap)
 
 # %% ../nbs/08_model.ipynb #94e6d1f2
 @contextlib.contextmanager

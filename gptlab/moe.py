@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .attention import first_cache, Cache, Layer, LayerCache, Seq
-from .blocks import build_part, MLP
+from .blocks import build_part, checked, MLP
 from .core import check_number
 from .model import run_eagerly, unwrapped, as_pair, Block, GPT
 from .optimizers import Group
@@ -29,6 +29,8 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
     """Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)
 
     The bias: Wang et al. 2024."""
+    if bias is not None and bias.shape != scores.shape[-1:]:
+        raise ValueError(f'a bias for each of {scores.shape[-1]} experts, not {tuple(bias.shape)}')
     if not 0 < k <= scores.shape[-1]:
         raise ValueError(f'k={k!r} of {scores.shape[-1]} experts: give a number from 1 to that')
     chosen = (scores if bias is None else scores + bias).topk(k, -1).indices  # (N,k)
@@ -107,7 +109,9 @@ def _most(self:MoE, N):
 def _check_moe(E, k, shared, gate, balance, capacity):
     if type(shared) is not int or shared < 0:
         raise ValueError(f'shared is a number of experts, 0 or more, not {shared!r}')
-    if capacity is not None: check_number('capacity, in mean loads,', capacity, above=0)
+    if capacity is not None and not 0 < capacity < math.inf:
+        raise ValueError('capacity is a multiple of the mean load, above 0, or None, '
+                         f'not {capacity!r}')
     for name, n in dict(n_experts=E, k=k).items(): check_number(name, n, whole=True)
     if not 1 <= k <= E:
         raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
@@ -123,13 +127,15 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
     """1 when the load is even, up to E when one expert has it all
 
     Fedus et al. 2021, eq. 4; Lepikhin et al. 2020."""
-    E = scores.shape[-1]
+    N, E = scores.shape
+    if len(chosen) != N: raise ValueError(f'{len(chosen)} choices for {N} tokens')
     return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
 
 def load_of(chosen:torch.Tensor, # (N,k) the experts asked
             E:int, # how many there are
             ) -> torch.Tensor: # (E,)
     "Each expert's share of all that was asked"
+    if E < 1: raise ValueError(f'E is how many experts there are, at least 1, not {E!r}')
     return F.one_hot(chosen.flatten(), E).float().mean(0)
 
 # %% ../nbs/23_moe.ipynb #6fd6b1dd
@@ -165,7 +171,6 @@ def expert_load(model:nn.Module, # any model with mixtures in it
                 ) -> torch.Tensor: # (layers with a mixture, E)
     "Each expert's share of a batch's tokens, by layer; raises ValueError where there is no mixture"
     model = unwrapped(model)
-    if not isinstance(batch, dict): raise TypeError(f'a batch is a dict with ids, not {batch!r:.60}')
     mixes = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None]
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
     loads = []
@@ -209,7 +214,7 @@ def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
     "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
-    if not 0 < share <= 1: raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
+    if share is True or not 0 < share <= 1: raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
     return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
@@ -309,3 +314,9 @@ def mix_flops(self:MoD, T:int) -> int:
     "Operations per token beside the matrices: less than none, for most tokens go by"
     k = _share_of(T, self.share)
     return _work(self.block, k)*k//T - _work(self.block, T)
+
+# %% ../nbs/23_moe.ipynb #0b6c4e14
+checked(MoE, own='shared', capacity=None)
+checked(MoD)
+balance_experts, active_params = checked(balance_experts), checked(active_params)
+expert_load, dropped_share = checked(expert_load), checked(dropped_share)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .attention import rotate_halves, once, Position, RoPE, Seq
+from .blocks import checked
 from .core import check_number
 from .model import unwrapped, GPT
 
@@ -162,7 +163,6 @@ def extend_context(model:GPT, # changed in place, its config too
                    ) -> int:
     """Stretch the rotary positions of a trained model; returns in how many layers;
     raises ValueError where there are none, or of a kind it does not know"""
-    check_number('factor', factor, above=0)
     model = unwrapped(model)
     turned, cfg = _turned(model), model.cfg
     attns = [next((m for m in b.modules() if m in turned), None) for b in model.blocks]
@@ -218,7 +218,7 @@ class ALiBi(Position):
     def __init__(self,
                  D:int, # head width, not used
                  n_heads:int, # one slope each, from 1/2 or so down to 1/256
-                 ): self.n_heads = check_number('n_heads', n_heads, low=1, whole=True)
+                 ): self.n_heads = n_heads
 
     def slopes(self, device:torch.device|str='cpu') -> torch.Tensor:
         "Penalty per token of distance (H,)"
@@ -239,8 +239,7 @@ class LinearBias(nn.Module, Position):
                  start:float=1., # m before training; softplus(1) is 1.31
                  ):
         super().__init__()
-        start = float(check_number('start', start))
-        self.m = nn.Parameter(torch.full((check_number('n_heads', n_heads, 1, whole=True),), start))
+        self.m = nn.Parameter(torch.full((n_heads,), float(start)))
 
     def slopes(self, device:torch.device|str|None=None) -> torch.Tensor:
         "Penalty per token of distance (H,)"
@@ -249,3 +248,9 @@ class LinearBias(nn.Module, Position):
     def bias(self, seq:Seq, kpos:torch.Tensor) -> torch.Tensor:   # (B or 1,H,T,S)
         "What is added to the scores"
         return -self.slopes()[:,None,None] * _distance(seq, kpos)
+
+# %% ../nbs/18_positions.ipynb #0b6c4e12
+for _part in (Sinusoids, ScaledRoPE, ALiBi): checked(_part)
+checked(LinearBias, start=None)
+halves_to_pairs, pairs_to_halves = checked(halves_to_pairs), checked(pairs_to_halves)
+extend_context = checked(extend_context, factor=None)

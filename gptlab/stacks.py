@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .attention import Seq
+from .blocks import checked
 from .core import check_number
 from .model import Block, GPT, GPTConfig, as_pair, unwrapped
 from .optimizers import adamw, Group
@@ -143,7 +144,7 @@ def mup_init(model:nn.Module, # changed in place
              ):
     """μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers);
     a tied table is N(0, 1/width²); raises ValueError for a negative head"""
-    check_number('head', head, low=0)
+    if head < 0: raise ValueError(f'head is a spread, at least 0, not {head}')
     model = unwrapped(model)
     C, tie = model.cfg.d_model, model.cfg.tie
     def by_fan_in(w, scale=1., power=.5):
@@ -188,3 +189,10 @@ def _ratios(now, was):
         raise ValueError('base must be the same stack at another width; '
                          f'one of the two has no {sorted(odd)[0]}')
     return {n: f/was[n] for n, f in now.items()}
+
+# %% ../nbs/16_stacks.ipynb #0b6c4e10
+checked(ParallelBlock)
+checked(ScaledBlock, own='h z', layer=0)
+parameter_roles, draw_by_role = checked(parameter_roles), checked(draw_by_role)
+nanochat_init, hlb_init = checked(nanochat_init), checked(hlb_init)
+mup_init, mup_groups = checked(mup_init, head=None), checked(mup_groups, own='base')

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from .core import check_number, evaluating
 from .attention import Attention, Layer
-from .blocks import Report
+from .blocks import checked, Report
 from .checkpoints import load_weights
 from .model import parameter_shapes, plain_name, unwrapped, GPT, GPTConfig, swap
 from .optimizers import hidden
@@ -340,3 +340,9 @@ def add_layers(model:GPT, # stays as it is
                          'depend on the number of layers, scale the residual stream, or write by '
                          'other matrices than o and down')
     return deep
+
+# %% ../nbs/17_surgery.ipynb #0b6c4e11
+add_lora, load_lora = checked(add_lora, own='r'), checked(load_lora)
+lora_state = checked(lora_state)
+rebuild, mean_rows = checked(rebuild), checked(mean_rows, k=0)
+widen_vocab, n_learning = checked(widen_vocab, own='n'), checked(n_learning)
