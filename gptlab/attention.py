@@ -51,8 +51,7 @@ def visible_mask(qpos:torch.Tensor, # (B,T) positions of the queries
     q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)
     if window is not None:
-        if type(window) is not int or window < 1:
-            raise ValueError(f'a window sees one token or more, not {window!r}')
+        if type(window) is not int or window < 1: check_window(window)     # says what it may be
         m = m & (q - k < window)
     if qdocs is not None: m = m & (qdocs[:,:,None] == kdocs[:,None,:])
     return m[:,None]                                                  # (B,1,T,S)
@@ -197,6 +196,16 @@ def check_rates(softcap:float|None, # above 0, or None
     check_number('dropout', dropout, low=0, high=1)
     return softcap, dropout
 
+def make_position(pos:Callable|None, # position scheme `pos(D, n_heads)`, or None
+                  D:int, # head width
+                  n_heads:int, # heads of queries
+                  ) -> object:
+    "What a scheme makes, or None without one; raises TypeError if the scheme makes nothing"
+    if pos is None: return None
+    made = pos(D, n_heads)
+    if made is None: raise TypeError(f'{pos!r} makes no position scheme: pos=None is without one')
+    return made
+
 def as_position(pos:object) -> Position:
     "A position scheme, asked what it does; None is one that does nothing. Raises TypeError"
     if pos is None: return Position()
@@ -336,7 +345,7 @@ class Attention(Layer):
         self.q, self.k, self.v = (nn.Linear(C, h*self.D, bias=bias)
                                   for h in (self.H, self.K, self.K))
         self.o = nn.Linear(self.H*self.D, C, bias=bias)
-        self.pos = pos(self.D, n_heads) if pos else None
+        self.pos = make_position(pos, self.D, n_heads)
 
     def forward(self, x:torch.Tensor, seq:Seq) -> torch.Tensor: # (B,T,C)
         "What each token finds in the past"
@@ -424,12 +433,12 @@ def _check(self:Seq, ids, docs, pos, caches):
     for name, t in given.items():
         if t is None and name != 'ids': continue
         if not isinstance(t, torch.Tensor): raise TypeError(f'{name} must be a tensor, not {t!r:.60}')
-        if name != 'ids' and t.shape[-1] != ids.shape[-1]:
+        if t.shape != ids.shape and t.shape != (1, ids.shape[-1]):
             raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, '
                              f'not {tuple(t.shape)}')
     if ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(f'ids are whole numbers (B,T), not {ids.dtype} of shape {tuple(ids.shape)}')
-    if caches is not None and not isinstance(caches, (list, tuple)):
+    if caches is not None and not (isinstance(caches, (list, tuple)) and caches):
         raise TypeError(f'caches are a list, one for each layer, not {caches!r:.60}')
 
 def check_layers(parts:Iterable[nn.Module]):

@@ -370,6 +370,6 @@ checked(OpenAttention, own='C n_heads n_kv_heads d_head window softcap dropout',
 checked(ValueEmbedding, layer=0, scale=None)
 checked(Gate)
 checked(QKGain)
-checked(StaticCache, own='window')
+checked(StaticCache, own='context_length window')
 checked(RingCache, own='window')
-window_pattern = checked(window_pattern)
+window_pattern = checked(window_pattern, own='pattern window')

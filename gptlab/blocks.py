@@ -85,7 +85,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(C, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, C, bias=bias)
-        self.act, self.dropout = act, check_number('dropout', dropout, low=0, high=1)
+        self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
         h = self.act(self.up(x))                                      # (B,T,d_ff)
@@ -107,7 +107,7 @@ class GLU(nn.Module):
         self.gate = nn.Linear(C, d_ff, bias=bias)
         self.up = nn.Linear(C, d_ff, bias=bias)
         self.down = nn.Linear(d_ff, C, bias=bias)
-        self.act, self.dropout = act, check_number('dropout', dropout, low=0, high=1)
+        self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
         h = self.act(self.gate(x)) * self.up(x)                       # (B,T,d_ff)
@@ -190,10 +190,12 @@ def _fits(name, kind, low):
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     kinds = [get_origin(k) or k for k in kinds]
     if not all(isinstance(k, type) for k in kinds): return None
-    if {bool, object, inspect.Parameter.empty} & {*kinds}: return None      # flags by their truth
+    if kinds == [bool] or kinds[0] in (object, inspect.Parameter.empty): return None
     if int in kinds or float in kinds:
         whole = float not in kinds
-        number = partial(check_number, name, low=low.get(name, 1 if whole else 0), whole=whole)
+        high = 1 if name == 'dropout' else None
+        least = low.get(name, 1 if whole else 0)
+        number = partial(check_number, name, low=least, high=high, whole=whole)
         return lambda v: v if v is None and NoneType in kinds else number(v)
     wider = [nn.Module if issubclass(k, nn.Module) else k for k in kinds]   # it may be wrapped
     if {list, tuple} & {*wider}: wider += [list, tuple]

@@ -85,7 +85,7 @@ def memory(self:GPT,
     model's own, and is raised.
     """
     T = self.cfg.context_length if T is None else T
-    shape = [check_number(n, v, low=1, whole=True) for n, v in (('B', B), ('T', T))]
+    shape = [check_number(n, v, low=0, whole=True) for n, v in (('B', B), ('T', T))]
     device = next(self.parameters()).device
     ids = torch.zeros(shape, dtype=torch.long, device=device)
     check_ids(self.cfg, ids, None, None, None)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import as_position, check_attn, check_heads, Layer, LayerCache, Mask, RoPE, Seq
+from .attention import as_position, check_attn, check_heads, make_position, Layer, LayerCache, Mask, RoPE, Seq
 from .attentions import OpenAttention
 from .blocks import build_part, checked, RMSNorm
 from .core import check_number, markdown_text, show_progress
@@ -40,7 +40,7 @@ class MLA(OpenAttention):
         super().__init__(C, n_heads, d_head=d_head, pos=None, qk_norm=False, **kwargs)
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
-        self.pos, self.L = pos(R or 2, H) if pos else None, d_latent or 2*D
+        self.pos, self.L = make_position(pos, R or 2, H), d_latent or 2*D
         self.R = R = R if self.pos.has_rotation else 0
         self.q = nn.Linear(C, H*(D+R), bias=False)
         self.latent, self.norm = nn.Linear(C, self.L+R, bias=False), RMSNorm(self.L)
@@ -166,7 +166,7 @@ class DeltaAttention(Layer):
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
-        self.pos = as_position(pos(self.D, n_heads) if pos else None)
+        self.pos = as_position(make_position(pos, self.D, n_heads))
         if self.pos.has_bias:
             name = type(self.pos).__name__
             raise ValueError(f'the delta rule has no scores to which {name} could add: '
@@ -265,6 +265,6 @@ def _check_one(attn, kw):
     return check_attn(partial(attn, **kw))
 
 # %% ../nbs/36_linear_attentions.ipynb #0b6c4e15
-checked(MLA, own='C n_heads n_kv_heads d_head', d_rope=0)
+checked(MLA, own='C n_heads n_kv_heads d_head window softcap dropout', d_rope=0)
 checked(DeltaAttention, own='C n_heads n_kv_heads d_head')
 check_grid = checked(check_grid)

@@ -316,7 +316,7 @@ def mix_flops(self:MoD, T:int) -> int:
     return _work(self.block, k)*k//T - _work(self.block, T)
 
 # %% ../nbs/23_moe.ipynb #0b6c4e14
-checked(MoE, own='shared', capacity=None)
+checked(MoE, own='shared k', capacity=None)
 checked(MoD)
 balance_experts, active_params = checked(balance_experts), checked(active_params)
 expert_load, dropped_share = checked(expert_load), checked(dropped_share)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .attention import rotate_halves, once, Position, RoPE, Seq
+from .attention import as_position, rotate_halves, once, Position, RoPE, Seq
 from .blocks import checked
 from .core import check_number
 from .model import unwrapped, GPT
@@ -172,9 +172,12 @@ def extend_context(model:GPT, # changed in place, its config too
     length = round(cfg.context_length*factor)
     n = min(len(_listed(cfg.attn)), cfg.n_layers)
     attn = parts[:n] if isinstance(cfg.attn, (list, tuple)) else parts[0]
+    new = {m: how[id(m)](m.pos.D) for m in turned}
+    for pos in new.values():
+        if as_position(pos) is not pos: raise TypeError(f'{scheme!r} makes no position scheme')
     # says no before anything is changed
     model.cfg = replace(cfg, context_length=length, attn=attn)
-    for m in turned: m.pos, m.context_length = how[id(m)](m.pos.D), length
+    for m in turned: m.pos, m.context_length = new[m], length
     return len(turned)
 
 # %% ../nbs/18_positions.ipynb #d4a51aba

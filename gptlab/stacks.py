@@ -169,7 +169,10 @@ def mup_groups(model:nn.Module, # a GPT
     model = unwrapped(model)
     with torch.device('meta'): small = GPT(base)
     ratios = _ratios(_fan_ins(model), _fan_ins(small))
-    def group(r): return make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
+    def group(r):
+        made = make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
+        if isinstance(made, Group): return made
+        raise TypeError(f'make must give a Group, as adamw(…) does, not {made!r}')
     return [group(r) for r in sorted(set(ratios.values()))]
 
 def _fan_ins(model):

@@ -421,7 +421,7 @@ def test_a_window_of_nothing_is_refused(window):
         with pytest.raises(ValueError, match='window'): f()
     attn = Attention(16, 2)
     attn.window = window                                      # behind the constructor's back
-    with pytest.raises(ValueError, match='a window sees one token or more'):
+    with pytest.raises(ValueError, match='a window is how many tokens one can see'):
         attn(torch.randn(1, 6, 16), Seq(pos))
 
 
