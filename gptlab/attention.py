@@ -432,12 +432,14 @@ def _check(self:Seq, ids, docs, pos, caches):
     given = dict(ids=ids, docs=docs, pos=pos)
     for name, t in given.items():
         if t is None and name != 'ids': continue
-        if not isinstance(t, torch.Tensor): raise TypeError(f'{name} must be a tensor, not {t!r:.60}')
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f'{name} must be a tensor, not {t!r:.60}')
         if t.shape != ids.shape and t.shape != (1, ids.shape[-1]):
             raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, '
                              f'not {tuple(t.shape)}')
     if ids.ndim != 2 or ids.is_floating_point():
-        raise ValueError(f'ids are whole numbers (B,T), not {ids.dtype} of shape {tuple(ids.shape)}')
+        raise ValueError('ids are whole numbers (B,T), '
+                         f'not {ids.dtype} of shape {tuple(ids.shape)}')
     if caches is not None and not (isinstance(caches, (list, tuple)) and caches):
         raise TypeError(f'caches are a list, one for each layer, not {caches!r:.60}')
 

@@ -159,7 +159,8 @@ def costs(model:GPT, # unchanged
     Raises what a training step raises.
     """
     model = unwrapped(model)
-    if not isinstance(model, GPT): raise TypeError(f'costs are a GPT\'s, not {type(model).__name__}\'s')
+    if not isinstance(model, GPT):
+        raise TypeError(f'costs takes a GPT, not {type(model).__name__}')
     T = model.cfg.context_length if T is None else T
     need = model.memory(B, T)
     size = lambda n: '–' if n is None else short_number(n, 'GB', 'MB')

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import as_position, check_attn, check_heads, make_position, Layer, LayerCache, Mask, RoPE, Seq
+from .attention import (as_position, check_attn, check_heads, make_position, Layer,
+                              LayerCache, Mask, RoPE, Seq)
 from .attentions import OpenAttention
 from .blocks import build_part, checked, RMSNorm
 from .core import check_number, markdown_text, show_progress
@@ -230,7 +231,8 @@ class Grid(dict):
         mark = lambda r: '–' if r is None else '✓' if r.ok else '✗'
         cell = lambda c: '–' if not any(c.values()) else ''.join(map(mark, c.values()))
         head = ['| |' + '|'.join(map(markdown_text, cols)) + '|', '|---|' + ':-:|'*len(cols)]
-        body = [f'| {markdown_text(r)} | ' + ' | '.join(cell(self[r,p]) for p in cols) + ' |' for r in rows]
+        line = lambda r: ' | '.join(cell(self[r,p]) for p in cols)
+        body = [f'| {markdown_text(r)} | {line(r)} |' for r in rows]
         return '\n'.join(head + body) + f'\n\n{self!r}'
 
 # %% ../nbs/36_linear_attentions.ipynb #121b9dd8

@@ -118,7 +118,7 @@ class GPT(nn.Module):
     remat, loss_chunk = False, None                # how it runs, not what it is: see Memory
     def __init__(self, cfg:GPTConfig):
         super().__init__()
-        if not isinstance(cfg, GPTConfig): raise TypeError(f'GPT takes a GPTConfig, not {cfg!r:.60}')
+        if not isinstance(cfg, GPTConfig): raise TypeError(f'a GPT takes a GPTConfig, not {cfg!r}')
         self.cfg, C, E = cfg, cfg.d_model, cfg.d_embed or cfg.d_model
         V = -(-cfg.vocab_size//cfg.vocab_multiple)*cfg.vocab_multiple # rounded up
         self.embed = nn.Embedding(V, E)

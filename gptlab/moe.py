@@ -214,7 +214,8 @@ def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
     "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
-    if share is True or not 0 < share <= 1: raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
+    if share is True or not 0 < share <= 1:
+        raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
     return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
