@@ -159,7 +159,7 @@ def balance_bias(name:str, # as in model.named_parameters()
     return isinstance(module, MoE) and name.endswith('bias')
 
 def balance_experts(lr:float=.001, # step of a bias; scores lie between 0 and 1
-                    at:Callable=balance_bias, # which parameters
+                    at:Callable|None=balance_bias, # which parameters; None is all
                     ) -> Group:
     "A group that follows `balance_rule`: put it first in `Opt`"
     return Group(balance_rule, at, lr)
