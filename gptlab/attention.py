@@ -16,8 +16,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .blocks import build_part, no_gradient, perturb_parameters, Report
-from .core import check_contract
+from .blocks import build_part, checked, no_gradient, perturb_parameters, Report
+from .core import check_contract, check_number
 
 # %% ../nbs/07_attention.ipynb #877d88af
 def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
@@ -30,6 +30,8 @@ def plain_attention(q:torch.Tensor, # (B,H,T,D) what each token asks
     """Scaled dot-product attention, spelt out (Vaswani et al. 2017, eq. 1)
 
     The oracle for every faster one."""
+    check_number('dropout', dropout, low=0, high=1)
+    if softcap is not None: check_number('softcap', softcap, above=0)
     scores = q @ k.mT / math.sqrt(q.shape[-1])                        # (B,H,T,S)
     if softcap: scores = softcap * torch.tanh(scores/softcap)
     if mask is not None:
@@ -44,10 +46,13 @@ def visible_mask(qpos:torch.Tensor, # (B,T) positions of the queries
                  kdocs:torch.Tensor|None=None, # (B,S) documents of the keys
                  window:int|None=None, # how many tokens one sees, itself included
                  ) -> torch.Tensor: # (B,1,T,S) bool
-    "True where a query may look at a key"
+    "True where a query may look at a key; raises ValueError for a window below 1"
+    if (qdocs is None) != (kdocs is None): raise ValueError('give qdocs and kdocs, or neither')
     q, k = qpos[:,:,None], kpos[:,None,:]                    # (B,T,1), (B,1,S)
     m = (k <= q) & (k >= 0)                                           # (B,T,S)
-    if window: m = m & (q - k < window)
+    if window is not None:
+        if type(window) is not int or window < 1: check_window(window)     # says what it may be
+        m = m & (q - k < window)
     if qdocs is not None: m = m & (qdocs[:,:,None] == kdocs[:,None,:])
     return m[:,None]                                                  # (B,1,T,S)
 
@@ -62,6 +67,7 @@ class Seq:
                  pos:torch.Tensor|None=None, # (B,T) positions; None counts on from the caches
                  caches:list|None=None, # one cache per layer
                  ):
+        self._check(ids, docs, pos, caches)
         self.ids, self.docs, self.caches, self._memo = ids, docs, caches, {}
         self.cache = None
         for c in caches or []:
@@ -76,12 +82,18 @@ class Seq:
             pos = count.expand(ids.shape)                             # (B,T)
         self.pos = pos
 
+    def _check(self, ids, docs, pos, caches): "Refuse what is none: see Skip at first reading"
+
     def at(self, i:int) -> 'Seq':
         "The view of layer i: the same memory, its own cache"
         s = object.__new__(Seq)
         s.__dict__.update(self.__dict__)
         s.cache = self.caches[i] if self.caches is not None else None
         return s
+
+    def keys_of(self, held:dict) -> tuple:
+        "Positions and documents (B,S) of the keys that this layer's cache gave"
+        return held['pos'], held.get('docs')
 
     def once(self, key:tuple, f:Callable):
         "f() the first time, the same object ever after"
@@ -130,11 +142,11 @@ class Layer(nn.Module):
         return None
 
 def once(f:Callable, # f(own, seq, *tensors): what layers share
-         ) -> Callable: # the same, made once for each `seq`, settings of `own`, and shapes
+         ) -> Callable: # the same, made once for each `seq`, settings of `own`, and tensors
     "Decorator: schemes with the same settings share what f makes; a module shares it with no other"
     @wraps(f)
     def made(own, seq, *tensors):
-        key = f, _settings(own), *[t if t is None else t.shape for t in tensors]
+        key = f, _settings(own), *[_name(seq, t) for t in tensors]
         try: new = key not in seq._memo
         except TypeError:
             raise TypeError(f'{type(own).__name__} has a setting that cannot be compared, '
@@ -147,6 +159,8 @@ def _settings(own):
     alike = isinstance(own, Position) and not isinstance(own, nn.Module)
     return (type(own), *own.__dict__.items()) if alike else own
 
+def _name(seq, t): return 'pos' if t is seq.pos else 'docs' if t is seq.docs else t
+
 # %% ../nbs/07_attention.ipynb #a07c0009
 def check_window(window:int|None) -> int|None:
     "The window itself; raises ValueError for what is no whole number from 1, or None"
@@ -154,6 +168,43 @@ def check_window(window:int|None) -> int|None:
         raise ValueError('a window is how many tokens one can see, '
                          f'a whole number from 1, or None for all: not {window!r}')
     return window
+
+def check_heads(C:int, # width
+                n_heads:int, # heads of queries
+                n_kv_heads:int|None, # heads of keys and values; None is as many
+                d_head:int|None, # width of a head; None is C/n_heads
+                ) -> tuple[int, int, int]:
+    "(H, K, D) of an attention; raises ValueError for numbers that do not go together"
+    K = n_heads if n_kv_heads is None else n_kv_heads
+    D = 1 if d_head is None else d_head
+    for name, n in (('C', C), ('n_heads', n_heads), ('n_kv_heads', K), ('d_head', D)):
+        if type(n) is not int or n < 1:
+            raise ValueError(f'{name} is a whole number of at least 1, not {n!r}')
+    if d_head is None and C % n_heads:
+        raise ValueError(f'width {C} does not divide into {n_heads} heads: '
+                         'choose a multiple, or give d_head')
+    if n_heads % K:
+        raise ValueError(f'{n_heads} heads cannot share {K} key-value heads '
+                         'evenly: n_kv_heads must divide n_heads')
+    return n_heads, K, d_head or C//n_heads
+
+def check_rates(softcap:float|None, # above 0, or None
+                dropout:float, # a probability
+                ) -> tuple: # both
+    "The two as they are; raises TypeError or ValueError for what they may not be"
+    if softcap is not None: check_number('softcap', softcap, above=0)
+    check_number('dropout', dropout, low=0, high=1)
+    return softcap, dropout
+
+def make_position(pos:Callable|None, # position scheme `pos(D, n_heads)`, or None
+                  D:int, # head width
+                  n_heads:int, # heads of queries
+                  ) -> object:
+    "What a scheme makes, or None without one; raises TypeError if the scheme makes nothing"
+    if pos is None: return None
+    made = pos(D, n_heads)
+    if made is None: raise TypeError(f'{pos!r} makes no position scheme: pos=None is without one')
+    return made
 
 def as_position(pos:object) -> Position:
     "A position scheme, asked what it does; None is one that does nothing. Raises TypeError"
@@ -208,7 +259,9 @@ def rotate_halves(x:torch.Tensor, # (B,H,T,D)
                   sin:torch.Tensor, # (B,1,T,D/2)
                   ) -> torch.Tensor: # (B,H,T,D)
     "Each pair (channel i, channel i+D/2) rotated by its angle (Su et al. 2021, eq. 34)"
-    a, b = x.chunk(2, -1)
+    a, b = x.chunk(2, -1)                                             # (B,H,T,D/2)
+    if not a.shape[-1] == cos.shape[-1] == sin.shape[-1]:
+        raise ValueError(f'{a.shape[-1]} pairs of channels need an angle each')
     return torch.cat([a*cos - b*sin, a*sin + b*cos], -1)
 
 class RoPE(Position):
@@ -222,7 +275,7 @@ class RoPE(Position):
                  ):
         if D % 2: raise ValueError('rotary positions turn pairs of channels: '
                                    f'the head width must be even, not {D}')
-        self.D, self.theta = D, theta
+        self.D, self.theta = D, check_number('theta', theta, above=0)
 
     @once
     def _angles(self, seq):
@@ -286,13 +339,13 @@ class Attention(Layer):
                  dropout:float=0., # dropout probability of the weights
                  ):
         super().__init__()
-        self.H, self.K, self.D = _heads(C, n_heads, n_kv_heads, d_head)
+        self.H, self.K, self.D = check_heads(C, n_heads, n_kv_heads, d_head)
         self.window, self.qk_norm = check_window(window), qk_norm
-        self.softcap, self.dropout = softcap, dropout
+        self.softcap, self.dropout = check_rates(softcap, dropout)
         self.q, self.k, self.v = (nn.Linear(C, h*self.D, bias=bias)
                                   for h in (self.H, self.K, self.K))
         self.o = nn.Linear(self.H*self.D, C, bias=bias)
-        self.pos = pos(self.D, n_heads) if pos else None
+        self.pos = make_position(pos, self.D, n_heads)
 
     def forward(self, x:torch.Tensor, seq:Seq) -> torch.Tensor: # (B,T,C)
         "What each token finds in the past"
@@ -316,19 +369,6 @@ class Attention(Layer):
             self._modules.pop('pos', None)         # a learnt one makes room for any other
         super().__setattr__(name, value)
 
-def _heads(C, n_heads, n_kv_heads, d_head):
-    K = n_heads if n_kv_heads is None else n_kv_heads
-    for name, n in (('n_heads', n_heads), ('n_kv_heads', K), ('d_head', d_head or 1)):
-        if type(n) is not int or n < 1:
-            raise ValueError(f'{name} is a whole number of at least 1, not {n!r}')
-    if d_head is None and C % n_heads:
-        raise ValueError(f'width {C} does not divide into {n_heads} heads: '
-                         'choose a multiple, or give d_head')
-    if n_heads % K:
-        raise ValueError(f'{n_heads} heads cannot share {K} key-value heads '
-                         'evenly: n_kv_heads must divide n_heads')
-    return n_heads, K, d_head or C//n_heads
-
 # %% ../nbs/07_attention.ipynb #ee7104e0
 @patch
 def mask(self:Attention, seq:Seq, kpos:torch.Tensor, kdocs:torch.Tensor|None) -> Mask:
@@ -344,7 +384,7 @@ def _remember(self:Attention, seq, k, v):
     if seq.cache is None: return k, v, seq.pos, seq.docs
     docs = {} if seq.docs is None else dict(docs=seq.docs)
     c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs)
-    return c['k'], c['v'], c['pos'], c.get('docs')
+    return c['k'], c['v'], *seq.keys_of(c)
 
 @patch
 def _attend(self:Attention, q, k, v, mask):
@@ -365,6 +405,13 @@ def prepare(self:Attention, seq:Seq, x:torch.Tensor):
     self.pos.rotate(seq, like, like)
     self.mask(seq, seq.pos, seq.docs)
 
+@patch(cls_method=True)
+def like(cls:Seq, x:torch.Tensor) -> Seq:
+    "What a layer needs beside x (B,T,C), where no more is known: `attn(x, Seq.like(x))`"
+    seq = cls(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
+    seq.x0 = x
+    return seq
+
 @patch
 def slopes(self:Position, device:torch.device|str|None=None) -> torch.Tensor|None:
     "The bias as a penalty per token of distance (H,), which FlexAttention needs"
@@ -380,6 +427,22 @@ def has_values(t:torch.Tensor) -> bool: # of any shape
     "Are its values at hand? To look makes a GPU wait and breaks a graph; fake tensors have none"
     return not torch.compiler.is_compiling() and type(t) is torch.Tensor and t.device.type == 'cpu'
 
+@patch
+def _check(self:Seq, ids, docs, pos, caches):
+    given = dict(ids=ids, docs=docs, pos=pos)
+    for name, t in given.items():
+        if t is None and name != 'ids': continue
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f'{name} must be a tensor, not {t!r:.60}')
+        if t.shape != ids.shape and t.shape != (1, ids.shape[-1]):
+            raise ValueError(f'{name} must have the shape of ids, {tuple(ids.shape)}, '
+                             f'not {tuple(t.shape)}')
+    if ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError('ids are whole numbers (B,T), '
+                         f'not {ids.dtype} of shape {tuple(ids.shape)}')
+    if caches is not None and not (isinstance(caches, (list, tuple)) and caches):
+        raise TypeError(f'caches are a list, one for each layer, not {caches!r:.60}')
+
 def check_layers(parts:Iterable[nn.Module]):
     "Each kind of module in these parts is asked once: is it a Layer, or does it look like one?"
     kinds = {type(m): m for part in parts for m in part.modules()}
@@ -390,6 +453,30 @@ def first_cache(part:nn.Module) -> LayerCache|None:
     made = (m.new_cache() for m in part.modules() if isinstance(m, Layer))
     cache = next((c for c in made if c is not None), None)
     return None if cache is None else check_contract(cache, LayerCache)
+
+# methods `add` that give all tokens that were read, or the newest of them, the oldest first
+in_order = {Cache.add}
+
+@patch
+def keys_of(self:Seq, held:dict) -> tuple:
+    "Positions and documents (B,S) of a cache's keys: one tensor for caches of one past"
+    c, keys = self.cache, (held['pos'], held.get('docs'))
+    past = _past(c, self.pos.shape[1], keys[0].shape[1])
+    c.past = None if past is None else (self.once(('past', past), object), c.seen)
+    if past is None: self.plain = False                   # any tokens: only the tensor says which
+    return keys if past is None else self.once(('keys', past, keys[0].shape), lambda: keys)
+
+def _past(cache, T, S):
+    "What S keys depend on, after T new ones: all that was read before; None if they may be any"
+    window, seen = getattr(cache, 'window', None), cache.seen
+    newest = seen if window is None else min(seen, window-1+T)
+    if type(cache).add not in in_order or S != newest: return None
+    past, end = getattr(cache, 'past', None) or (None, 0)
+    return ('empty' if seen == T else None) if end != seen-T or past is None else past
+
+checked(LearnedPositions)
+checked(RoPE)
+checked(Attention, own='C n_heads n_kv_heads d_head window softcap dropout')
 
 # %% ../nbs/07_attention.ipynb #4d547d34
 def _rows(B=3, T=24, C=32):
@@ -408,20 +495,20 @@ def _run(attn, x, ids, docs=None, pos=None, cache=None):
     return attn(x, seq.at(0))                                         # (B,T,C)
 
 @torch.no_grad()
-def _cached_gap(attn, split):
+def _cached_gap(attn, split, C):
     "Largest difference between reading at once and in the pieces of `split`, over true tokens"
-    x, ids, docs, pos = _rows(T=sum(split))
+    x, ids, docs, pos = _rows(T=sum(split), C=C)
     cache, parts = attn.new_cache(), zip(*[t.split(split, 1) for t in (x, ids, docs, pos)])
     pieces = torch.cat([_run(attn, *p, cache=cache) for p in parts], 1)
     gap = (pieces - _run(attn, x, ids, docs, pos)).abs().amax(-1)     # (B,T)
     return (gap * (docs >= 0)).max().item()
 
 @torch.no_grad()
-def _leaks(attn, where):
+def _leaks(attn, where, C):
     """Does changing tokens `where` (a slice) move what must not see them?
 
     That is: earlier tokens, or the other document."""
-    x, ids, *_ = _rows()
+    x, ids, *_ = _rows(C=C)
     docs = (torch.arange(24)//8).expand(3, 24)                        # three documents
     x2, ids2 = x.clone(), ids.clone()
     x2[:,where] += 1
@@ -431,13 +518,14 @@ def _leaks(attn, where):
     return moved.abs().max().item() > 1e-5
 
 @torch.no_grad()
-def _padding_gap(attn):
+def _padding_gap(attn, C):
     "Largest difference between a row behind nine tokens of padding, and the same row alone"
-    x, ids, docs, pos = _rows()
+    x, ids, docs, pos = _rows(C=C)
     padded = _run(attn, x, ids, docs, pos)[2:,9:]
     return (padded - _run(attn, x[2:,9:], ids[2:,9:])).abs().max().item()
 
 # %% ../nbs/07_attention.ipynb #7e5f2bdf
+@checked
 def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
                C:int=32, # width to try
                n_heads:int=4, # heads to try
@@ -456,13 +544,13 @@ def check_attn(make:Callable, # attn(C, n_heads, n_kv_heads, …)
     y.square().sum().backward()
     dead = no_gradient(attn)
     missing = f': not {", ".join(dead)}' if dead else ''
-    ahead = any(_leaks(attn.train(t), slice(12, 24)) for t in (True, False))
+    ahead = any(_leaks(attn.train(t), slice(12, 24), C) for t in (True, False))
     r = Report({'keeps the shape': True,
                 'every parameter gets a gradient' + missing: not dead,
                 'blind to the future': not ahead,
-                'keeps documents apart': not _leaks(attn, slice(0, 16)),
-                'does not see padding': _padding_gap(attn) < 1e-4})
+                'keeps documents apart': not _leaks(attn, slice(0, 16), C),
+                'does not see padding': _padding_gap(attn, C) < 1e-4})
     never = 'cannot be cached (no new_cache): the text is read again for every token'
     if not isinstance(attn, Layer) or attn.new_cache() is None: return Report(r | {never: '–'})
-    gap = max(_cached_gap(attn, s) for s in ([1]*24, [24], [7,1,1,15], [12,12]))
+    gap = max(_cached_gap(attn, s, C) for s in ([1]*24, [24], [7,1,1,15], [12,12]))
     return Report(r | {f'cached equals uncached: largest difference {gap:.0e}': gap < 1e-4})

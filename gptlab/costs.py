@@ -11,7 +11,8 @@ from functools import partial
 from fastcore.basics import patch
 from torch import nn
 from .corpora import Rows
-from .model import check_ids, short_number, GPT
+from .core import check_number
+from .model import check_ids, short_number, unwrapped, GPT
 
 # %% ../nbs/38_costs.ipynb #3c7d5e02
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,7 +84,9 @@ def memory(self:GPT,
     as experts do, cannot work on fake tensors: then a real step is taken. Any other error is the
     model's own, and is raised.
     """
-    shape, device = (B, T or self.cfg.context_length), next(self.parameters()).device
+    T = self.cfg.context_length if T is None else T
+    shape = [check_number(n, v, low=0, whole=True) for n, v in (('B', B), ('T', T))]
+    device = next(self.parameters()).device
     ids = torch.zeros(shape, dtype=torch.long, device=device)
     check_ids(self.cfg, ids, None, None, None)
     try: return _with_fake_tensors(self, ids)
@@ -155,7 +158,11 @@ def costs(model:GPT, # unchanged
 
     Raises what a training step raises.
     """
-    T, need = T or model.cfg.context_length, model.memory(B, T)
+    model = unwrapped(model)
+    if not isinstance(model, GPT):
+        raise TypeError(f'costs takes a GPT, not {type(model).__name__}')
+    T = model.cfg.context_length if T is None else T
+    need = model.memory(B, T)
     size = lambda n: '–' if n is None else short_number(n, 'GB', 'MB')
     ops = lambda **kw: short_number(model.flops_per_token(T, **kw), 'billion', 'million')
     table = {'operations per token, reading': ops(training=False),

@@ -15,10 +15,11 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import nn
 from torch.nn import functional as F
-from .attention import as_position, check_attn, Layer, LayerCache, Mask, RoPE, Seq
+from .attention import (as_position, check_attn, check_heads, make_position, Layer,
+                              LayerCache, Mask, RoPE, Seq)
 from .attentions import OpenAttention
-from .blocks import build_part, RMSNorm
-from .core import show_progress
+from .blocks import build_part, checked, RMSNorm
+from .core import check_number, markdown_text, show_progress
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
 @delegates(OpenAttention, but=['n_kv_heads', 'qk_expand', 'v_expand', 'adds', 'qk_norm', 'bias'])
@@ -40,7 +41,7 @@ class MLA(OpenAttention):
         super().__init__(C, n_heads, d_head=d_head, pos=None, qk_norm=False, **kwargs)
         D, H, self.absorb = self.Dv, n_heads, absorb
         R = max(2, D//4*2) if d_rope is None else d_rope
-        self.pos, self.L = pos(R or 2, H) if pos else None, d_latent or 2*D
+        self.pos, self.L = make_position(pos, R or 2, H), d_latent or 2*D
         self.R = R = R if self.pos.has_rotation else 0
         self.q = nn.Linear(C, H*(D+R), bias=False)
         self.latent, self.norm = nn.Linear(C, self.L+R, bias=False), RMSNorm(self.L)
@@ -83,7 +84,7 @@ def _turn(self:MLA, seq, q, r):
 def _keep(self:MLA, seq, new):
     if seq.cache is None: return new, seq.pos, seq.docs
     c = seq.cache.add(latent=new, pos=seq.pos, **({} if seq.docs is None else dict(docs=seq.docs)))
-    return c['latent'], c['pos'], c.get('docs')
+    return c['latent'], *seq.keys_of(c)
 
 # %% ../nbs/36_linear_attentions.ipynb #768457f0
 @patch
@@ -119,8 +120,11 @@ def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
     """Linear attention with the delta rule (Schlag et al. 2021, eq. 24), in float32
 
     Chunk by chunk, as in Yang et al. 2024, section 3."""
+    if chunk < 1: raise ValueError(f'chunk is a number of tokens, at least 1, not {chunk!r}')
     dtype, (q, k, v, beta) = v.dtype, (t.float() for t in (q, k, v, beta))
     if state is None: state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
+    if fresh is not None and fresh.shape != (len(q), q.shape[2]):
+        raise ValueError(f'fresh is a flag for each of {q.shape[2]} tokens of {len(q)} rows')
     if fresh is None: fresh = torch.zeros_like(beta[:,0], dtype=torch.bool)
     ys, cut = [], [t.split(chunk, 2) for t in (q, k, v, beta)]
     for part in zip(*cut, fresh.split(chunk, 1)):
@@ -158,14 +162,12 @@ class DeltaAttention(Layer):
                  ):
         super().__init__()
         _own_keys('DeltaAttention', n_heads, n_kv_heads)
-        if d_head is None and C % n_heads:
-            raise ValueError(f'width {C} does not divide into {n_heads} heads: '
-                             'choose a multiple, or give d_head')
-        self.H, self.D, self.chunk = n_heads, d_head or C//n_heads, chunk
+        self.H, _, self.D = check_heads(C, n_heads, None, d_head)
+        self.chunk = check_number('chunk', chunk, low=1, whole=True)
         self.q, self.k, self.v = (nn.Linear(C, n_heads*self.D, bias=False) for _ in 'qkv')
         self.beta, self.norm = nn.Linear(C, n_heads, bias=False), RMSNorm(self.D)
         self.o = nn.Linear(n_heads*self.D, C, bias=False)
-        self.pos = as_position(pos(self.D, n_heads) if pos else None)
+        self.pos = as_position(make_position(pos, self.D, n_heads))
         if self.pos.has_bias:
             name = type(self.pos).__name__
             raise ValueError(f'the delta rule has no scores to which {name} could add: '
@@ -228,8 +230,9 @@ class Grid(dict):
         rows, cols = (list(dict.fromkeys(k[i] for k in self)) for i in (0, 1))
         mark = lambda r: '–' if r is None else '✓' if r.ok else '✗'
         cell = lambda c: '–' if not any(c.values()) else ''.join(map(mark, c.values()))
-        head = ['| |' + '|'.join(cols) + '|', '|---|' + ':-:|'*len(cols)]
-        body = [f'| {r} | ' + ' | '.join(cell(self[r,p]) for p in cols) + ' |' for r in rows]
+        head = ['| |' + '|'.join(map(markdown_text, cols)) + '|', '|---|' + ':-:|'*len(cols)]
+        line = lambda r: ' | '.join(cell(self[r,p]) for p in cols)
+        body = [f'| {markdown_text(r)} | {line(r)} |' for r in rows]
         return '\n'.join(head + body) + f'\n\n{self!r}'
 
 # %% ../nbs/36_linear_attentions.ipynb #121b9dd8
@@ -241,6 +244,8 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
     """Run `check_attn` on all combinations; one whose constructor says no makes no sense
 
     A constructor says no by ValueError. An attention with a cache of its own is tried once."""
+    for name, d in dict(attentions=attentions, positions=positions, caches=caches).items():
+        if not d: raise ValueError(f'{name} are none: give at least one, by name')
     pairs = list(product(attentions.items(), positions.items()))
     pairs = show_progress(pairs, 'checking', unit='pairs', verbose=verbose)
     return Grid({(a, p): _check_row(attn, pos, caches) for (a, attn), (p, pos) in pairs})
@@ -260,3 +265,8 @@ def _check_one(attn, kw):
     try: build_part(attn, 32, 4, None, vocab_size=16, context_length=64, **kw).new_cache()
     except ValueError: return None
     return check_attn(partial(attn, **kw))
+
+# %% ../nbs/36_linear_attentions.ipynb #0b6c4e15
+checked(MLA, own='C n_heads n_kv_heads d_head window softcap dropout', d_rope=0)
+checked(DeltaAttention, own='C n_heads n_kv_heads d_head')
+check_grid = checked(check_grid)

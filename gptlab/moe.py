@@ -15,8 +15,9 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .attention import first_cache, Cache, Layer, LayerCache, Seq
-from .blocks import build_part, MLP
-from .model import Block, GPT, as_pair
+from .blocks import build_part, checked, MLP
+from .core import check_number
+from .model import run_eagerly, unwrapped, as_pair, Block, GPT
 from .optimizers import Group
 
 # %% ../nbs/23_moe.ipynb #72ef6bd0
@@ -28,6 +29,10 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
     """Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)
 
     The bias: Wang et al. 2024."""
+    if bias is not None and bias.shape != scores.shape[-1:]:
+        raise ValueError(f'a bias for each of {scores.shape[-1]} experts, not {tuple(bias.shape)}')
+    if not 0 < k <= scores.shape[-1]:
+        raise ValueError(f'k={k!r} of {scores.shape[-1]} experts: give a number from 1 to that')
     chosen = (scores if bias is None else scores + bias).topk(k, -1).indices  # (N,k)
     w = scores.gather(-1, chosen)                                 # (N,k)
     return (w / w.sum(-1, keepdim=True) if normalise else w), chosen
@@ -54,6 +59,7 @@ class MoE(Layer):
                  ):
         super().__init__()
         _check_moe(n_experts, k, shared, gate, balance, capacity)
+        if d_expert is not None: check_number('d_expert', d_expert, low=1, whole=True)
         make = partial(build_part, expert, C, d_expert or d_ff, dropout=dropout)
         self.experts = nn.ModuleList(make() for _ in range(n_experts))
         self.shared = nn.ModuleList(make() for _ in range(shared))
@@ -103,9 +109,10 @@ def _most(self:MoE, N):
 def _check_moe(E, k, shared, gate, balance, capacity):
     if type(shared) is not int or shared < 0:
         raise ValueError(f'shared is a number of experts, 0 or more, not {shared!r}')
-    if capacity is not None and not capacity > 0:
+    if capacity is not None and not 0 < capacity < math.inf:
         raise ValueError('capacity is a multiple of the mean load, above 0, or None, '
                          f'not {capacity!r}')
+    for name, n in dict(n_experts=E, k=k).items(): check_number(name, n, whole=True)
     if not 1 <= k <= E:
         raise ValueError(f'each token asks k={k} of n_experts={E}: k must be from 1 to n_experts')
     if gate not in ('softmax', 'sigmoid'):
@@ -120,13 +127,15 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
     """1 when the load is even, up to E when one expert has it all
 
     Fedus et al. 2021, eq. 4; Lepikhin et al. 2020."""
-    E = scores.shape[-1]
+    N, E = scores.shape
+    if len(chosen) != N: raise ValueError(f'{len(chosen)} choices for {N} tokens')
     return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
 
 def load_of(chosen:torch.Tensor, # (N,k) the experts asked
             E:int, # how many there are
             ) -> torch.Tensor: # (E,)
     "Each expert's share of all that was asked"
+    if E < 1: raise ValueError(f'E is how many experts there are, at least 1, not {E!r}')
     return F.one_hot(chosen.flatten(), E).float().mean(0)
 
 # %% ../nbs/23_moe.ipynb #6fd6b1dd
@@ -150,7 +159,7 @@ def balance_bias(name:str, # as in model.named_parameters()
     return isinstance(module, MoE) and name.endswith('bias')
 
 def balance_experts(lr:float=.001, # step of a bias; scores lie between 0 and 1
-                    at:Callable=balance_bias, # which parameters
+                    at:Callable|None=balance_bias, # which parameters; None is all
                     ) -> Group:
     "A group that follows `balance_rule`: put it first in `Opt`"
     return Group(balance_rule, at, lr)
@@ -161,6 +170,7 @@ def expert_load(model:nn.Module, # any model with mixtures in it
                 batch:dict, # ids, and what else the model takes
                 ) -> torch.Tensor: # (layers with a mixture, E)
     "Each expert's share of a batch's tokens, by layer; raises ValueError where there is no mixture"
+    model = unwrapped(model)
     mixes = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None]
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
     loads = []
@@ -168,7 +178,8 @@ def expert_load(model:nn.Module, # any model with mixtures in it
         _, chosen, _ = m.choose(args[0].flatten(0, -2))
         loads.append(load_of(chosen, len(m.experts)))
     hooks = [m.register_forward_pre_hook(see) for m in mixes]
-    try: model(**{k: v for k, v in batch.items() if k != 'targets'})
+    try:
+        with run_eagerly(model): model(**{k: v for k, v in batch.items() if k != 'targets'})
     finally:
         for h in hooks: h.remove()
     return torch.stack(loads)
@@ -177,6 +188,7 @@ def dropped_share(load:torch.Tensor, # (…,E) shares, as of `expert_load`
                   capacity:float, # room of an expert, times the mean load
                   ) -> torch.Tensor: # (…,)
     "The share of choices that a fixed capacity would not have served"
+    check_number('capacity', capacity, above=0)
     return (load - capacity/load.shape[-1]).clamp(min=0).sum(-1)
 
 # %% ../nbs/23_moe.ipynb #46ce3702
@@ -193,6 +205,7 @@ def mix_flops(self:MoE, T:int) -> int:
 
 def active_params(model:nn.Module) -> int:
     "Parameters that one token uses; `n_params` counts those that are held"
+    model = unwrapped(model)
     idle = sum(m._idle() for m in model.modules() if isinstance(m, MoE))
     return sum(p.numel() for p in model.parameters()) - idle
 
@@ -201,6 +214,8 @@ def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
     "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
+    if share is True or not 0 < share <= 1:
+        raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
     return torch.zeros_like(r, dtype=torch.bool).scatter(1, best, True)
 
@@ -223,8 +238,8 @@ class MoD(Layer):
                  dropout:float=0., # offered to the inner block
                  ):
         super().__init__()
-        if not 0 < share <= 1:
-            raise ValueError(f'share={share}: give the share of tokens to work on, '
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise ValueError(f'share={share!r}: give the share of tokens to work on, '
                              'above 0, at most 1')
         self.block, self.share = build_part(inner, C, attn, mlp, norm, dropout=dropout), share
         self.causal = causal
@@ -300,3 +315,9 @@ def mix_flops(self:MoD, T:int) -> int:
     "Operations per token beside the matrices: less than none, for most tokens go by"
     k = _share_of(T, self.share)
     return _work(self.block, k)*k//T - _work(self.block, T)
+
+# %% ../nbs/23_moe.ipynb #0b6c4e14
+checked(MoE, own='shared k', capacity=None)
+checked(MoD)
+balance_experts, active_params = checked(balance_experts), checked(active_params)
+expert_load, dropped_share = checked(expert_load), checked(dropped_share)

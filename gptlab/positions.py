@@ -14,8 +14,10 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .attention import rotate_halves, once, Position, RoPE, Seq
-from .model import GPT
+from .attention import as_position, rotate_halves, once, Position, RoPE, Seq
+from .blocks import checked
+from .core import check_number
+from .model import unwrapped, GPT
 
 # %% ../nbs/18_positions.ipynb #446885a2
 class Sinusoids(nn.Module):
@@ -27,10 +29,10 @@ class Sinusoids(nn.Module):
                  base:float=1e4, # the slowest wave is 2π·base tokens long
                  ):
         super().__init__()
-        if C % 2:
+        if check_number('C', C, low=1, whole=True) % 2:
             raise ValueError('sines and cosines come in pairs: '
                              f'the width must be even, not {C}')
-        self.C, self.base = C, base
+        self.C, self.base = C, check_number('base', base, above=0)
         # an empty buffer knows the model's dtype
         self.register_buffer('like', torch.zeros(0), persistent=False)
 
@@ -56,7 +58,7 @@ class ScaledRoPE(RoPE):
                  interleaved:bool=False, # pair neighbours instead of halves?
                  ):
         super().__init__(D, n_heads, theta)
-        self.factor, self.interleaved = factor, interleaved
+        self.factor, self.interleaved = check_number('factor', factor, above=0), interleaved
         self.context_length = context_length
 
     def speeds(self) -> torch.Tensor:
@@ -85,10 +87,15 @@ def _turn_pairs(x, cos, sin):                                     # (B,H,T,D), (
     return torch.stack([a*cos - b*sin, a*sin + b*cos], -1).flatten(-2)
 
 # %% ../nbs/18_positions.ipynb #e52719c6
+def _check_pairs(weight, D):
+    if check_number('D', D, low=2, whole=True) % 2 or weight.shape[0] % D:
+        raise ValueError(f'rows of {weight.shape[0]} hold no heads of an even width {D}')
+
 def halves_to_pairs(weight:torch.Tensor, # (H·D, …) query or key matrix, or its bias
                     D:int, # head width
                     ) -> torch.Tensor:
     "Weights made for half-split rotation, reordered for interleaved rotation"
+    _check_pairs(weight, D)
     return weight.unflatten(0, (-1, 2, D//2)).transpose(1, 2).reshape(weight.shape)
 
 # %% ../nbs/18_positions.ipynb #454f44fd
@@ -96,6 +103,7 @@ def pairs_to_halves(weight:torch.Tensor, # (H·D, …) query or key matrix, or i
                     D:int, # head width
                     ) -> torch.Tensor:
     "Weights made for interleaved rotation, reordered for half-split rotation"
+    _check_pairs(weight, D)
     return weight.unflatten(0, (-1, D//2, 2)).transpose(1, 2).reshape(weight.shape)
 
 # %% ../nbs/18_positions.ipynb #c04335e4
@@ -155,6 +163,7 @@ def extend_context(model:GPT, # changed in place, its config too
                    ) -> int:
     """Stretch the rotary positions of a trained model; returns in how many layers;
     raises ValueError where there are none, or of a kind it does not know"""
+    model = unwrapped(model)
     turned, cfg = _turned(model), model.cfg
     attns = [next((m for m in b.modules() if m in turned), None) for b in model.blocks]
     how = {id(m): _stretched(m.pos, factor, scheme, cfg.context_length) for m in turned}
@@ -163,9 +172,12 @@ def extend_context(model:GPT, # changed in place, its config too
     length = round(cfg.context_length*factor)
     n = min(len(_listed(cfg.attn)), cfg.n_layers)
     attn = parts[:n] if isinstance(cfg.attn, (list, tuple)) else parts[0]
+    new = {m: how[id(m)](m.pos.D) for m in turned}
+    for pos in new.values():
+        if as_position(pos) is not pos: raise TypeError(f'{scheme!r} makes no position scheme')
     # says no before anything is changed
     model.cfg = replace(cfg, context_length=length, attn=attn)
-    for m in turned: m.pos, m.context_length = how[id(m)](m.pos.D), length
+    for m in turned: m.pos, m.context_length = new[m], length
     return len(turned)
 
 # %% ../nbs/18_positions.ipynb #d4a51aba
@@ -239,3 +251,9 @@ class LinearBias(nn.Module, Position):
     def bias(self, seq:Seq, kpos:torch.Tensor) -> torch.Tensor:   # (B or 1,H,T,S)
         "What is added to the scores"
         return -self.slopes()[:,None,None] * _distance(seq, kpos)
+
+# %% ../nbs/18_positions.ipynb #0b6c4e12
+for _part in (Sinusoids, ScaledRoPE, ALiBi): checked(_part)
+checked(LinearBias, start=None)
+halves_to_pairs, pairs_to_halves = checked(halves_to_pairs), checked(pairs_to_halves)
+extend_context = checked(extend_context, factor=None)

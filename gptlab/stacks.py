@@ -7,13 +7,16 @@ __all__ = ['ParallelBlock', 'ScaledBlock', 'parameter_roles', 'draw_by_role', 'n
            'mup_groups']
 
 # %% ../nbs/16_stacks.ipynb #85fb5543
+import math
 from collections.abc import Callable
 from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
 from .attention import Seq
-from .model import Block, GPT, GPTConfig, as_pair
+from .blocks import checked
+from .core import check_number
+from .model import Block, GPT, GPTConfig, as_pair, unwrapped
 from .optimizers import adamw, Group
 
 # %% ../nbs/16_stacks.ipynb #e0ce84d3
@@ -66,7 +69,7 @@ class ScaledBlock(Block):
 
 def _between(name, ends, depth):
     good = isinstance(ends, (tuple, list)) and len(ends) == 2
-    if not good or not all(isinstance(v, (int, float)) for v in ends):
+    if not good or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in ends):
         raise ValueError(f'{name} is a pair of numbers (first layer, last layer), '
                          f'such as (1.15, 1.05), not {ends!r}')
     return float(ends[0] + (ends[1] - ends[0])*depth)
@@ -75,7 +78,7 @@ def _between(name, ends, depth):
 def parameter_roles(model:nn.Module) -> dict[str, str]:
     """What each matrix and table of a GPT does:
     embed, table, head, answer, up, gate or matrix"""
-    return {n: _role(n, m) for n, m in model.named_modules()
+    return {n: _role(n, m) for n, m in unwrapped(model).named_modules()
             if isinstance(m, (nn.Linear, nn.Embedding))}
 
 def _role(name, m):
@@ -101,6 +104,9 @@ def draw_by_role(model:nn.Module, # changed in place
     if (odd := draws.keys() - set(_ROLES)):
         raise ValueError(f'no role is called {", ".join(sorted(odd))}; '
                          f'there are {", ".join(_ROLES)}')
+    for name, draw in draws.items() | {('matrix', matrix)}:
+        if not callable(draw): raise TypeError(f'{name} is a function draw(weight), not {draw!r}')
+    model = unwrapped(model)
     for name, role in parameter_roles(model).items():
         m = model.get_submodule(name)
         draws.get(role, matrix)(m.weight)
@@ -112,6 +118,7 @@ def _normal(std): return partial(nn.init.normal_, std=std)
 # %% ../nbs/16_stacks.ipynb #26d62f6e
 def nanochat_init(model:nn.Module):
     "nanochat's start, as gpt-lab has it; a tied table is N(0, 1/width²)"
+    model = unwrapped(model)
     C, tie = model.cfg.d_model, model.cfg.tie
     def even(share, n=None):
         def draw(w):
@@ -126,6 +133,7 @@ def nanochat_init(model:nn.Module):
 def hlb_init(model:nn.Module):
     """hlb-gpt's start, with its spreads for every matrix of the same role;
     the first loss lies about 1/8 nat above log V"""
+    model = unwrapped(model)
     std = model.cfg.d_model**-.5
     draw_by_role(model, _normal(.25*std), answer=_normal(.5*std/model.cfg.n_layers),
                  head=_normal(.5*std))
@@ -137,6 +145,7 @@ def mup_init(model:nn.Module, # changed in place
     """μP's start (Yang et al. 2022, table 3), answers divided by √(2·layers);
     a tied table is N(0, 1/width²); raises ValueError for a negative head"""
     if head < 0: raise ValueError(f'head is a spread, at least 0, not {head}')
+    model = unwrapped(model)
     C, tie = model.cfg.d_model, model.cfg.tie
     def by_fan_in(w, scale=1., power=.5):
         nn.init.normal_(w, std=scale*w.shape[1]**-power)
@@ -157,9 +166,13 @@ def mup_groups(model:nn.Module, # a GPT
     if not isinstance(base, GPTConfig):
         raise TypeError('base is a GPTConfig, such as '
                         f'replace(model.cfg, d_model=128, n_heads=2), not {base!r}')
+    model = unwrapped(model)
     with torch.device('meta'): small = GPT(base)
     ratios = _ratios(_fan_ins(model), _fan_ins(small))
-    def group(r): return make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
+    def group(r):
+        made = make(lr=lr/r, at=lambda name, p, m: ratios[name] == r)
+        if isinstance(made, Group): return made
+        raise TypeError(f'make must give a Group, as adamw(…) does, not {made!r}')
     return [group(r) for r in sorted(set(ratios.values()))]
 
 def _fan_ins(model):
@@ -179,3 +192,10 @@ def _ratios(now, was):
         raise ValueError('base must be the same stack at another width; '
                          f'one of the two has no {sorted(odd)[0]}')
     return {n: f/was[n] for n, f in now.items()}
+
+# %% ../nbs/16_stacks.ipynb #0b6c4e10
+checked(ParallelBlock)
+checked(ScaledBlock, own='h z', layer=0)
+parameter_roles, draw_by_role = checked(parameter_roles), checked(draw_by_role)
+nanochat_init, hlb_init = checked(nanochat_init), checked(hlb_init)
+mup_init, mup_groups = checked(mup_init, head=None), checked(mup_groups, own='base')

@@ -16,11 +16,11 @@ from fastcore.basics import patch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from .core import evaluating
+from .core import check_number, evaluating
 from .attention import Attention, Layer
-from .blocks import Report
+from .blocks import checked, Report
 from .checkpoints import load_weights
-from .model import parameter_shapes, GPT, GPTConfig, swap
+from .model import parameter_shapes, plain_name, unwrapped, GPT, GPTConfig, swap
 from .optimizers import hidden
 
 # %% ../nbs/17_surgery.ipynb #cf42aec6
@@ -28,7 +28,8 @@ def require_described(model:GPT):
     """Compare a model's tensors with those that its config builds: names and shapes
 
     Raises ValueError that lists each tensor that is missing, unknown or of another shape."""
-    found = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    model = _gpt(model)
+    found = {n: tuple(t.shape) for n, t in _state(model).items()}
     described = parameter_shapes(model.cfg)
     wrong  = [f'{n} is missing' for n in described if n not in found]
     wrong += [f'{n} is in no part of it' for n in found if n not in described]
@@ -37,6 +38,14 @@ def require_described(model:GPT):
     if wrong:
         raise ValueError('the config does not describe this model (swapped parts?): '
                          f'{"; ".join(wrong)}; merge what is wrapped, and change model.cfg too')
+
+def _gpt(model):
+    "The GPT itself, where it is compiled or wrapped; raises TypeError for what is none"
+    inside = unwrapped(model)
+    if isinstance(getattr(inside, 'cfg', None), GPTConfig): return inside
+    raise TypeError(f'a GPT is expected, a model with a config, not {type(inside).__name__}')
+
+def _state(model): return {plain_name(n): t for n, t in model.state_dict().items()}
 
 @torch.no_grad()
 def _logit_gap(a, b):
@@ -51,10 +60,11 @@ def check_config(model:GPT) -> Report:
     """Does the config describe this model?
 
     One built from it must have the same tensors and, with these weights, the same logits."""
+    model = _gpt(model)
     try: require_described(model)
     except ValueError as e: return Report({f'builds the same tensors: {e}': False})
     made = GPT(model.cfg).to(next(model.parameters()))
-    load_weights(made, model.state_dict())
+    load_weights(made, _state(model))
     gap = _logit_gap(model, made)
     return Report({'builds the same tensors': True,
                    'ties what is tied': made.n_params() == model.n_params(),
@@ -113,7 +123,7 @@ class LoRA(Layer):
                  alpha:float|None=None, # the correction counts alpha/r; None is r
                  ):
         super().__init__()
-        _check_lora(old, r)
+        _check_lora(old, r, alpha)
         self.old, W = old.requires_grad_(False), old.weight
         self.scale = (r if alpha is None else alpha)/r
         a = torch.randn_like(W[:1].expand(r, -1)) / math.sqrt(W.shape[1])
@@ -129,7 +139,7 @@ class LoRA(Layer):
     def extra_repr(self): return f'r={len(self.a)}, scale={self.scale:g}'
 
 # %% ../nbs/17_surgery.ipynb #22c79356
-def _check_lora(old, r):
+def _check_lora(old, r, alpha):
     if not isinstance(old, nn.Linear):
         raise TypeError(f'LoRA corrects a matrix, an nn.Linear, not {type(old).__name__}')
     if type(r) is not int or r < 1:
@@ -137,6 +147,7 @@ def _check_lora(old, r):
     if hasattr(old, 'wrapped'):
         raise ValueError('this matrix has a LoRA already: merge that first, by '
                          'swap(model, LoRA, LoRA.merged)')
+    if alpha is not None: check_number('alpha', alpha, above=0)
 
 @patch(as_prop=True)
 def weight(self:LoRA) -> torch.Tensor: # (out,in)
@@ -160,7 +171,7 @@ def mix_flops(self:LoRA, T:int) -> int:
 
 def n_learning(model:nn.Module) -> int:
     "Parameters that training may change"
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(p.numel() for p in unwrapped(model).parameters() if p.requires_grad)
 
 # %% ../nbs/17_surgery.ipynb #1c3b6f1a
 def add_lora(model:GPT, # changed in place: only the corrections learn
@@ -172,13 +183,14 @@ def add_lora(model:GPT, # changed in place: only the corrections learn
 
     To keep what it learns save `lora_state`, or merge. Raises ValueError where none is found, or
     one is wrapped already or shared with another module."""
-    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    model = unwrapped(model)
+    linears = [(plain_name(n), m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     found = [m for n, m in linears if at(f'{n}.weight', m.weight, m)]
     if not found:
         raise ValueError('at picks no matrix of this model: hidden takes every Linear in its '
                          'blocks')
     for m in found:
-        _check_lora(m, r)
+        _check_lora(m, r, alpha)
         _check_shared(model, m)
     swap(model, nn.Linear, lambda m: LoRA(m, r, alpha) if m in found else m)
     for m in model.modules():
@@ -195,7 +207,8 @@ def _check_shared(model, module):
 
 def lora_state(model:nn.Module) -> dict[str, torch.Tensor]: # name → (r,in) or (out,r)
     "The corrections alone"
-    loras = {n: m for n, m in model.named_modules() if isinstance(m, LoRA)}
+    named = unwrapped(model).named_modules()
+    loras = {plain_name(n): m for n, m in named if isinstance(m, LoRA)}
     return {f'{n}.{k}': getattr(m, k).detach() for n, m in loras.items() for k in 'ab'}
 
 def load_lora(model:nn.Module, # with corrections of the same rank of the same matrices
@@ -204,11 +217,14 @@ def load_lora(model:nn.Module, # with corrections of the same rank of the same m
     """Copy corrections into a model
 
     Raises ValueError that lists what is missing, unknown or of another shape."""
-    own = lora_state(model)
+    model, own = unwrapped(model), lora_state(model)
+    if not isinstance(state, dict):
+        raise TypeError(f'corrections are a dict, as lora_state gives, not {state!r:.60}')
     if missing := sorted(own.keys() - state.keys()):
         raise ValueError(f'these corrections lack {", ".join(missing[:4])}: they were made for '
                          'other matrices')
-    load_weights(model, model.state_dict() | state)
+    names = {plain_name(n): n for n in model.state_dict()}
+    load_weights(model, model.state_dict() | {names.get(n, n): t for n, t in state.items()})
 
 # %% ../nbs/17_surgery.ipynb #c19381bd
 def rebuild(model:GPT, # stays as it is
@@ -219,13 +235,21 @@ def rebuild(model:GPT, # stays as it is
 
     Raises ValueError that lists each tensor that is missing, left over or of another shape, or
     when the config does not describe the old model."""
+    model = _gpt(model)
     require_described(model)
     new = GPT(replace(model.cfg, **changes)).to(next(model.parameters()))
-    old, state = model.state_dict(), {}
+    old, state = _state(model), {}
     for n, t in new.state_dict().items(): state[n] = fill(n, t, old.get(n)) if fill else old.get(n)
     load_weights(new, {n: t for n, t in (old | state).items() if t is not None})
-    new.remat, new.loss_chunk = model.remat, model.loss_chunk
+    _keep_settings(model, new)
     return new.train(model.training)
+
+def _keep_settings(model, new):
+    "What was set on a model besides its weights: remat and loss_chunk, say, and what is frozen"
+    own = {k: v for k, v in vars(model).items() if not k.startswith('_') and k not in vars(new)}
+    vars(new).update(own)
+    frozen = {plain_name(n) for n, p in model.named_parameters() if not p.requires_grad}
+    for n, p in new.named_parameters(): p.requires_grad_(n not in frozen)
 
 # %% ../nbs/17_surgery.ipynb #0b569d04
 def mean_rows(known:torch.Tensor, # (V,…) rows of the tokens so far
@@ -234,6 +258,7 @@ def mean_rows(known:torch.Tensor, # (V,…) rows of the tokens so far
     """The mean of the known rows, k times
 
     The loss rises by at most log(1 + k/V) nats, unless logits are softcapped (Hewitt 2021)."""
+    check_number('k', k, low=0, whole=True)
     return known.mean(0, keepdim=True).expand(k, *known.shape[1:])
 
 def widen_vocab(model:GPT, # stays as it is
@@ -243,6 +268,7 @@ def widen_vocab(model:GPT, # stays as it is
     """A new model that knows n tokens: logits of the old ones stay
 
     Raises ValueError for n below the vocabulary, and for parts whose tables it cannot widen."""
+    model = _gpt(model)
     V = model.cfg.vocab_size
     if type(n) is not int or n < V:
         raise ValueError(f'the model knows {V} tokens: n must be a whole number of at least that, '
@@ -299,6 +325,7 @@ def add_layers(model:GPT, # stays as it is
 
     The matrices `o` and `down` are zero (Wu et al. 2024, LLaMA Pro). Raises ValueError for fewer
     layers, or where the function would change."""
+    model = _gpt(model)
     L = model.cfg.n_layers
     if type(n_layers) is not int or n_layers < L:
         raise ValueError(f'the model has {L} layers: n_layers must be a whole number of at least '
@@ -313,3 +340,9 @@ def add_layers(model:GPT, # stays as it is
                          'depend on the number of layers, scale the residual stream, or write by '
                          'other matrices than o and down')
     return deep
+
+# %% ../nbs/17_surgery.ipynb #0b6c4e11
+add_lora, load_lora = checked(add_lora, own='r'), checked(load_lora)
+lora_state = checked(lora_state)
+rebuild, mean_rows = checked(rebuild), checked(mean_rows, k=0)
+widen_vocab, n_learning = checked(widen_vocab, own='n'), checked(n_learning)
