@@ -8,8 +8,9 @@ __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save
            'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import collections, concurrent.futures, contextlib, copy, datetime, glob, hashlib, itertools, json
-import math, os, random, re, shutil, signal, socket, tempfile, threading, time, uuid
+import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
+import itertools, json, math, os, random, re, shutil, signal, socket, tempfile, threading, time
+import uuid, weakref
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -609,6 +610,22 @@ def join_ranks() -> 'Ranks':
                                 world_size=world_size)
     return Ranks()
 
+_held, _wrappers = set(), weakref.WeakSet()        # process groups, and the models that use them
+
+@atexit.register
+def _part_from_ranks():
+    """End the threads of process groups while Python can still be asked
+
+    gloo's threads free tensors, which takes Python's lock: a program that ends without this is
+    aborted now and then, and a model that is freed as the last holder of its group hangs.
+    """
+    if not _held: return
+    for model in _wrappers:
+        for k in ('reducer', 'logger', 'process_group'): vars(model).pop(k, None)
+    gc.collect()
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    _held.clear()                                                 # the last to hold them
+
 class Ranks:
     "The processes that train one model: `rank` of `world_size`"
     def __init__(self):
@@ -616,6 +633,8 @@ class Ranks:
         self.many = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = 0, 1
         if not self.many: return
+        _held.add(dist.group.WORLD)
+        self.group = id(dist.group.WORLD)                         # who held it would keep it alive
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'   # where they exchange
 
@@ -828,7 +847,9 @@ def _wrapped(self:SafeRun):
     "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
     if not self.ranks.many: return self.model
     wrap = nn.parallel.DistributedDataParallel
-    return wrap(self.model, find_unused_parameters=self.find_unused)
+    wrapped = wrap(self.model, find_unused_parameters=self.find_unused)
+    _wrappers.add(wrapped)
+    return wrapped
 
 @patch
 def _average_next(self:SafeRun, on):
@@ -1202,6 +1223,9 @@ def _check(self:SafeRun):
         raise ValueError(f'{name} is a number, at least 0, not {value!r}')
     for cb in self.callbacks: _check_events(cb)
     self._check_parameters()
+    if self.ranks.many and self.ranks.group != id(torch.distributed.group.WORLD):
+        raise RuntimeError('the process group of this trainer was destroyed: make a new trainer, '
+                           'after join_ranks() where there are several processes')
 
 @patch
 def _check_parameters(self:SafeRun):
