@@ -9,7 +9,7 @@ __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
-import itertools, json, math, os, random, re, shutil, signal, socket, tempfile, threading, time
+import inspect, itertools, json, math, os, random, re, shutil, signal, socket, tempfile, threading, time
 import uuid, weakref
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import atomic_path, atomic_write, best_device, file_sha256, in_kernel, run_info
+from .core import atomic_path, atomic_write, best_device, check_number, file_sha256, in_kernel
+from .core import plain_text, resolve_name, run_info, user_path
 from .model import GPT, GPTConfig, parameter_shapes
 from .optimizers import uncompiled
 from .tokenizer import Tokenizer
@@ -137,8 +138,14 @@ def save_checkpoint(path:str|Path, # a folder; an older checkpoint there is repl
     flat = {}
     for name, tree in trees.items():
         tensors = {}
-        flat[name] = flatten_tree(tree, tensors), tensors
-    return _write_checkpoint(Path(path).expanduser(), flat)
+        flat[name] = _flattened(name, tree, tensors), tensors
+    return _write_checkpoint(user_path(path), flat)
+
+def _flattened(name, tree, tensors):
+    try: return flatten_tree(tree, tensors)
+    except RecursionError:
+        raise TypeError(f'{name} is nested too deep for a checkpoint: '
+                        'does it hold itself?') from None
 
 def _write_checkpoint(path, flat):
     "Write trees that are flattened: name → (what JSON holds, tensors)"
@@ -182,7 +189,7 @@ def load_checkpoint(path:str|Path, # a checkpoint's folder
     Raises ValueError naming a file that is damaged or missing, FileNotFoundError if the folder is
     no checkpoint.
     """
-    path = _standing(Path(path).expanduser())
+    path = _standing(user_path(path))
     sums = _manifest(path)['files']
     names = names or [f.removesuffix('.json') for f in sums if f.endswith('.json')]
     for f in sums:
@@ -206,10 +213,10 @@ def _manifest(path):
         raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json; '
                                 'name a folder such as runs/mine/step_000200')
     try:
-        m = json.loads(file.read_bytes())
+        m = json.loads(file.read_bytes() if file.stat().st_size < 2**20 else b'')  # others' may be huge
         whole = m['sha256'] == _digest(m['files'], m.get('written'))
         whole = whole and all(Path(f).name == f for f in m['files'])
-    except (ValueError, KeyError, TypeError, RecursionError): whole = False
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError): whole = False
     if not whole:
         raise ValueError(f'{file} is damaged: it is not what was written; '
                          'use an earlier checkpoint')
@@ -234,7 +241,7 @@ _SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_pat
 
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
     names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
     named = [folder/n for n in names if _STEP.fullmatch(n)]
@@ -250,7 +257,7 @@ def find_checkpoint(path:str|Path, # a checkpoint, a run, or a folder of runs (t
 
     Raises FileNotFoundError where there is none, ValueError for one that cannot be told.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if (_standing(path)/'manifest.json').is_file(): return path
     found = checkpoints_in(path) or _latest_run(path)
     if not found:
@@ -281,6 +288,7 @@ def load_found(path:str|Path, # as for `find_checkpoint`
         return point, load_checkpoint(point, *names)
 
 def _chosen(found, which):
+    which = as_number(which)
     if which == 'latest': return found[-1]
     if which == 'best': return _best(found)
     if isinstance(which, bool) or not isinstance(which, int):
@@ -302,10 +310,10 @@ def _written(path):
     "When a checkpoint was written, as text that sorts; for those of 0.1, when its run began"
     try:
         return _manifest(_standing(path)).get('written') or _date(path)
-    except (ValueError, OSError):
+    except (ValueError, OSError, KeyError, TypeError):
         return ''
 
-def _date(path): return load_checkpoint(path, 'trainer')['trainer']['info']['date']
+def _date(path): return str(load_checkpoint(path, 'trainer')['trainer']['info']['date'])
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
 def load_weights(model:nn.Module, # changed in place
@@ -323,6 +331,9 @@ def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
                   ):
     "Raises ValueError where `load_weights` would"
+    if not (isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values())):
+        raise TypeError('weights are a dict, name → tensor, such as model.state_dict(); '
+                        f'not a {type(state).__name__}')
     wrong = _misfits(uncompiled(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
@@ -404,7 +415,8 @@ def prune_checkpoints(folder:str|Path, # a run's folder
 
     Raises ValueError unless at least one stays.
     """
-    if keep < 1: raise ValueError(f'keep is how many of the newest stay, at least 1, not {keep!r}')
+    keep = check_number('keep, how many of the newest stay,', keep, low=1, whole=True)
+    best, every = (check_number(n, v, low=0, whole=True) for n, v in (('best', best), ('every', every)))
     found = checkpoints_in(folder)
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None} if best else {}
     stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
@@ -412,8 +424,8 @@ def prune_checkpoints(folder:str|Path, # a run's folder
     for p in found:
         if p in stay: continue
         try: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
-        except OSError as e: print(f'{p} could not be removed: {e}', flush=True)
-    _sweep_unfinished(Path(folder).expanduser())
+        except OSError as e: print(plain_text(f'{p} could not be removed: {e}'), flush=True)
+    _sweep_unfinished(user_path(folder))
 
 def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
@@ -432,8 +444,9 @@ def _best(found):
 def _valid_loss(path):
     "The validation loss that a checkpoint was saved with, or None"
     try:
-        return load_checkpoint(path, 'summary')['summary'].get('valid')
-    except (ValueError, OSError):
+        valid = load_checkpoint(path, 'summary')['summary'].get('valid')
+        return check_number('valid', valid)
+    except (ValueError, OSError, AttributeError, TypeError):
         return None
 
 # %% ../nbs/11_checkpoints.ipynb #c1a5000b
@@ -442,17 +455,20 @@ def run_lock(folder:str|Path # a run's folder, which exists
              ) -> Iterator[None]:
     """Hold a run's folder while the block runs: nobody else may train in it
 
-    Raises BlockingIOError that names the process which holds it.
+    Raises BlockingIOError that names the process which holds it, FileNotFoundError where there is
+    no such folder.
     """
     from filelock import FileLock, Timeout
-    folder = Path(folder)
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder} to lock: make it first')
     lock, owner = FileLock(folder/'.lock', thread_local=False), folder/'.lock.json'
     try: lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(f'{folder} is in use{_owner(owner)}: wait until it is done, '
                               'or give another dir') from None
     except NotImplementedError:                                   # a file system without locks
-        print(f'{folder} cannot be locked: see that no other program trains in it')
+        print(plain_text(f'{folder} cannot be locked: see that no other program trains in it'))
     try:
         for p in folder.glob(f'.{owner.name}.*'):                 # of one killed as it wrote
             if _SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
@@ -466,8 +482,8 @@ def run_lock(folder:str|Path # a run's folder, which exists
 def _owner(file):
     try:
         m = json.loads(file.read_bytes())
-        return f' by process {m["pid"]} on {m["host"]}'
-    except (OSError, ValueError, KeyError, TypeError):
+        return plain_text(f' by process {m["pid"]} on {m["host"]}')
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ' by another process'
 
 def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
@@ -476,7 +492,7 @@ def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
 
     Raises FileExistsError where all such names are taken, OSError where it cannot be made.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     for n in range(1, 10_000):
         tried = path if n == 1 else path.with_name(f'{path.name}-{n}')
         with contextlib.suppress(FileExistsError):
@@ -498,9 +514,9 @@ class CheckpointWriter:
         flat = {}
         for name, tree in trees.items():
             tensors = {}
-            plain = flatten_tree(tree, tensors)
+            plain = _flattened(name, tree, tensors)
             flat[name] = plain, {k: t.to('cpu', copy=True) for k, t in tensors.items()}
-        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, keep)
+        self._last = self._pool.submit(self._write, user_path(path), flat, keep)
 
     @staticmethod
     def _write(path, flat, keep):
@@ -680,8 +696,9 @@ def _as_tree(t):
 class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
     EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-              'before_eval', 'after_eval', 'after_fit')
+              'before_eval', 'after_eval', 'before_save', 'after_fit')
     find_unused = False # on several ranks: may a step leave some parameters without a gradient?
+    peak = 'gptlab.watching.device_peak' # trainer -> operations per second, or None
 
 @patch
 def _begin_run(self:SafeRun):
@@ -694,6 +711,7 @@ def _begin_run(self:SafeRun):
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
     self._warm = self._halted = False                             # compiled? stopped by a signal?
+    self._peak = None                                             # operations per second, once known
     self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
@@ -734,7 +752,7 @@ def _described(f):
 
 @patch
 def _say(self:SafeRun, text):
-    if self.ranks.rank == 0: print(text, flush=True)
+    if self.ranks.rank == 0: print(plain_text(text), flush=True)
 
 @patch
 def _check_same(self:SafeRun, d, point):
@@ -805,6 +823,25 @@ def as_number(v:object) -> object:
     "A number of torch or NumPy as Python's own; anything else as it is"
     return v.item() if hasattr(v, 'item') else v
 
+def held_memory(device:torch.device) -> int|None:
+    "Bytes: the peak of tensors on CUDA, elsewhere what this process holds; None if unknown"
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
+    try: pages = Path('/proc/self/statm').read_text().split()[1]
+    except OSError: return None                                   # only Linux has it
+    return int(pages)*os.sysconf('SC_PAGE_SIZE')
+
+@patch
+def _used(self:SafeRun, took):
+    "Memory and model FLOPs utilization (MFU) of a step that took so many seconds, where known"
+    used, flops = dict(memory=held_memory(self.device)), self.flops - self._before[1]
+    if self._peak: used |= dict(mfu=flops/self.ranks.world_size/took/self._peak)
+    return {k: v for k, v in used.items() if v is not None}
+
+@patch
+def _know_peak(self:SafeRun):
+    "Measure the device once the run has lasted two seconds, between steps, outside of its clock"
+    if self._peak is None and self.seconds >= 2: self._peak = resolve_name(self.peak)(self) or 0.
+
 # %% ../nbs/11_checkpoints.ipynb #c1b50004
 _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bfloat16,
                float16=torch.float16, fp16=torch.float16)
@@ -812,6 +849,9 @@ _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bflo
 @patch
 def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
+    for name, flag in (('compile', compile), ('deterministic', deterministic)):
+        if flag not in (None, False, True):
+            raise TypeError(f'{name} is True or False, not {flag!r:.80}')
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -1073,6 +1113,7 @@ def _end_step(self:SafeRun):
     if not self.skip and not self.read_late: self._bad_in_row = 0
     self._read_log(but=1 if self.read_late else 0)
     self._look_around()
+    self._know_peak()
     if self.dir: self._poll_writer()
 
 @patch
@@ -1194,7 +1235,7 @@ def _keep_batch(self:SafeRun, what, value, step=None):
     try:
         save_checkpoint(path, batch=dict(self.batch), report=report)
         return f'the batch is kept in {path}'
-    except (OSError, TypeError) as e:
+    except Exception as e:                                        # it must not hide the bad step
         return f'the batch could not be kept ({e})'
 
 @patch
@@ -1206,26 +1247,49 @@ def _text_of(self:SafeRun, batches):
 @patch
 def _check(self:SafeRun):
     "Refuse what would fail silently later"
-    self.dir = Path(self.dir).expanduser() if self.dir else None  # it may have been set since
-    if self.valid is not None and not hasattr(self.valid, '__len__'):
-        raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
-                        'use the second result of batches(…)')
+    self._check_parts()
+    if self.dir is not None: self.dir = user_path(self.dir)       # it may have been set since
     if self.on_nan not in ('stop', 'skip', 'rewind'):
         raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
-    whole = dict(accumulate=(self.accumulate, 1), eval_every=(self.eval_every, 0),
-                 save_every=(self.save_every, 0))
-    for name, (value, least) in whole.items():
-        if type(value) is not int or value < least:
-            raise ValueError(f'{name} is a whole number, at least {least}, not {value!r}')
-    for name in ('clip', 'save_seconds', 'spike'):
-        value = getattr(self, name)
-        if value is None or isinstance(value, (int, float)) and value >= 0: continue
-        raise ValueError(f'{name} is a number, at least 0, not {value!r}')
+    for name, least in dict(accumulate=1, eval_every=0, save_every=0).items():
+        setattr(self, name, check_number(name, getattr(self, name), low=least, whole=True))
+    for name, bounds in dict(clip=dict(low=0), save_seconds=dict(low=0), spike=dict(above=1)).items():
+        if (value := getattr(self, name)) in (None, math.inf): continue
+        setattr(self, name, check_number(name, value, **bounds))
+    self.keep = _kept(self.keep)
     for cb in self.callbacks: _check_events(cb)
     self._check_parameters()
     if self.ranks.many and self.ranks.group != id(torch.distributed.group.WORLD):
         raise RuntimeError('the process group of this trainer was destroyed: make a new trainer, '
                            'after join_ranks() where there are several processes')
+
+def _kept(keep):
+    "What stays of a run's checkpoints, as prune_checkpoints takes it"
+    kept = keep if isinstance(keep, dict) else dict(keep=keep)
+    if kept.keys() - {'keep', 'best', 'every'}:
+        raise ValueError(f'keep is a number, or a dict with keep, best, every; not {keep!r}')
+    least = dict(keep=1, best=0, every=0)
+    return {k: check_number(k, v, low=least[k], whole=True) for k, v in kept.items()}
+
+@patch
+def _check_parts(self:SafeRun):
+    "Is each part of the kind that a run needs?"
+    if not isinstance(self.model, nn.Module):
+        raise TypeError(f'model is a torch module, such as GPT(cfg), not {self.model!r:.80}')
+    if not isinstance(self.opt, torch.optim.Optimizer):
+        raise TypeError(f'opt is an optimizer, such as Opt(model, adamw()), not {self.opt!r:.80}')
+    for name, value in (('train', self.train), ('valid', self.valid)):
+        batches = hasattr(value, '__iter__') and not isinstance(value, (str, bytes, dict))
+        if batches or name == 'valid' and value is None: continue
+        raise TypeError(f'{name} is batches, as batches(…) gives, not {value!r:.80}')
+    if self.valid is not None and not hasattr(self.valid, '__len__'):
+        raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
+                        'use the second result of batches(…)')
+    rules = self.schedule.values() if isinstance(self.schedule, dict) else [self.schedule]
+    for name, f in (('loss', self.loss), *(('schedule', f) for f in rules)):
+        if not callable(f): raise TypeError(f'{name} is a function, not {f!r:.80}')
+    if not isinstance(self.notes, dict): raise TypeError(f'notes are a dict, not {self.notes!r:.80}')
+    flatten_tree(self.notes, {}, 'notes')                         # a checkpoint must hold them
 
 @patch
 def _check_parameters(self:SafeRun):
@@ -1242,6 +1306,9 @@ def _check_parameters(self:SafeRun):
                          'add a group, or freeze them with requires_grad_(False)')
 
 def _check_events(cb):
+    no_object = isinstance(cb, (type, str, bytes, int, float, dict, list, tuple, type(None)))
+    if no_object or inspect.isroutine(cb):
+        raise TypeError(f'a callback is an object with methods such as after_step, not {cb!r:.80}')
     for name in dir(type(cb)):
         if name in SafeRun.EVENTS or not name.startswith(('before_', 'after_', 'on_')): continue
         near = get_close_matches(name.replace('on_', 'after_'), SafeRun.EVENTS, 1, 0.)[0]
@@ -1250,7 +1317,7 @@ def _check_events(cb):
 
 @patch
 def _set_budget(self:SafeRun, steps, budget):
-    given = {k: v for k, v in dict(steps=steps, **budget).items() if v is not None}
+    given = {k: as_number(v) for k, v in dict(steps=steps, **budget).items() if v is not None}
     if not given and self.budget is None:
         raise ValueError('how long? give fit(steps), '
                          'or fit(seconds=…), fit(tokens=…), fit(flops=…), fit(epochs=…)')
@@ -1258,9 +1325,7 @@ def _set_budget(self:SafeRun, steps, budget):
     if len(given) > 1 or set(given) - set(units):
         raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
     for k, v in given.items():
-        v = as_number(v)
-        if not isinstance(v, (int, float)) or not 0 < v < math.inf:
-            raise ValueError(f'{k} must be a number above 0, not {v!r}')
+        v = check_number(k, v, above=0)
         if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())
         self.budget = (k, v)
     self.info['settings']['budget'] = list(self.budget)

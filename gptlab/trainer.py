@@ -15,7 +15,7 @@ from torch import nn
 from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
 from .checkpoints import load_found, load_weights, non_finite, Ranks, rng_state
 from .checkpoints import SafeRun, set_rng_state
-from .core import best_device, resolve_name, step_limit
+from .core import best_device, resolve_name, step_limit, user_path
 from .model import lm_loss, run_eagerly
 from .optimizers import uncompiled
 from .schedules import apply_schedule, wsd
@@ -58,23 +58,23 @@ class Trainer(SafeRun):
         # the parts
         self.ranks = Ranks()                                      # one process, or torchrun's
         self.device = best_device(device)
-        self.model = model.to(self.device)
-        self.opt = opt
+        self.model, self.opt = model, opt
         self.train, self.valid = train, valid
         self.tok = getattr(train, 'tok', None)
         self.loss = loss
-        self.schedule = schedule or wsd()
-        self.callbacks = self._default_callbacks() if callbacks is None else list(callbacks)
+        self.schedule = wsd() if schedule is None else schedule
+        self.callbacks = self._default_callbacks() if callbacks is None else _listed(callbacks)
         self.sampler = _by_name(type(self).sampler)
 
         # the settings
         self.clip, self.accumulate = clip, accumulate
         self.eval_every, self.save_every, self.save_seconds = eval_every, save_every, save_seconds
-        self.keep = dict(keep=keep) if isinstance(keep, int) else dict(keep)
-        self.dir = Path(dir).expanduser() if dir else None
-        self.dtype, self.compiled = self._precision(dtype, compile, deterministic)
-        self.on_nan, self.spike, self.notes = on_nan, spike, notes or {}
+        self.keep = keep
+        self.dir = dir
+        self.on_nan, self.spike, self.notes = on_nan, spike, {} if notes is None else notes
         self._check()
+        self.model.to(self.device)
+        self.dtype, self.compiled = self._precision(dtype, compile, deterministic)
 
         # where the run stands
         self.step, self.tokens, self.flops, self.seconds = 0, 0, 0, 0.
@@ -132,6 +132,10 @@ class Trainer(SafeRun):
 
 # %% ../nbs/12_trainer.ipynb #971d4ff6
 def _by_name(part): return resolve_name(part) if isinstance(part, str) else part
+
+def _listed(callbacks):
+    if isinstance(callbacks, (list, tuple)): return list(callbacks)
+    raise TypeError(f'callbacks are a list of objects, not {callbacks!r:.80}')
 
 @patch
 def _default_callbacks(self:Trainer):
@@ -261,7 +265,7 @@ def _add_line(self:Trainer, loss, norm, tokens, took):
     line = dict(step=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds,
                 loss=loss, grad_norm=norm)
     line |= dict(lr=self.opt.param_groups[0]['lr']) | self._rates()
-    line |= dict(tokens_per_second=tokens/took, wait=self._waited/took)
+    line |= dict(tokens_per_second=tokens/took, wait=self._waited/took) | self._used(took)
     if self.skip: line |= dict(skipped=True)
     self.log.append(line)
     self._unread.append(line)
@@ -370,6 +374,7 @@ def save(self:Trainer,
     where it cannot be written: the older checkpoints stay.
     """
     if self.dir is None: raise ValueError('where to? give Trainer(…, dir=…)')
+    self.call('before_save')
     path = self.dir/f'step_{self.step:06}'
     model, state = uncompiled(self.model).state_dict(), self.state_dict()
     if bad := non_finite(model):
@@ -408,10 +413,11 @@ def resume(self:Trainer,
     Raises ValueError when it belongs to another model, tokenizer or text, FileNotFoundError when
     there is none; then nothing has changed.
     """
-    if not (path or self.dir):
+    path = self.dir if path is None else path
+    if path is None:
         raise ValueError('resume which run? give resume(path), or Trainer(…, dir=…)')
     names = 'model', 'trainer', 'config', 'tokenizer'
-    point, d = load_found(path or self.dir, which, *names)
+    point, d = load_found(path, which, *names)
     self._check_same(d, point)
     mine, before = self.info['settings'], self._reading().state_dict()
     try:
