@@ -9,7 +9,7 @@ __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
-import inspect, itertools, json, math, os, random, re, shutil, signal, socket, tempfile, threading, time
+import inspect, itertools, json, math, numbers, os, random, re, reprlib, shutil, signal, socket, tempfile, threading, time
 import uuid, weakref
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
@@ -36,7 +36,9 @@ def rng_state() -> dict:
                 torch=torch.get_rng_state(), cuda=cuda, mps=mps)
 
 def set_rng_state(state:dict):
-    "Put every generator back where `rng_state` found it"
+    "Put every generator back where `rng_state` found it; raises TypeError for another state"
+    if not isinstance(state, dict) or 'python' not in state:
+        raise TypeError(f'state is what rng_state() gave, not {state!r:.80}')
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(state['numpy']))
@@ -213,7 +215,7 @@ def _manifest(path):
         raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json; '
                                 'name a folder such as runs/mine/step_000200')
     try:
-        m = json.loads(file.read_bytes() if file.stat().st_size < 2**20 else b'')  # others' may be huge
+        m = json.loads(file.read_bytes() if file.stat().st_size < 2**20 else b'')   # ours is small
         whole = m['sha256'] == _digest(m['files'], m.get('written'))
         whole = whole and all(Path(f).name == f for f in m['files'])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError): whole = False
@@ -288,10 +290,9 @@ def load_found(path:str|Path, # as for `find_checkpoint`
         return point, load_checkpoint(point, *names)
 
 def _chosen(found, which):
-    which = as_number(which)
     if which == 'latest': return found[-1]
     if which == 'best': return _best(found)
-    if isinstance(which, bool) or not isinstance(which, int):
+    if isinstance(which, bool) or not isinstance(which, numbers.Integral):
         raise ValueError(f"which checkpoint is {which!r}? give 'latest', 'best', a step, "
                          'or -2 for the one before the last')
     if which < 0 and -which <= len(found): return found[which]
@@ -331,14 +332,19 @@ def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
                   ):
     "Raises ValueError where `load_weights` would"
-    if not (isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values())):
-        raise TypeError('weights are a dict, name → tensor, such as model.state_dict(); '
-                        f'not a {type(state).__name__}')
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model is a torch module, such as GPT(cfg), not {model!r:.80}')
+    _check_state(state)
     wrong = _misfits(uncompiled(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
         raise ValueError(f'these weights do not fit, as those of another architecture: {listed}')
+
+def _check_state(state):
+    if isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values()): return
+    raise TypeError('weights are a dict, name → tensor, such as model.state_dict(); '
+                    f'not {state!r:.80}')
 
 def _misfits(own, state):
     "What is wrong with `state` for a model whose own weights are `own`, one line each"
@@ -369,7 +375,8 @@ def _untied(own, state):
 
 def non_finite(state:dict # name → tensor
                ) -> list[str]:
-    "The names of tensors that hold NaN or infinity"
+    "The names of tensors that hold NaN or infinity; raises TypeError for what is no such dict"
+    _check_state(state)
     floats = {n: t for n, t in state.items() if t.is_floating_point() and t.device.type != 'meta'}
     return [n for n, t in floats.items() if not t.isfinite().all()]
 
@@ -388,6 +395,8 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
+    if not isinstance(parts, dict | None):
+        raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
     cfg = GPTConfig.from_dict(d['config'], parts)
     _check_shapes(cfg, d['model'])
     model = GPT(cfg)
@@ -415,8 +424,7 @@ def prune_checkpoints(folder:str|Path, # a run's folder
 
     Raises ValueError unless at least one stays.
     """
-    keep = check_number('keep, how many of the newest stay,', keep, low=1, whole=True)
-    best, every = (check_number(n, v, low=0, whole=True) for n, v in (('best', best), ('every', every)))
+    keep, best, every = _kept(dict(keep=keep, best=best, every=every)).values()
     found = checkpoints_in(folder)
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None} if best else {}
     stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
@@ -426,6 +434,14 @@ def prune_checkpoints(folder:str|Path, # a run's folder
         try: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
         except OSError as e: print(plain_text(f'{p} could not be removed: {e}'), flush=True)
     _sweep_unfinished(user_path(folder))
+
+def _kept(keep):
+    "What stays of a run's checkpoints, as prune_checkpoints takes it"
+    kept = keep if isinstance(keep, dict) else dict(keep=keep)
+    if kept.keys() - {'keep', 'best', 'every'}:
+        raise ValueError(f'keep is a number, or a dict of keep, best and every; not {keep!r}')
+    least = dict(keep=1, best=0, every=0)
+    return {k: check_number(k, v, low=least[k], whole=True) for k, v in kept.items()}
 
 def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
@@ -510,6 +526,7 @@ class CheckpointWriter:
              keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
              **trees):
         "Copy the trees and return; raises the error of the checkpoint before this one"
+        keep = None if keep is None else _kept(keep)
         self.wait()
         flat = {}
         for name, tree in trees.items():
@@ -711,7 +728,7 @@ def _begin_run(self:SafeRun):
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
     self._warm = self._halted = False                             # compiled? stopped by a signal?
-    self._peak = None                                             # operations per second, once known
+    self._peak = None                                             # of the device, once known
     self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
@@ -823,6 +840,28 @@ def as_number(v:object) -> object:
     "A number of torch or NumPy as Python's own; anything else as it is"
     return v.item() if hasattr(v, 'item') else v
 
+def check_kind(name:str, # what it is called where it was given
+               value:object, # what was given
+               kind:type|tuple, # what it should be
+               what:str, # the same in words, such as 'a list of objects'
+               ) -> object:
+    "The value itself; raises TypeError where it is of another kind"
+    if isinstance(value, kind): return value
+    raise TypeError(f'{name} is {what}, not {reprlib.repr(value)}')
+
+def check_function(name:str, # what it is called where it was given
+                   value:object, # what was given
+                   ) -> Callable:
+    "The value itself; raises TypeError where it cannot be called"
+    return check_kind(name, value, Callable, 'a function')
+
+def check_text(name:str, # what it is called where it was given
+               value:object, # what was given
+               ) -> str:
+    "The value itself; raises TypeError for what is no text, ValueError for an empty one"
+    if check_kind(name, value, str, 'text'): return value
+    raise ValueError(f'{name} is text, not {value!r}')
+
 def held_memory(device:torch.device) -> int|None:
     "Bytes: the peak of tensors on CUDA, elsewhere what this process holds; None if unknown"
     if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
@@ -851,7 +890,7 @@ def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
     for name, flag in (('compile', compile), ('deterministic', deterministic)):
         if flag not in (None, False, True):
-            raise TypeError(f'{name} is True or False, not {flag!r:.80}')
+            raise TypeError(f'{name} is True or False, not {reprlib.repr(flag)}')
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -1253,7 +1292,8 @@ def _check(self:SafeRun):
         raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
     for name, least in dict(accumulate=1, eval_every=0, save_every=0).items():
         setattr(self, name, check_number(name, getattr(self, name), low=least, whole=True))
-    for name, bounds in dict(clip=dict(low=0), save_seconds=dict(low=0), spike=dict(above=1)).items():
+    least = dict(clip=dict(low=0), save_seconds=dict(low=0), spike=dict(above=1))
+    for name, bounds in least.items():
         if (value := getattr(self, name)) in (None, math.inf): continue
         setattr(self, name, check_number(name, value, **bounds))
     self.keep = _kept(self.keep)
@@ -1263,32 +1303,22 @@ def _check(self:SafeRun):
         raise RuntimeError('the process group of this trainer was destroyed: make a new trainer, '
                            'after join_ranks() where there are several processes')
 
-def _kept(keep):
-    "What stays of a run's checkpoints, as prune_checkpoints takes it"
-    kept = keep if isinstance(keep, dict) else dict(keep=keep)
-    if kept.keys() - {'keep', 'best', 'every'}:
-        raise ValueError(f'keep is a number, or a dict with keep, best, every; not {keep!r}')
-    least = dict(keep=1, best=0, every=0)
-    return {k: check_number(k, v, low=least[k], whole=True) for k, v in kept.items()}
-
 @patch
 def _check_parts(self:SafeRun):
     "Is each part of the kind that a run needs?"
-    if not isinstance(self.model, nn.Module):
-        raise TypeError(f'model is a torch module, such as GPT(cfg), not {self.model!r:.80}')
-    if not isinstance(self.opt, torch.optim.Optimizer):
-        raise TypeError(f'opt is an optimizer, such as Opt(model, adamw()), not {self.opt!r:.80}')
+    check_kind('model', self.model, nn.Module, 'a torch module, such as GPT(cfg)')
+    check_kind('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
     for name, value in (('train', self.train), ('valid', self.valid)):
         batches = hasattr(value, '__iter__') and not isinstance(value, (str, bytes, dict))
         if batches or name == 'valid' and value is None: continue
-        raise TypeError(f'{name} is batches, as batches(…) gives, not {value!r:.80}')
+        raise TypeError(f'{name} is batches, as batches(…) gives, not {reprlib.repr(value)}')
     if self.valid is not None and not hasattr(self.valid, '__len__'):
         raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
+    check_function('loss', self.loss)
     rules = self.schedule.values() if isinstance(self.schedule, dict) else [self.schedule]
-    for name, f in (('loss', self.loss), *(('schedule', f) for f in rules)):
-        if not callable(f): raise TypeError(f'{name} is a function, not {f!r:.80}')
-    if not isinstance(self.notes, dict): raise TypeError(f'notes are a dict, not {self.notes!r:.80}')
+    for f in rules: check_function('schedule', f)
+    check_kind('notes', self.notes, dict, 'a dict of names and values')
     flatten_tree(self.notes, {}, 'notes')                         # a checkpoint must hold them
 
 @patch

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
-from .checkpoints import load_found, load_weights, non_finite, Ranks, rng_state
-from .checkpoints import SafeRun, set_rng_state
-from .core import best_device, resolve_name, step_limit, user_path
+from .checkpoints import as_number, BatchReader, check_kind, find_checkpoint
+from .checkpoints import load_checkpoint, load_found, load_weights, non_finite, Ranks
+from .checkpoints import rng_state, SafeRun, set_rng_state
+from .core import best_device, resolve_name, step_limit
 from .model import lm_loss, run_eagerly
 from .optimizers import uncompiled
 from .schedules import apply_schedule, wsd
@@ -133,9 +133,7 @@ class Trainer(SafeRun):
 # %% ../nbs/12_trainer.ipynb #971d4ff6
 def _by_name(part): return resolve_name(part) if isinstance(part, str) else part
 
-def _listed(callbacks):
-    if isinstance(callbacks, (list, tuple)): return list(callbacks)
-    raise TypeError(f'callbacks are a list of objects, not {callbacks!r:.80}')
+def _listed(callbacks): return list(check_kind('callbacks', callbacks, (list, tuple), 'a list'))
 
 @patch
 def _default_callbacks(self:Trainer):

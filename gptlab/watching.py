@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .checkpoints import as_number, held_memory
+from .checkpoints import as_number, check_function, check_kind, check_text, held_memory
 from .core import atomic_write, check_number, html_text, in_kernel, plain_text, svg_image
 from .core import user_path
 from .trainer import Trainer
@@ -252,13 +252,13 @@ class WidgetView(View):
               ) -> str:
         "A sample in HTML"
         given = f'from {self.prompt!r}' if self.prompt else 'from the beginning'
-        return f'<small>after step {step:,}, {html_text(given)}</small>{_sampled(text, self.prompt)}'
+        said = html_text(f'after step {step:,}, {given}')
+        return f'<small>{said}</small>{_sampled(text, self.prompt)}'
 
 def _check_view(every, sample, prompt):
     check_number('every', every, low=0)
-    if not isinstance(prompt, str): raise TypeError(f'prompt is text, not {prompt!r:.80}')
-    if sample is None or callable(sample): return
-    raise TypeError(f'sample is a function of the trainer, not {sample!r:.80}')
+    check_kind('prompt', prompt, str, 'text')
+    if sample is not None: check_function('sample', sample)
 
 def _sample_of(trainer, sampler, *prompt):
     "What a sampler writes; if it cannot, the reason, for a sample is only for show"
@@ -442,8 +442,8 @@ class LayerStats:
                  pick:Callable=lambda name, m: name.endswith('mlp.up'), # pick(name, module) -> bool
                  every:int=10, # steps between records
                  ):
-        if not callable(pick): raise TypeError(f'pick is a function of name and module, not {pick!r}')
-        self.pick, self.every = pick, check_number('every', every, low=1, whole=True)
+        self.pick = check_function('pick', pick)
+        self.every = check_number('every', every, low=1, whole=True)
         self.rows, self.hooks = [], []
 
     def before_fit(self, trainer:Trainer):
@@ -494,7 +494,8 @@ class Trackio:
                  name:str|None=None, # the run's name; None is the trainer's
                  every:int=10, # steps between records
                  ):
-        self.project, self.name = project, name
+        self.project = check_text('project', project)
+        self.name = None if name is None else check_text('name', name)
         self.every = check_number('every', every, low=1, whole=True)
 
     def open(self,

@@ -171,7 +171,7 @@ def alive(pid):
     return True
 
 
-CLOCK = {'seconds', 'tokens_per_second', 'wait'}
+CLOCK = {'seconds', 'tokens_per_second', 'wait', 'memory', 'mfu'}
 
 def same(a, b, at=''):
     "Where two trees differ, tensors to the last bit"

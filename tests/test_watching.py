@@ -182,8 +182,8 @@ def test_what_lasts_is_said_before_it_begins(tmp_path):
         def show(self, trainer): said.append((trainer.step, trainer.doing))
     run = trainer([Kept()], n=2, dir=tmp_path).fit(3)
     scoring = 'scoring the validation batches'
-    assert said == [(0, ''), (2, scoring), (2, ''), (3, 'saving'), (3, scoring), (3, 'saving'),
-                    (3, '')]
+    assert said == [(0, ''), (2, scoring), (2, ''), (3, 'saving'), (3, scoring), (3, ''),
+                    (3, 'saving'), (3, '')]
     assert run.doing == ''
 
 
