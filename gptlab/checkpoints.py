@@ -401,12 +401,18 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     _check_shapes(cfg, d['model'])
     model = GPT(cfg)
     load_weights(model, d['model'])
-    tok = d['tokenizer']
-    return model.eval().to(best_device(device)), tok and Tokenizer.from_dict(tok, parts)
+    tok = None if d['tokenizer'] is None else Tokenizer.from_dict(d['tokenizer'], parts)
+    return model.eval().to(best_device(device)), tok
 
 def _check_shapes(cfg, state):
     "Raises ValueError where a config describes another model than the weights, before it is built"
-    own = parameter_shapes(cfg)
+    _check_state(state)
+    try:
+        if cfg.n_layers > 1000 + len(state): raise ValueError(f'it has {cfg.n_layers} layers')
+        own = parameter_shapes(cfg)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as e:
+        raise ValueError('the config describes another architecture than the weights, '
+                         f'or none: {str(e):.200}') from e
     wrong = [n for n in own if n in state and tuple(own[n]) != tuple(state[n].shape)]
     wrong += sorted(own.keys() ^ state.keys())
     if wrong:
@@ -774,6 +780,7 @@ def _say(self:SafeRun, text):
 @patch
 def _check_same(self:SafeRun, d, point):
     "Refuse a checkpoint of another model or tokenizer before anything is changed"
+    _check_run(d['trainer'], point)
     check_weights(self.model, d['model'])
     config, tok = self._config(), self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
     if config and d['config']:
@@ -784,6 +791,28 @@ def _check_same(self:SafeRun, d, point):
     if tok and d['tokenizer'] and tok != d['tokenizer']:
         raise ValueError(f'{point} was trained with another tokenizer than this data: '
                          'take the one of load_model(…), or begin a new run')
+
+def _check_run(state, point):
+    "Raises ValueError for what no Trainer wrote"
+    number = int, float
+    kinds = dict(step=int, tokens=int, flops=number, seconds=number, log=list, opt=dict, rng=dict,
+                 budget=(tuple, list, type(None)), info=dict, callbacks=list)
+    state = state if isinstance(state, dict) else {}
+    wrong = [k for k, kind in kinds.items() if not isinstance(state.get(k), kind)]
+    if not wrong and all(isinstance(line, dict) for line in state['log']): return
+    raise ValueError(f'{point} was not written by a Trainer: see its {", ".join(wrong) or "log"}')
+
+@patch
+@contextlib.contextmanager
+def _all_or_nothing(self:SafeRun, point):
+    "While the block takes up the state of a checkpoint: an error puts everything back"
+    before, info = self.state_dict(), self.info
+    try: yield
+    except Exception as e:
+        self.load_state_dict(before)
+        self.info = info
+        if isinstance(e, (ValueError, OSError)): raise
+        raise ValueError(f'{point} does not fit this trainer: {type(e).__name__}: {e}') from e
 
 @patch
 def _prefer_new(self:SafeRun, info, mine):

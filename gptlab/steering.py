@@ -164,6 +164,7 @@ def load_state_dict(self:WeightAverage, state:dict):
 
 def _is_average(state, name=None):
     if not isinstance(state, dict) or state.keys() != {'name', 'n', 'tensors'}: return False
+    if type(state['n']) is not int or not isinstance(state['tensors'], dict): return False
     return name in (None, state['name'])
 
 # %% ../nbs/40_steering.ipynb #01b772bd

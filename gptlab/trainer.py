@@ -417,14 +417,11 @@ def resume(self:Trainer,
     names = 'model', 'trainer', 'config', 'tokenizer'
     point, d = load_found(path, which, *names)
     self._check_same(d, point)
-    mine, before = self.info['settings'], self._reading().state_dict()
-    try:
+    mine = self.info['settings']
+    with self._all_or_nothing(point):
         self.load_state_dict(d['trainer'])
-    except Exception:
-        self._reading().load_state_dict(before)
-        raise
+        self._prefer_new(d['trainer']['info'], mine)
     load_weights(self.model, d['model'])
-    self._prefer_new(d['trainer']['info'], mine)
     self._saved = self.step if self.dir and point.parent == self.dir else None
     return self
 
