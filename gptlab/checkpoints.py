@@ -391,12 +391,12 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`.
     """
+    if not isinstance(parts, dict | None):
+        raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
     d = load_found(path, which, 'config', 'tokenizer', 'model')[1]
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
-    if not isinstance(parts, dict | None):
-        raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
     cfg = GPTConfig.from_dict(d['config'], parts)
     _check_shapes(cfg, d['model'])
     model = GPT(cfg)

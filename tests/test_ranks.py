@@ -28,6 +28,7 @@ from gptlab.moe import balance_experts, MoE
 from gptlab.optimizers import Opt, adamw, hidden, muon
 from gptlab.packing import batches, FixedBatches
 from gptlab.schedules import linear
+from gptlab.steering import EarlyStop, TailAverage, WeightAverage
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 from gptlab.watching import Lines
@@ -116,6 +117,17 @@ def mixed(ranks, folder):
     return Trainer(model, opt, data, device='cpu', callbacks=[],
                    accumulate=2//ranks.world_size).fit(6)
 
+def steered(ranks, accumulate, folder, pause):
+    "Averages, and a stop by one of them that nothing improves"
+    model, opt = model_and_opt('muon')
+    data = rows()[ranks.rank::ranks.world_size]
+    steer = [EarlyStop(2, 9., 'valid_mean'), WeightAverage(.9, 'mean'), TailAverage(.9)]
+    run = Trainer(model, opt, data, valid_rows(ranks.rank, ranks.world_size, 'shard'),
+                  accumulate=int(accumulate), schedule=linear(), device='cpu', dir=folder,
+                  eval_every=3, save_every=2, callbacks=[Steps(float(pause)), *steer])
+    if checkpoints_in(folder): run.resume()
+    return run.fit(30)
+
 class Halves(torch.nn.Module):
     "A model of which each call uses one half"
     def __init__(self):
@@ -159,7 +171,9 @@ def go(case, result, rank, world_size, port, *args):
                           MASTER_ADDR='127.0.0.1', GLOO_SOCKET_IFNAME='lo')
     ranks = join_ranks()
     run = globals()[case](ranks, *args)
-    torch.save(dict(weights=run.model.state_dict(), log=run.log, step=run.step), result + rank)
+    states = [cb.state_dict() for cb in run.callbacks if hasattr(cb, 'state_dict')]
+    torch.save(dict(weights=run.model.state_dict(), log=run.log, step=run.step, states=states),
+               result + rank)
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 '''
 
@@ -268,6 +282,33 @@ def test_an_interrupt_of_one_rank_ends_all_after_the_same_step(group, tmp_path, 
     assert not litter(tmp_path/'run')
     assert f'after step {step}; fit() goes on' in victims[0].said()
     assert 'stopped by' not in victims[1].said()
+
+
+@pytest.mark.exhaustive
+def test_averages_and_early_stop_on_two_ranks(group, tmp_path):
+    "As one process that accumulates, the same on both, and to the last bit after a kill"
+    one, = group(1, 'steered', 2, tmp_path/'one', 0)
+    two = group(2, 'steered', 1, tmp_path/'two', 0)
+    assert one['step'] == two[0]['step'] == two[1]['step'] == 9          # stopped early
+    assert group.victims[0].said().count('stopped early at step 9') == 1
+    assert 'stopped early' not in group.victims[1].said()
+    assert not same(two[0]['states'], two[1]['states'])
+    for a, b in zip(one['states'], two[0]['states']):
+        assert a.keys() == b.keys()
+        for k, v in a.items():
+            if k == 'tensors': assert max((v[n] - b[k][n]).abs().max() for n in v) < 1e-5
+            else: assert v == pytest.approx(b[k], abs=1e-5)
+    key = 'valid_mean'
+    assert [r[key] for r in one['log'] if key in r] == pytest.approx(
+        [r[key] for r in two[0]['log'] if key in r], abs=1e-5)
+    victims = group.start(2, 'steered', 1, tmp_path/'run', .05)
+    victims[0].until(lambda: 'step 7' in victims[0].said())
+    for v in victims: v.strike()
+    taken = group(2, 'steered', 1, tmp_path/'run', 0)
+    assert 'step 1\n' not in group.victims[0].said() and not litter(tmp_path/'run')
+    for a, b in zip(two, taken):
+        assert not same(a['states'], b['states']) and not same(a['weights'], b['weights'])
+        assert not same(a['log'], b['log'])
 
 
 @pytest.mark.exhaustive

@@ -38,6 +38,7 @@ from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import Opt, adamw, hidden, muon
 from gptlab.packing import batches, best_fit
 from gptlab.schedules import linear, wsd
+from gptlab.steering import EarlyStop, TailAverage, WeightAverage
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 
@@ -82,6 +83,9 @@ CASES = dict(
                 dict(save_every=1, keep=dict(keep=1, best=1, every=6)), STEPS, [Average]),
     half     = (lambda: fast_batches(TEXT, **AHEAD),
                 dict(save_every=1, dtype='float16', schedule=wsd(warmup=.2)), STEPS, [Average]),
+    steered  = (lambda: batches(TEXT, **DATA), dict(save_every=1, eval_every=2), STEPS,
+                [lambda: WeightAverage(.9), lambda: TailAverage(.5),
+                 lambda: EarlyStop(9, key='valid_average'), lambda: EarlyStop(99, 9., 'valid')]),
     )
 
 def make(case, folder, pause):
@@ -105,7 +109,7 @@ def go(pause, case, folder):
 
 
 NOTICES = dict(sigint=signal.SIGINT, sigterm=signal.SIGTERM)
-KILLED = 'workers packed growing saves half steps tokens flops'.split()
+KILLED = 'workers packed growing saves half steps tokens flops steered'.split()
 STRUCK = ['sigint', *KILLED, 'sigterm']
 
 
