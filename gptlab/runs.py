@@ -10,7 +10,7 @@ import datetime, json, math, os, re, shutil, time, uuid
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from .checkpoints import as_number, check_kind, check_text, checkpoints_in, find_checkpoint
+from .checkpoints import as_number, check_kind, checkpoints_in, find_checkpoint
 from .checkpoints import load_checkpoint
 from .checkpoints import run_lock, unflatten_tree
 from .core import check_number, file_sha256, markdown_text, plain_text, user_path
@@ -249,7 +249,7 @@ def rename_run(folder:str|Path, # of a run
     for one that is taken, BlockingIOError for a run that is in use.
     """
     folder = _run_folder(folder)
-    check_text('name', name)
+    check_kind('name', name, str, 'text')
     if not name.strip() or name[0] == '.' or re.search(r'[/\\:\x00-\x1f]', name):
         raise ValueError(f'a run is not named {name!r}: give a name without /, \\, : '
                          'and without a dot at its beginning')

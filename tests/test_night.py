@@ -604,6 +604,15 @@ def test_compiling_is_outside_the_clock_and_announced(capsys):
 
 # ---- 7. precision
 
+def test_what_saves_memory_changes_no_run():
+    "remat and loss_chunk are the model's: set before fit"
+    runs = [small() for _ in range(3)]
+    runs[1].model.remat, runs[2].model.loss_chunk = True, 16
+    whole, remat, chunked = (weights(run.fit(4)) for run in runs)
+    assert equal(whole, remat)
+    for k in whole: assert torch.allclose(whole[k], chunked[k], atol=1e-5)
+
+
 def test_names_of_precisions():
     assert small(dtype='bf16').dtype == torch.bfloat16 and small().dtype is None
     assert small(dtype=torch.float16).scaler is not None and small(dtype='float32').dtype is None
