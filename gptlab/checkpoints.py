@@ -780,7 +780,7 @@ def _say(self:SafeRun, text):
 @patch
 def _check_same(self:SafeRun, d, point):
     "Refuse a checkpoint of another model or tokenizer before anything is changed"
-    _check_run(d['trainer'], point)
+    self._check_run(d['trainer'], point)
     check_weights(self.model, d['model'])
     config, tok = self._config(), self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
     if config and d['config']:
@@ -792,7 +792,8 @@ def _check_same(self:SafeRun, d, point):
         raise ValueError(f'{point} was trained with another tokenizer than this data: '
                          'take the one of load_model(…), or begin a new run')
 
-def _check_run(state, point):
+@patch
+def _check_run(self:SafeRun, state, point):
     "Raises ValueError for what no Trainer wrote"
     number = int, float
     kinds = dict(step=int, tokens=int, flops=number, seconds=number, log=list, opt=dict, rng=dict,
@@ -918,14 +919,13 @@ _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bflo
 def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
     for name, flag in (('compile', compile), ('deterministic', deterministic)):
-        if flag not in (None, False, True):
-            raise TypeError(f'{name} is True or False, not {reprlib.repr(flag)}')
+        if flag is not None: check_kind(name, flag, bool, 'True or False')
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
     if dtype is None and cuda: dtype = torch.bfloat16
-    name = str(dtype or 'float32').removeprefix('torch.')
+    name = 'float32' if dtype is None else str(dtype).removeprefix('torch.')
     if name not in _dtypes:
         raise ValueError(f'dtype is float32, bfloat16 or float16, not {dtype!r}')
     compiled = (cuda if compile is None else compile) and self._compile()
@@ -1321,16 +1321,22 @@ def _check(self:SafeRun):
         raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
     for name, least in dict(accumulate=1, eval_every=0, save_every=0).items():
         setattr(self, name, check_number(name, getattr(self, name), low=least, whole=True))
-    least = dict(clip=dict(low=0), save_seconds=dict(low=0), spike=dict(above=1))
-    for name, bounds in least.items():
-        if (value := getattr(self, name)) in (None, math.inf): continue
-        setattr(self, name, check_number(name, value, **bounds))
+    self.save_seconds = check_number('save_seconds', self.save_seconds, low=0)
+    for name, least in dict(clip=0, spike=1).items():             # None is neither
+        if (value := getattr(self, name)) is None: continue
+        setattr(self, name, check_number(name, value, above=least))
     self.keep = _kept(self.keep)
-    for cb in self.callbacks: _check_events(cb)
+    for cb in self.callbacks: _check_events(cb, self.EVENTS)
     self._check_parameters()
     if self.ranks.many and self.ranks.group != id(torch.distributed.group.WORLD):
         raise RuntimeError('the process group of this trainer was destroyed: make a new trainer, '
                            'after join_ranks() where there are several processes')
+
+def _are_batches(value):
+    "Can it be gone through, and is what it holds dicts, as far as that can be told?"
+    if not hasattr(value, '__iter__') or isinstance(value, (str, bytes, dict, torch.Tensor)):
+        return False
+    return not isinstance(value, (list, tuple)) or all(isinstance(b, dict) for b in value)
 
 @patch
 def _check_parts(self:SafeRun):
@@ -1338,9 +1344,10 @@ def _check_parts(self:SafeRun):
     check_kind('model', self.model, nn.Module, 'a torch module, such as GPT(cfg)')
     check_kind('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
     for name, value in (('train', self.train), ('valid', self.valid)):
-        batches = hasattr(value, '__iter__') and not isinstance(value, (str, bytes, dict))
-        if batches or name == 'valid' and value is None: continue
+        if name == 'valid' and value is None or _are_batches(value): continue
         raise TypeError(f'{name} is batches, as batches(…) gives, not {reprlib.repr(value)}')
+    if isinstance(self.train, (list, tuple)) and not self.train:
+        raise ValueError('train is empty: it holds no batch')
     if self.valid is not None and not hasattr(self.valid, '__len__'):
         raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
@@ -1364,19 +1371,19 @@ def _check_parameters(self:SafeRun):
         raise ValueError(f'no optimizer group holds {", ".join(left[:5])}: '
                          'add a group, or freeze them with requires_grad_(False)')
 
-def _check_events(cb):
+def _check_events(cb, events):
     no_object = isinstance(cb, (type, str, bytes, int, float, dict, list, tuple, type(None)))
     if no_object or inspect.isroutine(cb):
         raise TypeError(f'a callback is an object with methods such as after_step, not {cb!r:.80}')
     for name in dir(type(cb)):
-        if name in SafeRun.EVENTS or not name.startswith(('before_', 'after_', 'on_')): continue
-        near = get_close_matches(name.replace('on_', 'after_'), SafeRun.EVENTS, 1, 0.)[0]
+        if name in events or not name.startswith(('before_', 'after_', 'on_')): continue
+        near = get_close_matches(name.replace('on_', 'after_'), events, 1, 0.)[0]
         raise ValueError(f'{type(cb).__name__} has {name}, which is no event: did you mean {near}? '
-                         f'There are {", ".join(SafeRun.EVENTS)}')
+                         f'There are {", ".join(events)}')
 
 @patch
 def _set_budget(self:SafeRun, steps, budget):
-    given = {k: as_number(v) for k, v in dict(steps=steps, **budget).items() if v is not None}
+    given = {k: v for k, v in dict(steps=steps, **budget).items() if v is not None}
     if not given and self.budget is None:
         raise ValueError('how long? give fit(steps), '
                          'or fit(seconds=…), fit(tokens=…), fit(flops=…), fit(epochs=…)')
@@ -1384,7 +1391,9 @@ def _set_budget(self:SafeRun, steps, budget):
     if len(given) > 1 or set(given) - set(units):
         raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
     for k, v in given.items():
-        v = check_number(k, v, above=0)
+        v = check_number(k, as_number(v) if getattr(v, 'ndim', 1) == 0 else v, above=0)
+        if k in ('steps', 'tokens', 'flops') and v != int(v):
+            raise ValueError(f'{k} must be a whole number, not {v!r}')
         if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())
         self.budget = (k, v)
     self.info['settings']['budget'] = list(self.budget)

@@ -606,9 +606,11 @@ def test_compiling_is_outside_the_clock_and_announced(capsys):
 
 def test_what_saves_memory_changes_no_run():
     "remat and loss_chunk are the model's: set before fit"
-    runs = [small() for _ in range(3)]
-    runs[1].model.remat, runs[2].model.loss_chunk = True, 16
-    whole, remat, chunked = (weights(run.fit(4)) for run in runs)
+    def trained(**kw):
+        run = small()
+        for k, v in kw.items(): setattr(run.model, k, v)
+        return weights(run.fit(4))
+    whole, remat, chunked = trained(), trained(remat=True), trained(loss_chunk=16)
     assert equal(whole, remat)
     for k in whole: assert torch.allclose(whole[k], chunked[k], atol=1e-5)
 
@@ -859,7 +861,7 @@ def test_a_loss_that_returns_a_mean():
 @pytest.mark.parametrize('kw', [dict(clip=-1.), dict(clip='1'), dict(eval_every=-1),
                                 dict(eval_every=1.5), dict(save_every=-2), dict(save_seconds=-1),
                                 dict(spike='x'), dict(accumulate=0), dict(device='abacus'),
-                                dict(clip=math.nan), dict(spike=.5), dict(spike=True),
+                                dict(clip=math.nan), dict(clip=0), dict(spike=.5), dict(spike=True),
                                 dict(keep=0), dict(keep=1.5), dict(keep=None), dict(keep='x'),
                                 dict(keep=dict(last=3)), dict(keep=dict(best=-1)),
                                 dict(compile='x'), dict(deterministic='x'), dict(dtype='half-ish'),
