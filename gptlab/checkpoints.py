@@ -532,6 +532,8 @@ class CheckpointWriter:
              keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
              **trees):
         "Copy the trees and return; raises the error of the checkpoint before this one"
+        if not isinstance(keep, dict | None):
+            raise TypeError(f'keep is a dict, such as dict(keep=2, best=1), not {keep!r:.80}')
         keep = None if keep is None else _kept(keep)
         self.wait()
         flat = {}

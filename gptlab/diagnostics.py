@@ -34,6 +34,7 @@ def match_names(named:dict, # dotted name → module or parameter
 
     Raises ValueError for a glob that matches nothing; it lists the names that are near.
     """
+    check_kind('named', named, dict, 'a dict, name → module or parameter')
     globs = _globs(at)
     for g in globs:
         if not any(fnmatchcase(name, g) for name in named):
@@ -176,9 +177,11 @@ def plot(self:Probe,
          key:str, # what to draw, as the rows call it
          ax:object=None, # matplotlib's axes; None: new ones
          ) -> object: # the axes
-    "A curve over the steps for each name"
+    "A curve over the steps for each name; raises ValueError for what the rows do not have"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6,2.5))[1]
+    if not all(any(key == k for k in r) for r in self.rows):
+        raise ValueError(f'the rows have no {key!r}; they have {", ".join(self.rows[0])}')
+    if ax is None: ax = plt.subplots(figsize=(6,2.5))[1]
     curves = {}
     for r in self.rows: curves.setdefault(r['at'], []).append((r['step'], r[key]))
     for name, points in curves.items(): ax.plot(*zip(*points), label=name)
@@ -265,6 +268,10 @@ class _Attention(TorchFunctionMode):
             self.weights[self.name] = out
         return out
 
+def _batch(batch):
+    if check_kind('batch', batch, dict, 'a dict with ids'): return batch
+    raise ValueError('batch is empty: it has no ids')
+
 @torch.no_grad()
 def attention_weights(model:nn.Module, # called as model(**batch)
                       batch:dict, # ids (B,T), and what else the model takes
@@ -275,7 +282,7 @@ def attention_weights(model:nn.Module, # called as model(**batch)
     Raises ValueError for a module that computes no such weights.
     """
     check_kind('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
-    check_kind('batch', batch, dict, 'a dict with ids')
+    _batch(batch)
     model, mode, handles = uncompiled(model), _Attention(), []
     for name, module in match_names(dict(model.named_modules()), at).items():
         def enter(module, args, name=name): mode.name = name
@@ -310,7 +317,7 @@ class AttentionMaps(Probe):
                  tokens:int=32, # the first so many tokens of a map are kept
                  ):
         super().__init__(at, every)
-        self.batch = None if batch is None else check_kind('batch', batch, dict, 'a dict with ids')
+        self.batch = None if batch is None else _batch(batch)
         self.heads = check_number('heads', heads, low=1, whole=True)
         self.tokens = check_number('tokens', tokens, low=1, whole=True)
         self.maps = {}
@@ -426,6 +433,7 @@ def centralize(grad:torch.Tensor, # any shape
                name:str='', # of the parameter
                ) -> torch.Tensor:
     "A gradient hook: each row of a matrix gets mean zero (Yong et al. 2020, eq. 1)"
+    check_kind('grad', grad, torch.Tensor, 'a tensor of any shape')
     return grad - grad.mean(-1, keepdim=True) if grad.ndim > 1 else grad
 
 # %% ../nbs/25_diagnostics.ipynb #56337ef9

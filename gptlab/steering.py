@@ -179,6 +179,7 @@ def load_average(path:str|Path, # a checkpoint, a run, or a folder of runs (its 
     Raises ValueError where the checkpoint holds no such average, or several and no name was given;
     and what `load_model` raises.
     """
+    if name is not None: check_text('name', name)
     point = find_checkpoint(path, which)
     states = load_checkpoint(point, 'trainer')['trainer']['callbacks']
     found = [s for s in states if _is_average(s, name) and s['n']]
