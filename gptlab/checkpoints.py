@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'check_weights', 'non_finite',
-           'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
+           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'inner_model', 'check_weights',
+           'non_finite', 'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks',
+           'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
@@ -326,7 +327,14 @@ def load_weights(model:nn.Module, # changed in place
     finite, of a type that would lose digits here, or tied in the model and not in `state`.
     """
     check_weights(model, state)
-    uncompiled(model).load_state_dict(state)
+    inner_model(model).load_state_dict(state)
+
+def inner_model(model:nn.Module) -> nn.Module:
+    "The module itself, inside wrappers of torch.compile and of data parallelism"
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    while (inner := model.module if isinstance(model, wrappers) else uncompiled(model)) is not model:
+        model = inner
+    return model
 
 def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
@@ -335,7 +343,7 @@ def check_weights(model:nn.Module, # not changed
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is a torch module, such as GPT(cfg), not {model!r:.80}')
     _check_state(state)
-    wrong = _misfits(uncompiled(model).state_dict(), state)
+    wrong = _misfits(inner_model(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
@@ -1263,7 +1271,7 @@ def _watch_line(self:SafeRun, line):
 def _snapshot(self:SafeRun):
     "The run in the machine's memory, not the device's: weights and state"
     tensors = {}
-    run = dict(model=uncompiled(self.model).state_dict(), trainer=self.state_dict())
+    run = dict(model=inner_model(self.model).state_dict(), trainer=self.state_dict())
     flat = flatten_tree(run, tensors)
     return unflatten_tree(flat, {k: t.to('cpu', copy=True) for k, t in tensors.items()})
 
@@ -1362,7 +1370,7 @@ def _check_parts(self:SafeRun):
 @patch
 def _check_parameters(self:SafeRun):
     "Does the optimizer hold the parameters of this model, all that should learn and no others?"
-    named = dict(uncompiled(self.model).named_parameters())
+    named = dict(inner_model(self.model).named_parameters())
     own = {id(p) for p in named.values()}
     held = {id(p) for g in self.opt.param_groups for p in g['params']}
     if held - own:

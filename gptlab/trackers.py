@@ -14,8 +14,7 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 import torch
-from .checkpoints import check_kind, check_text
-from .optimizers import uncompiled
+from .checkpoints import check_kind, check_text, inner_model
 from .core import atomic_write, check_contract, check_number, dotted_name, plain_text
 from .core import user_path
 from .trainer import Trainer
@@ -45,7 +44,7 @@ def run_config(trainer:Trainer) -> dict:
     check_kind('trainer', trainer, Trainer, 'a Trainer')
     own = {k: plain_value(v) for k, v in vars(trainer).items()
            if isinstance(v, _plain) and k not in _state and not k.startswith('_')}
-    model = uncompiled(trainer.model)
+    model = inner_model(trainer.model)
     sizes = [p.numel() for p in model.parameters()]
     return plain_value(trainer.info) | own | dict(
         model=plain_value(vars(model).get('cfg')), parameters=sum(sizes),
@@ -63,7 +62,7 @@ def run_name(trainer:Trainer) -> str:
     check_kind('trainer', trainer, Trainer, 'a Trainer')
     if trainer.dir: name = Path(trainer.dir).name
     else:
-        model, info = uncompiled(trainer.model), trainer.info
+        model, info = inner_model(trainer.model), trainer.info
         thousands = round(sum(p.numel() for p in model.parameters())/1000)
         when = str(info.get('date', ''))[5:16].replace('-', '').replace(':', '').replace('T', '-')
         name = f'{type(model).__name__}-{thousands}k-{when}-{info.get("run_id", "")[:4]}'

@@ -637,6 +637,7 @@ def test_the_scaler_is_saved(tmp_path):
 
 
 def test_a_hint_where_bfloat16_is_slow(capsys):
+    "U13"
     small(dtype='bfloat16')
     assert 'often slower than float32' in capsys.readouterr().out
 
@@ -850,6 +851,34 @@ def test_events_that_are_none(name, near):
     cb = type('Mine', (), {name: lambda self, trainer: None})()
     with pytest.raises(ValueError, match=f'Mine has {name}.*did you mean {near}'):
         small(callbacks=[cb])
+
+
+def test_bits_per_byte_of_a_plain_list_are_known():
+    "U13: they were nan"
+    fixed = small().valid
+    run = small(valid=list(fixed)).fit(2)
+    assert run.log[-1]['bpb'] == small(valid=fixed).fit(2).log[-1]['bpb'] > 1
+
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, lambda m: torch.compile(m, backend='eager'),
+                                  lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager'))])
+def test_a15_a_wrapped_model_is_saved_under_plain_names(tmp_path, wrap):
+    "It keeps its config, is opened, and taken up plain"
+    plain = small().fit(4)
+    run = small()
+    kw = dict(callbacks=[], device='cpu', eval_every=0, dir=tmp_path)
+    half = Trainer(wrap(run.model), run.opt, run.train, run.valid, **kw)
+    half.budget = 'steps', 4
+    for _ in range(2): half.one_step()
+    half.save()
+    model, tok = load_model(tmp_path, device='cpu')
+    assert equal(model.state_dict(), weights(run)) and tok is not None
+    assert equal(weights(small(dir=tmp_path).resume().fit()), weights(plain))
+    other = small()
+    again = Trainer(wrap(other.model), other.opt, other.train, other.valid, **kw).resume(which=2)
+    again.dir = None
+    again.fit()
+    assert equal(weights(other), weights(plain))
 
 
 def test_a_loss_that_returns_a_mean():
