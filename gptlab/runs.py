@@ -333,4 +333,5 @@ class RankRows:
                T:int|None=None, # tokens in a row from now on; None keeps
                ):
         "Change the shape from the next batch on"
-        self.stream.resize(B and B*self.world_size, T)
+        if B is not None: B = check_number('B', B, low=1, whole=True)*self.world_size
+        self.stream.resize(B, T)

@@ -22,6 +22,7 @@ from .trainer import Trainer
 # %% ../nbs/13_watching.ipynb #4f07074c
 def format_duration(seconds:float) -> str:
     "Seconds as a person says them: 9 s, 3:05, 2:03:05; '?' if they are not finite"
+    if not check_kind('seconds', seconds, (int, float), 'a number') >= 0: return '?'
     if not math.isfinite(seconds): return '?'
     s = int(seconds)
     if s < 60: return f'{s} s'
@@ -30,13 +31,15 @@ def format_duration(seconds:float) -> str:
 
 def lines_read(trainer:Trainer) -> list[dict]:
     "The log without its newest lines that still wait for the device"
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
     log, n = trainer.log, len(trainer.log)
     while trainer.read_late and n and isinstance(log[n-1]['loss'], torch.Tensor): n -= 1
     return log[:n]
 
 def status_line(trainer:Trainer) -> str:
     "The state of a run in one line: progress, time left, tokens per second, loss, bits per byte"
-    p, log = trainer.progress, lines_read(trainer)
+    log = lines_read(trainer)
+    p = trainer.progress
     if not log: return plain_text(trainer.doing or 'about to begin')
     left = format_duration((1-p)/p*trainer.seconds if p else math.inf)
     recent = log[-10:]
@@ -156,6 +159,8 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
 
     All share both ranges; the limits of the vertical one are printed.
     """
+    w, h = (check_number(n, v, low=1, whole=True) for n, v in (('w', w), ('h', h)))
+    check_kind('lines', lines, dict, 'a dict, name → (xs, ys)')
     lines = {k: (_thinned(xs), _thinned(ys)) for k, (xs, ys) in lines.items() if len(xs) > 1}
     finite = [y for _, ys in lines.values() for y in ys if math.isfinite(y)]
     if not finite: return ''
@@ -389,6 +394,8 @@ def matmul_peak(device:torch.device|str='cpu', # where
                 ) -> float:
     "Operations per second of a large matrix product, the fastest of five"
     n = check_number('n', n, low=1, whole=True)
+    check_kind('device', device, (str, torch.device), 'the name of a device')
+    check_kind('dtype', dtype, torch.dtype, "torch's type of a number")
     own = torch.Generator(device).manual_seed(0)                  # the run's random numbers stay
     a, best = torch.randn(n, n, device=device, dtype=dtype, generator=own), math.inf
     for _ in range(5):
@@ -405,6 +412,7 @@ def flops_utilization(trainer:Trainer, # a run that has trained
 
     Raises ValueError for a run that has not trained.
     """
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
     if not trainer.seconds: raise ValueError('this run has not trained yet: call fit first')
     peak = matmul_peak(*_where(trainer)) if peak is None else check_number('peak', peak, above=0)
     return trainer.flops/trainer.ranks.world_size/trainer.seconds/peak
