@@ -1355,9 +1355,9 @@ def _check_parts(self:SafeRun):
     check_kind('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
     for name, value in (('train', self.train), ('valid', self.valid)):
         if name == 'valid' and value is None or _are_batches(value): continue
-        raise TypeError(f'{name} is batches, as batches(…) gives, not {reprlib.repr(value)}')
-    if isinstance(self.train, (list, tuple)) and not self.train:
-        raise ValueError('train is empty: it holds no batch')
+        inside = {type(b).__name__ for b in value} if isinstance(value, (list, tuple)) else ''
+        raise TypeError(f'{name} is batches, each a dict of tensors, such as ids and targets; '
+                        f'not {reprlib.repr(value)}' + (inside and f', with {", ".join(inside)}'))
     if self.valid is not None and not hasattr(self.valid, '__len__'):
         raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
