@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'check_weights', 'non_finite',
-           'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
+           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'inner_model', 'check_weights',
+           'non_finite', 'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks',
+           'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
-import collections, concurrent.futures, contextlib, copy, datetime, glob, hashlib, itertools, json
-import math, os, random, re, shutil, signal, socket, tempfile, threading, time, uuid
+import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
+import inspect, itertools, json, math, numbers, os, random, re, reprlib, shutil, signal, socket, tempfile, threading, time
+import uuid, weakref
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +20,8 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import atomic_path, atomic_write, best_device, file_sha256, in_kernel, run_info
+from .core import atomic_path, atomic_write, best_device, check_number, file_sha256, in_kernel
+from .core import plain_text, resolve_name, run_info, user_path
 from .model import GPT, GPTConfig, parameter_shapes
 from .optimizers import uncompiled
 from .tokenizer import Tokenizer
@@ -34,7 +37,9 @@ def rng_state() -> dict:
                 torch=torch.get_rng_state(), cuda=cuda, mps=mps)
 
 def set_rng_state(state:dict):
-    "Put every generator back where `rng_state` found it"
+    "Put every generator back where `rng_state` found it; raises TypeError for another state"
+    if not isinstance(state, dict) or 'python' not in state:
+        raise TypeError(f'state is what rng_state() gave, not {state!r:.80}')
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(state['numpy']))
@@ -136,8 +141,14 @@ def save_checkpoint(path:str|Path, # a folder; an older checkpoint there is repl
     flat = {}
     for name, tree in trees.items():
         tensors = {}
-        flat[name] = flatten_tree(tree, tensors), tensors
-    return _write_checkpoint(Path(path).expanduser(), flat)
+        flat[name] = _flattened(name, tree, tensors), tensors
+    return _write_checkpoint(user_path(path), flat)
+
+def _flattened(name, tree, tensors):
+    try: return flatten_tree(tree, tensors)
+    except RecursionError:
+        raise TypeError(f'{name} is nested too deep for a checkpoint: '
+                        'does it hold itself?') from None
 
 def _write_checkpoint(path, flat):
     "Write trees that are flattened: name → (what JSON holds, tensors)"
@@ -181,7 +192,7 @@ def load_checkpoint(path:str|Path, # a checkpoint's folder
     Raises ValueError naming a file that is damaged or missing, FileNotFoundError if the folder is
     no checkpoint.
     """
-    path = _standing(Path(path).expanduser())
+    path = _standing(user_path(path))
     sums = _manifest(path)['files']
     names = names or [f.removesuffix('.json') for f in sums if f.endswith('.json')]
     for f in sums:
@@ -205,10 +216,10 @@ def _manifest(path):
         raise FileNotFoundError(f'{path} is not a checkpoint: it has no manifest.json; '
                                 'name a folder such as runs/mine/step_000200')
     try:
-        m = json.loads(file.read_bytes())
+        m = json.loads(file.read_bytes() if file.stat().st_size < 2**20 else b'')   # ours is small
         whole = m['sha256'] == _digest(m['files'], m.get('written'))
         whole = whole and all(Path(f).name == f for f in m['files'])
-    except (ValueError, KeyError, TypeError, RecursionError): whole = False
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError): whole = False
     if not whole:
         raise ValueError(f'{file} is damaged: it is not what was written; '
                          'use an earlier checkpoint')
@@ -233,7 +244,7 @@ _SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_pat
 
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
     names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
     named = [folder/n for n in names if _STEP.fullmatch(n)]
@@ -249,7 +260,7 @@ def find_checkpoint(path:str|Path, # a checkpoint, a run, or a folder of runs (t
 
     Raises FileNotFoundError where there is none, ValueError for one that cannot be told.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if (_standing(path)/'manifest.json').is_file(): return path
     found = checkpoints_in(path) or _latest_run(path)
     if not found:
@@ -282,7 +293,7 @@ def load_found(path:str|Path, # as for `find_checkpoint`
 def _chosen(found, which):
     if which == 'latest': return found[-1]
     if which == 'best': return _best(found)
-    if isinstance(which, bool) or not isinstance(which, int):
+    if isinstance(which, bool) or not isinstance(which, numbers.Integral):
         raise ValueError(f"which checkpoint is {which!r}? give 'latest', 'best', a step, "
                          'or -2 for the one before the last')
     if which < 0 and -which <= len(found): return found[which]
@@ -301,10 +312,10 @@ def _written(path):
     "When a checkpoint was written, as text that sorts; for those of 0.1, when its run began"
     try:
         return _manifest(_standing(path)).get('written') or _date(path)
-    except (ValueError, OSError):
+    except (ValueError, OSError, KeyError, TypeError):
         return ''
 
-def _date(path): return load_checkpoint(path, 'trainer')['trainer']['info']['date']
+def _date(path): return str(load_checkpoint(path, 'trainer')['trainer']['info']['date'])
 
 # %% ../nbs/11_checkpoints.ipynb #5d9d1edb
 def load_weights(model:nn.Module, # changed in place
@@ -316,17 +327,32 @@ def load_weights(model:nn.Module, # changed in place
     finite, of a type that would lose digits here, or tied in the model and not in `state`.
     """
     check_weights(model, state)
-    uncompiled(model).load_state_dict(state)
+    inner_model(model).load_state_dict(state)
+
+def inner_model(model:nn.Module) -> nn.Module:
+    "The module itself, inside wrappers of torch.compile and of data parallelism"
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
+    while (inner := model.module if isinstance(model, wrappers) else uncompiled(model)) is not model:
+        model = inner
+    return model
 
 def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
                   ):
     "Raises ValueError where `load_weights` would"
-    wrong = _misfits(uncompiled(model).state_dict(), state)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model is a torch module, such as GPT(cfg), not {model!r:.80}')
+    _check_state(state)
+    wrong = _misfits(inner_model(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
         raise ValueError(f'these weights do not fit, as those of another architecture: {listed}')
+
+def _check_state(state):
+    if isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values()): return
+    raise TypeError('weights are a dict, name → tensor, such as model.state_dict(); '
+                    f'not {state!r:.80}')
 
 def _misfits(own, state):
     "What is wrong with `state` for a model whose own weights are `own`, one line each"
@@ -357,7 +383,8 @@ def _untied(own, state):
 
 def non_finite(state:dict # name → tensor
                ) -> list[str]:
-    "The names of tensors that hold NaN or infinity"
+    "The names of tensors that hold NaN or infinity; raises TypeError for what is no such dict"
+    _check_state(state)
     floats = {n: t for n, t in state.items() if t.is_floating_point() and t.device.type != 'meta'}
     return [n for n, t in floats.items() if not t.isfinite().all()]
 
@@ -372,6 +399,8 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`.
     """
+    if not isinstance(parts, dict | None):
+        raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
     d = load_found(path, which, 'config', 'tokenizer', 'model')[1]
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
@@ -380,12 +409,18 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     _check_shapes(cfg, d['model'])
     model = GPT(cfg)
     load_weights(model, d['model'])
-    tok = d['tokenizer']
-    return model.eval().to(best_device(device)), tok and Tokenizer.from_dict(tok, parts)
+    tok = None if d['tokenizer'] is None else Tokenizer.from_dict(d['tokenizer'], parts)
+    return model.eval().to(best_device(device)), tok
 
 def _check_shapes(cfg, state):
     "Raises ValueError where a config describes another model than the weights, before it is built"
-    own = parameter_shapes(cfg)
+    _check_state(state)
+    try:
+        if cfg.n_layers > 1000 + len(state): raise ValueError(f'it has {cfg.n_layers} layers')
+        own = parameter_shapes(cfg)
+    except (ValueError, RuntimeError, TypeError, OverflowError) as e:
+        raise ValueError('the config describes another architecture than the weights, '
+                         f'or none: {str(e):.200}') from e
     wrong = [n for n in own if n in state and tuple(own[n]) != tuple(state[n].shape)]
     wrong += sorted(own.keys() ^ state.keys())
     if wrong:
@@ -403,7 +438,7 @@ def prune_checkpoints(folder:str|Path, # a run's folder
 
     Raises ValueError unless at least one stays.
     """
-    if keep < 1: raise ValueError(f'keep is how many of the newest stay, at least 1, not {keep!r}')
+    keep, best, every = _kept(dict(keep=keep, best=best, every=every)).values()
     found = checkpoints_in(folder)
     scores = {p: s for p in found if (s := _valid_loss(p)) is not None} if best else {}
     stay = {*found[-keep:], *sorted(scores, key=scores.get)[:best]}
@@ -411,8 +446,16 @@ def prune_checkpoints(folder:str|Path, # a run's folder
     for p in found:
         if p in stay: continue
         try: _standing(p).rename(p.with_name(f'.{p.name}.{uuid.uuid4().hex[:8]}'))
-        except OSError as e: print(f'{p} could not be removed: {e}', flush=True)
-    _sweep_unfinished(Path(folder).expanduser())
+        except OSError as e: print(plain_text(f'{p} could not be removed: {e}'), flush=True)
+    _sweep_unfinished(user_path(folder))
+
+def _kept(keep):
+    "What stays of a run's checkpoints, as prune_checkpoints takes it"
+    kept = keep if isinstance(keep, dict) else dict(keep=keep)
+    if kept.keys() - {'keep', 'best', 'every'}:
+        raise ValueError(f'keep is a number, or a dict of keep, best and every; not {keep!r}')
+    least = dict(keep=1, best=0, every=0)
+    return {k: check_number(k, v, low=least[k], whole=True) for k, v in kept.items()}
 
 def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
@@ -431,8 +474,9 @@ def _best(found):
 def _valid_loss(path):
     "The validation loss that a checkpoint was saved with, or None"
     try:
-        return load_checkpoint(path, 'summary')['summary'].get('valid')
-    except (ValueError, OSError):
+        valid = load_checkpoint(path, 'summary')['summary'].get('valid')
+        return check_number('valid', valid)
+    except (ValueError, OSError, AttributeError, TypeError):
         return None
 
 # %% ../nbs/11_checkpoints.ipynb #c1a5000b
@@ -441,17 +485,20 @@ def run_lock(folder:str|Path # a run's folder, which exists
              ) -> Iterator[None]:
     """Hold a run's folder while the block runs: nobody else may train in it
 
-    Raises BlockingIOError that names the process which holds it.
+    Raises BlockingIOError that names the process which holds it, FileNotFoundError where there is
+    no such folder.
     """
     from filelock import FileLock, Timeout
-    folder = Path(folder)
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder} to lock: make it first')
     lock, owner = FileLock(folder/'.lock', thread_local=False), folder/'.lock.json'
     try: lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(f'{folder} is in use{_owner(owner)}: wait until it is done, '
                               'or give another dir') from None
     except NotImplementedError:                                   # a file system without locks
-        print(f'{folder} cannot be locked: see that no other program trains in it')
+        print(plain_text(f'{folder} cannot be locked: see that no other program trains in it'))
     try:
         for p in folder.glob(f'.{owner.name}.*'):                 # of one killed as it wrote
             if _SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
@@ -465,8 +512,8 @@ def run_lock(folder:str|Path # a run's folder, which exists
 def _owner(file):
     try:
         m = json.loads(file.read_bytes())
-        return f' by process {m["pid"]} on {m["host"]}'
-    except (OSError, ValueError, KeyError, TypeError):
+        return plain_text(f' by process {m["pid"]} on {m["host"]}')
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ' by another process'
 
 def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
@@ -475,7 +522,7 @@ def new_folder(path:str|Path # such as runs/shakespeare-20250101-120000
 
     Raises FileExistsError where all such names are taken, OSError where it cannot be made.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     for n in range(1, 10_000):
         tried = path if n == 1 else path.with_name(f'{path.name}-{n}')
         with contextlib.suppress(FileExistsError):
@@ -493,13 +540,16 @@ class CheckpointWriter:
              keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
              **trees):
         "Copy the trees and return; raises the error of the checkpoint before this one"
+        if not isinstance(keep, dict | None):
+            raise TypeError(f'keep is a dict, such as dict(keep=2, best=1), not {keep!r:.80}')
+        keep = None if keep is None else _kept(keep)
         self.wait()
         flat = {}
         for name, tree in trees.items():
             tensors = {}
-            plain = flatten_tree(tree, tensors)
+            plain = _flattened(name, tree, tensors)
             flat[name] = plain, {k: t.to('cpu', copy=True) for k, t in tensors.items()}
-        self._last = self._pool.submit(self._write, Path(path).expanduser(), flat, keep)
+        self._last = self._pool.submit(self._write, user_path(path), flat, keep)
 
     @staticmethod
     def _write(path, flat, keep):
@@ -609,6 +659,22 @@ def join_ranks() -> 'Ranks':
                                 world_size=world_size)
     return Ranks()
 
+_held, _wrappers = set(), weakref.WeakSet()        # process groups, and the models that use them
+
+@atexit.register
+def _part_from_ranks():
+    """End the threads of process groups while Python can still be asked
+
+    gloo's threads free tensors, which takes Python's lock: a program that ends without this is
+    aborted now and then, and a model that is freed as the last holder of its group hangs.
+    """
+    if not _held: return
+    for model in _wrappers:
+        for k in ('reducer', 'logger', 'process_group'): vars(model).pop(k, None)
+    gc.collect()
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    _held.clear()                                                 # the last to hold them
+
 class Ranks:
     "The processes that train one model: `rank` of `world_size`"
     def __init__(self):
@@ -616,6 +682,8 @@ class Ranks:
         self.many = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = 0, 1
         if not self.many: return
+        _held.add(dist.group.WORLD)
+        self.group = id(dist.group.WORLD)                         # who held it would keep it alive
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = 'cuda' if dist.get_backend() == 'nccl' else 'cpu'   # where they exchange
 
@@ -661,8 +729,9 @@ def _as_tree(t):
 class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
     EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-              'before_eval', 'after_eval', 'after_fit')
+              'before_eval', 'after_eval', 'before_save', 'after_fit')
     find_unused = False # on several ranks: may a step leave some parameters without a gradient?
+    peak = 'gptlab.watching.device_peak' # trainer -> operations per second, or None
 
 @patch
 def _begin_run(self:SafeRun):
@@ -675,6 +744,7 @@ def _begin_run(self:SafeRun):
     self._reader, self._writer = BatchReader(self.train), CheckpointWriter()
     self._waited, self._moving, self._open = 0., False, False     # of the step
     self._warm = self._halted = False                             # compiled? stopped by a signal?
+    self._peak = None                                             # of the device, once known
     self._flops_of = {}                                           # T → operations per token
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
@@ -715,11 +785,12 @@ def _described(f):
 
 @patch
 def _say(self:SafeRun, text):
-    if self.ranks.rank == 0: print(text, flush=True)
+    if self.ranks.rank == 0: print(plain_text(text), flush=True)
 
 @patch
 def _check_same(self:SafeRun, d, point):
     "Refuse a checkpoint of another model or tokenizer before anything is changed"
+    self._check_run(d['trainer'], point)
     check_weights(self.model, d['model'])
     config, tok = self._config(), self.tok.to_dict() if hasattr(self.tok, 'to_dict') else None
     if config and d['config']:
@@ -730,6 +801,29 @@ def _check_same(self:SafeRun, d, point):
     if tok and d['tokenizer'] and tok != d['tokenizer']:
         raise ValueError(f'{point} was trained with another tokenizer than this data: '
                          'take the one of load_model(…), or begin a new run')
+
+@patch
+def _check_run(self:SafeRun, state, point):
+    "Raises ValueError for what no Trainer wrote"
+    number = int, float
+    kinds = dict(step=int, tokens=int, flops=number, seconds=number, log=list, opt=dict, rng=dict,
+                 budget=(tuple, list, type(None)), info=dict, callbacks=list)
+    state = state if isinstance(state, dict) else {}
+    wrong = [k for k, kind in kinds.items() if not isinstance(state.get(k), kind)]
+    if not wrong and all(isinstance(line, dict) for line in state['log']): return
+    raise ValueError(f'{point} was not written by a Trainer: see its {", ".join(wrong) or "log"}')
+
+@patch
+@contextlib.contextmanager
+def _all_or_nothing(self:SafeRun, point):
+    "While the block takes up the state of a checkpoint: an error puts everything back"
+    before, info = self.state_dict(), self.info
+    try: yield
+    except Exception as e:
+        self.load_state_dict(before)
+        self.info = info
+        if isinstance(e, (ValueError, OSError)): raise
+        raise ValueError(f'{point} does not fit this trainer: {type(e).__name__}: {e}') from e
 
 @patch
 def _prefer_new(self:SafeRun, info, mine):
@@ -786,6 +880,47 @@ def as_number(v:object) -> object:
     "A number of torch or NumPy as Python's own; anything else as it is"
     return v.item() if hasattr(v, 'item') else v
 
+def check_kind(name:str, # what it is called where it was given
+               value:object, # what was given
+               kind:type|tuple, # what it should be
+               what:str, # the same in words, such as 'a list of objects'
+               ) -> object:
+    "The value itself; raises TypeError where it is of another kind"
+    if isinstance(value, kind): return value
+    raise TypeError(f'{name} is {what}, not {reprlib.repr(value)}')
+
+def check_function(name:str, # what it is called where it was given
+                   value:object, # what was given
+                   ) -> Callable:
+    "The value itself; raises TypeError where it cannot be called"
+    return check_kind(name, value, Callable, 'a function')
+
+def check_text(name:str, # what it is called where it was given
+               value:object, # what was given
+               ) -> str:
+    "The value itself; raises TypeError for what is no text, ValueError for an empty one"
+    if check_kind(name, value, str, 'text'): return value
+    raise ValueError(f'{name} is text, not {value!r}')
+
+def held_memory(device:torch.device) -> int|None:
+    "Bytes: the peak of tensors on CUDA, elsewhere what this process holds; None if unknown"
+    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
+    try: pages = Path('/proc/self/statm').read_text().split()[1]
+    except OSError: return None                                   # only Linux has it
+    return int(pages)*os.sysconf('SC_PAGE_SIZE')
+
+@patch
+def _used(self:SafeRun, took):
+    "Memory and model FLOPs utilization (MFU) of a step that took so many seconds, where known"
+    used, flops = dict(memory=held_memory(self.device)), self.flops - self._before[1]
+    if self._peak: used |= dict(mfu=flops/self.ranks.world_size/took/self._peak)
+    return {k: v for k, v in used.items() if v is not None}
+
+@patch
+def _know_peak(self:SafeRun):
+    "Measure the device once the run has lasted two seconds, between steps, outside of its clock"
+    if self._peak is None and self.seconds >= 2: self._peak = resolve_name(self.peak)(self) or 0.
+
 # %% ../nbs/11_checkpoints.ipynb #c1b50004
 _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bfloat16,
                float16=torch.float16, fp16=torch.float16)
@@ -793,12 +928,14 @@ _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bflo
 @patch
 def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
+    for name, flag in (('compile', compile), ('deterministic', deterministic)):
+        if flag is not None: check_kind(name, flag, bool, 'True or False')
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
     if dtype is None and cuda: dtype = torch.bfloat16
-    name = str(dtype or 'float32').removeprefix('torch.')
+    name = 'float32' if dtype is None else str(dtype).removeprefix('torch.')
     if name not in _dtypes:
         raise ValueError(f'dtype is float32, bfloat16 or float16, not {dtype!r}')
     compiled = (cuda if compile is None else compile) and self._compile()
@@ -828,7 +965,9 @@ def _wrapped(self:SafeRun):
     "The model, or with several ranks its DistributedDataParallel, which averages the gradients"
     if not self.ranks.many: return self.model
     wrap = nn.parallel.DistributedDataParallel
-    return wrap(self.model, find_unused_parameters=self.find_unused)
+    wrapped = wrap(self.model, find_unused_parameters=self.find_unused)
+    _wrappers.add(wrapped)
+    return wrapped
 
 @patch
 def _average_next(self:SafeRun, on):
@@ -1052,6 +1191,7 @@ def _end_step(self:SafeRun):
     if not self.skip and not self.read_late: self._bad_in_row = 0
     self._read_log(but=1 if self.read_late else 0)
     self._look_around()
+    self._know_peak()
     if self.dir: self._poll_writer()
 
 @patch
@@ -1131,7 +1271,7 @@ def _watch_line(self:SafeRun, line):
 def _snapshot(self:SafeRun):
     "The run in the machine's memory, not the device's: weights and state"
     tensors = {}
-    run = dict(model=uncompiled(self.model).state_dict(), trainer=self.state_dict())
+    run = dict(model=inner_model(self.model).state_dict(), trainer=self.state_dict())
     flat = flatten_tree(run, tensors)
     return unflatten_tree(flat, {k: t.to('cpu', copy=True) for k, t in tensors.items()})
 
@@ -1173,7 +1313,7 @@ def _keep_batch(self:SafeRun, what, value, step=None):
     try:
         save_checkpoint(path, batch=dict(self.batch), report=report)
         return f'the batch is kept in {path}'
-    except (OSError, TypeError) as e:
+    except Exception as e:                                        # it must not hide the bad step
         return f'the batch could not be kept ({e})'
 
 @patch
@@ -1185,28 +1325,52 @@ def _text_of(self:SafeRun, batches):
 @patch
 def _check(self:SafeRun):
     "Refuse what would fail silently later"
-    self.dir = Path(self.dir).expanduser() if self.dir else None  # it may have been set since
+    self._check_parts()
+    if self.dir is not None: self.dir = user_path(self.dir)       # it may have been set since
+    if self.on_nan not in ('stop', 'skip', 'rewind'):
+        raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
+    for name, least in dict(accumulate=1, eval_every=0, save_every=0).items():
+        setattr(self, name, check_number(name, getattr(self, name), low=least, whole=True))
+    self.save_seconds = check_number('save_seconds', self.save_seconds, low=0)
+    for name, least in dict(clip=0, spike=1).items():             # None is neither
+        if (value := getattr(self, name)) is None: continue
+        setattr(self, name, check_number(name, value, above=least))
+    self.keep = _kept(self.keep)
+    for cb in self.callbacks: _check_events(cb, self.EVENTS)
+    self._check_parameters()
+    if self.ranks.many and self.ranks.group != id(torch.distributed.group.WORLD):
+        raise RuntimeError('the process group of this trainer was destroyed: make a new trainer, '
+                           'after join_ranks() where there are several processes')
+
+def _are_batches(value):
+    "Can it be gone through, and is what it holds dicts, as far as that can be told?"
+    if not hasattr(value, '__iter__') or isinstance(value, (str, bytes, dict, torch.Tensor)):
+        return False
+    return not isinstance(value, (list, tuple)) or all(isinstance(b, dict) for b in value)
+
+@patch
+def _check_parts(self:SafeRun):
+    "Is each part of the kind that a run needs?"
+    check_kind('model', self.model, nn.Module, 'a torch module, such as GPT(cfg)')
+    check_kind('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
+    for name, value in (('train', self.train), ('valid', self.valid)):
+        if name == 'valid' and value is None or _are_batches(value): continue
+        inside = {type(b).__name__ for b in value} if isinstance(value, (list, tuple)) else ''
+        raise TypeError(f'{name} is batches, each a dict of tensors, such as ids and targets; '
+                        f'not {reprlib.repr(value)}' + (inside and f', with {", ".join(inside)}'))
     if self.valid is not None and not hasattr(self.valid, '__len__'):
         raise TypeError('valid is a fixed list of batches, not a stream that never ends: '
                         'use the second result of batches(…)')
-    if self.on_nan not in ('stop', 'skip', 'rewind'):
-        raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
-    whole = dict(accumulate=(self.accumulate, 1), eval_every=(self.eval_every, 0),
-                 save_every=(self.save_every, 0))
-    for name, (value, least) in whole.items():
-        if type(value) is not int or value < least:
-            raise ValueError(f'{name} is a whole number, at least {least}, not {value!r}')
-    for name in ('clip', 'save_seconds', 'spike'):
-        value = getattr(self, name)
-        if value is None or isinstance(value, (int, float)) and value >= 0: continue
-        raise ValueError(f'{name} is a number, at least 0, not {value!r}')
-    for cb in self.callbacks: _check_events(cb)
-    self._check_parameters()
+    check_function('loss', self.loss)
+    rules = self.schedule.values() if isinstance(self.schedule, dict) else [self.schedule]
+    for f in rules: check_function('schedule', f)
+    check_kind('notes', self.notes, dict, 'a dict of names and values')
+    flatten_tree(self.notes, {}, 'notes')                         # a checkpoint must hold them
 
 @patch
 def _check_parameters(self:SafeRun):
     "Does the optimizer hold the parameters of this model, all that should learn and no others?"
-    named = dict(uncompiled(self.model).named_parameters())
+    named = dict(inner_model(self.model).named_parameters())
     own = {id(p) for p in named.values()}
     held = {id(p) for g in self.opt.param_groups for p in g['params']}
     if held - own:
@@ -1217,12 +1381,15 @@ def _check_parameters(self:SafeRun):
         raise ValueError(f'no optimizer group holds {", ".join(left[:5])}: '
                          'add a group, or freeze them with requires_grad_(False)')
 
-def _check_events(cb):
+def _check_events(cb, events):
+    no_object = isinstance(cb, (type, str, bytes, int, float, dict, list, tuple, type(None)))
+    if no_object or inspect.isroutine(cb):
+        raise TypeError(f'a callback is an object with methods such as after_step, not {cb!r:.80}')
     for name in dir(type(cb)):
-        if name in SafeRun.EVENTS or not name.startswith(('before_', 'after_', 'on_')): continue
-        near = get_close_matches(name.replace('on_', 'after_'), SafeRun.EVENTS, 1, 0.)[0]
+        if name in events or not name.startswith(('before_', 'after_', 'on_')): continue
+        near = get_close_matches(name.replace('on_', 'after_'), events, 1, 0.)[0]
         raise ValueError(f'{type(cb).__name__} has {name}, which is no event: did you mean {near}? '
-                         f'There are {", ".join(SafeRun.EVENTS)}')
+                         f'There are {", ".join(events)}')
 
 @patch
 def _set_budget(self:SafeRun, steps, budget):
@@ -1234,9 +1401,9 @@ def _set_budget(self:SafeRun, steps, budget):
     if len(given) > 1 or set(given) - set(units):
         raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
     for k, v in given.items():
-        v = as_number(v)
-        if not isinstance(v, (int, float)) or not 0 < v < math.inf:
-            raise ValueError(f'{k} must be a number above 0, not {v!r}')
+        v = check_number(k, as_number(v) if getattr(v, 'ndim', 1) == 0 else v, above=0)
+        if k in ('steps', 'tokens', 'flops') and v != int(v):
+            raise ValueError(f'{k} must be a whole number, not {v!r}')
         if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())
         self.budget = (k, v)
     self.info['settings']['budget'] = list(self.budget)

@@ -19,10 +19,10 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from .checkpoints import checkpoints_in, find_checkpoint, load_checkpoint
-from .checkpoints import rng_state, set_rng_state
+from .checkpoints import check_function, check_kind, checkpoints_in, find_checkpoint
+from .checkpoints import load_checkpoint, rng_state, set_rng_state
 from .optimizers import uncompiled
-from .core import atomic_write, evaluating
+from .core import atomic_write, check_number, evaluating, markdown_text, plain_text, user_path
 from .model import run_eagerly
 from .trainer import Trainer
 
@@ -34,12 +34,21 @@ def match_names(named:dict, # dotted name → module or parameter
 
     Raises ValueError for a glob that matches nothing; it lists the names that are near.
     """
-    globs = [at] if isinstance(at, str) else at
+    check_kind('named', named, dict, 'a dict, name → module or parameter')
+    globs = _globs(at)
     for g in globs:
         if not any(fnmatchcase(name, g) for name in named):
             raise ValueError(f'{g!r} matches nothing in this model; '
                              f'near it are {", ".join(_near(g, named))}')
     return {k: v for k, v in named.items() if any(fnmatchcase(k, g) for g in globs)}
+
+def _globs(at):
+    "One glob or several, as a list"
+    globs = [at] if isinstance(at, str) else at
+    check_kind('at', globs, (list, tuple), 'a glob, or several')
+    for g in globs: check_kind('at', g, str, 'a glob, such as blocks.*.attn')
+    if not globs: raise ValueError(f'at is a glob, or several, not {at!r}')
+    return list(globs)
 
 def _near(glob, named):
     "Names like a glob, with * for numbers; the shortest where none is like it"
@@ -61,9 +70,8 @@ class Probe:
                  at:str|list[str]='*', # glob over dotted names, or several
                  every:int=10, # steps between records; the first step is one
                  ):
-        if type(every) is not int or every < 1:
-            raise ValueError(f'every is a number of steps, at least 1, not {every!r}')
-        self.at, self.every = at, every
+        _globs(at)
+        self.at, self.every = at, check_number('every', every, low=1, whole=True)
         self.rows = []                             # one dict per record
         self.step = None                           # the step that is measured now
         self.found, self.handles, self.seen = {}, [], set()
@@ -135,7 +143,7 @@ class Activations(ForwardProbe):
                  bins:int=0, # of a histogram; 0 is none
                  ):
         super().__init__(at, every)
-        self.bins = bins
+        self.bins = check_number('bins', bins, low=0, whole=True)
 
     def measure(self,
                 name:str, # of the module
@@ -151,7 +159,7 @@ class Activations(ForwardProbe):
         self.record(name, **row)
 
 # %% ../nbs/25_diagnostics.ipynb #a4344fa3
-def _cell(v): return f'{v:.3g}' if isinstance(v, float) else str(v)
+def _cell(v): return f'{v:.3g}' if isinstance(v, float) else markdown_text(v)
 
 @patch
 def _repr_markdown_(self:Probe):
@@ -159,7 +167,7 @@ def _repr_markdown_(self:Probe):
     if not self.rows: return f'{type(self).__name__}: nothing recorded yet'
     newest = [r for r in self.rows if r['step'] == self.rows[-1]['step']]
     keys = [k for k, v in newest[0].items() if not isinstance(v, list)]
-    lines = [f'| {" | ".join(keys)} |', '|---' * len(keys) + '|']
+    lines = [f'| {" | ".join(map(markdown_text, keys))} |', '|---' * len(keys) + '|']
     lines += [f'| {" | ".join(_cell(r[k]) for k in keys)} |' for r in newest[:12]]
     more = len(newest) - 12
     return '\n'.join(lines + ([f'\n… and {more} more'] if more > 0 else []))
@@ -169,9 +177,11 @@ def plot(self:Probe,
          key:str, # what to draw, as the rows call it
          ax:object=None, # matplotlib's axes; None: new ones
          ) -> object: # the axes
-    "A curve over the steps for each name"
+    "A curve over the steps for each name; raises ValueError for what the rows do not have"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6,2.5))[1]
+    if not all(any(key == k for k in r) for r in self.rows):
+        raise ValueError(f'the rows have no {key!r}; they have {", ".join(self.rows[0])}')
+    if ax is None: ax = plt.subplots(figsize=(6,2.5))[1]
     curves = {}
     for r in self.rows: curves.setdefault(r['at'], []).append((r['step'], r[key]))
     for name, points in curves.items(): ax.plot(*zip(*points), label=name)
@@ -258,6 +268,10 @@ class _Attention(TorchFunctionMode):
             self.weights[self.name] = out
         return out
 
+def _batch(batch):
+    if check_kind('batch', batch, dict, 'a dict with ids'): return batch
+    raise ValueError('batch is empty: it has no ids')
+
 @torch.no_grad()
 def attention_weights(model:nn.Module, # called as model(**batch)
                       batch:dict, # ids (B,T), and what else the model takes
@@ -267,6 +281,8 @@ def attention_weights(model:nn.Module, # called as model(**batch)
 
     Raises ValueError for a module that computes no such weights.
     """
+    check_kind('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
+    _batch(batch)
     model, mode, handles = uncompiled(model), _Attention(), []
     for name, module in match_names(dict(model.named_modules()), at).items():
         def enter(module, args, name=name): mode.name = name
@@ -285,6 +301,7 @@ def attention_weights(model:nn.Module, # called as model(**batch)
 def attention_entropy(weights:torch.Tensor, # (…,T,S), each row sums to one
                       ) -> torch.Tensor: # (…,T)
     "How wide each query looks, in nats: 0 is one key, log S all keys alike"
+    check_kind('weights', weights, torch.Tensor, 'a tensor (…,T,S)')
     return torch.special.entr(weights).sum(-1)
 
 class AttentionMaps(Probe):
@@ -300,7 +317,9 @@ class AttentionMaps(Probe):
                  tokens:int=32, # the first so many tokens of a map are kept
                  ):
         super().__init__(at, every)
-        self.batch, self.heads, self.tokens = batch, heads, tokens
+        self.batch = None if batch is None else _batch(batch)
+        self.heads = check_number('heads', heads, low=1, whole=True)
+        self.tokens = check_number('tokens', tokens, low=1, whole=True)
         self.maps = {}
 
     def after_step(self, trainer:Trainer):
@@ -331,7 +350,7 @@ class ForwardHook(ForwardProbe):
                  every:int=10, # steps between calls
                  ):
         super().__init__(at, every)
-        self.f = f
+        self.f = check_function('f', f)
 
     @torch.no_grad()
     def measure(self,
@@ -363,7 +382,9 @@ class GradientHooks:
                  hooks:list[Callable], # each f(grad, name) -> grad, applied in order
                  at:str|list[str]='*', # glob over the names of parameters, or several
                  ):
-        self.hooks, self.at = list(hooks), at
+        check_kind('hooks', hooks, (list, tuple), 'a list of functions')
+        self.hooks, self.at = [check_function('a hook', f) for f in hooks], at
+        _globs(at)
 
     def before_fit(self, trainer:Trainer):
         "Find the parameters; raises ValueError where the glob matches nothing"
@@ -385,7 +406,7 @@ class GradientHooks:
             if grad is not p.grad: p.grad.copy_(grad)
 
 class _Clip:
-    def __init__(self, limit:float=1.): self.limit = limit
+    def __init__(self, limit:float=1.): self.limit = check_number('limit', limit, above=0)
     def __repr__(self): return f'{type(self).__name__}({self.limit})'
 
 class clip_by_value(_Clip):
@@ -412,6 +433,7 @@ def centralize(grad:torch.Tensor, # any shape
                name:str='', # of the parameter
                ) -> torch.Tensor:
     "A gradient hook: each row of a matrix gets mean zero (Yong et al. 2020, eq. 1)"
+    check_kind('grad', grad, torch.Tensor, 'a tensor of any shape')
     return grad - grad.mean(-1, keepdim=True) if grad.ndim > 1 else grad
 
 # %% ../nbs/25_diagnostics.ipynb #56337ef9
@@ -423,9 +445,16 @@ _transforms = dict(clip_by_value=clip_by_value, clip_by_norm=clip_by_norm, centr
 def make_hooks(config:list[dict]|dict|str, # such as {'hook': 'activations', 'at': '*.mlp'}, or JSON
                ) -> list: # of callbacks, in the same order
     "Hooks from plain data; raises ValueError for a name or an argument that is not known"
-    if isinstance(config, str): config = json.loads(config)
+    if isinstance(config, str): config = _parsed(config)
     entries = [config] if isinstance(config, dict) else config
+    check_kind('config', entries, (list, tuple), 'a dict, a list of dicts, or JSON of them')
+    for e in entries: check_kind('an entry of config', e, dict, 'a dict')
     return [_make(dict(e)) for e in entries if e.get('enabled', True)]
+
+def _parsed(text):
+    try: return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'config is no JSON: {e}; it begins with {text[:40]!r}') from None
 
 def _make(entry):
     name, at = entry.pop('hook', None), entry.get('at', '*')
@@ -489,8 +518,8 @@ def replay(run:Trainer|str|Path, # a run that has a folder, or the folder
     that the run has not, TypeError where `make` gives no fresh trainer, FileNotFoundError without a
     checkpoint.
     """
-    if type(step) is not int or step < 1:
-        raise ValueError(f'step is a number of the log, at least 1, not {step!r}')
+    step = check_number('step', step, low=1, whole=True)
+    check_function('make', make)
     folder, log, budget = _history(run, step)
     rng = rng_state()
     try:
@@ -503,7 +532,7 @@ def replay(run:Trainer|str|Path, # a run that has a folder, or the folder
 def _history(run, step):
     "A run's folder, its log as {step: line}, and its budget"
     live = isinstance(run, Trainer)
-    folder = run.dir if live else find_checkpoint(run).parent
+    folder = run.dir if live else find_checkpoint(user_path(run)).parent
     if folder is None: raise ValueError('this run has no folder: give Trainer(…, dir=…)')
     if live and run.log: state = dict(log=run.log, budget=run.budget)
     else:
@@ -615,37 +644,39 @@ def _bad(t):
 
 # %% ../nbs/25_diagnostics.ipynb #76cb21b6
 def _short(text, n=60):
-    text = ' '.join(text.split()).replace('|', '\\|')
-    return text if len(text) <= n else text[:n-1] + '…'
+    text = ' '.join(str(text).split())
+    return markdown_text(text if len(text) <= n else text[:n-1] + '…')
 
 @patch
 def __repr__(self:Replay):
     equal = 'as in the log, to the last bit' if self.exact else 'not in the log'
     if self.logged and self.differs: equal = f'the log says {self.logged["loss"]:.4f}'
     if self.differs and self.differs < self.step: equal += f', and differs from step {self.differs}'
-    return (f'step {self.step}, from the checkpoint of step {self.begins}: '
-            f'loss {self.line["loss"]:.4f} ({equal}), gradient norm {self.line["grad_norm"]:.3g}'
-            + (f'; not finite: {", ".join(self.not_finite[:3])}' if self.not_finite else ''))
+    bad = f'; not finite: {", ".join(self.not_finite[:3])}' if self.not_finite else ''
+    return plain_text(f'step {self.step}, from the checkpoint of step {self.begins}: '
+                      f'loss {self.line["loss"]:.4f} ({equal}), '
+                      f'gradient norm {self.line["grad_norm"]:.3g}{bad}')
 
 @patch
 def _repr_markdown_(self:Replay):
     "The line above, the norm of each layer's gradient, and the beginning of the first rows"
-    norms = [f'| {layer} | {norm:.3g} |' for layer, norm in self.layers.items()]
+    norms = [f'| {markdown_text(layer)} | {norm:.3g} |' for layer, norm in self.layers.items()]
     rows = [f'- {_short(row)}' for row in (self.text or [])[:4]]
-    return '\n'.join([f'{self!r}', '', '| layer | gradient norm |', '|---|---|', *norms, '', *rows])
+    head = [markdown_text(repr(self)), '', '| layer | gradient norm |', '|---|---|']
+    return '\n'.join([*head, *norms, '', *rows])
 
 # %% ../nbs/25_diagnostics.ipynb #7aac74d0
 class BadSteps(list):
     "The reports of a run's bad steps, a dict each, shown as a table"
     def __repr__(self):
         line = 'step {step}: the {what} is {value}'
-        return '\n'.join(line.format(**r) for r in self) or 'no bad steps'
+        return '\n'.join(plain_text(line.format(**r)) for r in self) or 'no bad steps'
 
     def _repr_markdown_(self):
         lines = ['| step | what | value | largest gradient | text |', '|---|---|---|---|---|']
         for r in self:
-            cells = r['step'], r['what'], r['value'], _largest(r['grad_norms']), _first(r['text'])
-            lines.append(f'| {" | ".join(map(str, cells))} |')
+            cells = r['step'], r['what'], r['value'], _largest(r['grad_norms'])
+            lines.append(f'| {" | ".join(map(markdown_text, cells))} | {_first(r["text"])} |')
         return '\n'.join(lines)
 
 def bad_steps(folder:str|Path # a run's folder
@@ -653,12 +684,20 @@ def bad_steps(folder:str|Path # a run's folder
     """The reports that a trainer wrote about its bad steps, oldest first
 
     A step is counted as the log counts it; the folder's name has the number of steps before it.
-    Raises ValueError for a report that is damaged.
+    Raises ValueError for a report that is damaged, FileNotFoundError where there is no folder.
     """
-    paths = sorted(Path(folder).expanduser().glob('bad_batch_*'))
-    whole = [p for p in paths if (p/'report.json').is_file()]
-    reports = [load_checkpoint(p, 'report')['report'] | dict(path=p) for p in whole]
-    return BadSteps(r | dict(step=r['step'] + 1) for r in reports)
+    folder = user_path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder}: name the folder of a run')
+    whole = [p for p in sorted(folder.glob('bad_batch_*')) if (p/'report.json').is_file()]
+    return BadSteps(_report(p) for p in whole)
+
+def _report(path):
+    r = load_checkpoint(path, 'report')['report']
+    keys = {'step', 'what', 'value', 'grad_norms', 'text', 'batches'}
+    if not isinstance(r, dict) or keys - r.keys():
+        raise ValueError(f'{path} was not written by a Trainer: move it elsewhere')
+    return r | dict(step=r['step'] + 1, path=path)
 
 def _largest(norms):
     if not norms: return 'there was none yet'

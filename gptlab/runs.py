@@ -6,13 +6,14 @@
 __all__ = ['RunTable', 'list_runs', 'find_run', 'run_identity', 'compare_runs', 'rename_run', 'delete_run', 'RankRows']
 
 # %% ../nbs/43_runs.ipynb #bc4c5a43
-import datetime, html, json, math, os, re, shutil, time, uuid
+import datetime, json, math, os, re, shutil, time, uuid
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from .checkpoints import as_number, checkpoints_in, find_checkpoint, load_checkpoint
+from .checkpoints import as_number, check_kind, checkpoints_in, find_checkpoint
+from .checkpoints import load_checkpoint
 from .checkpoints import run_lock, unflatten_tree
-from .core import file_sha256
+from .core import check_number, file_sha256, markdown_text, plain_text, user_path
 from .packing import Batches
 from .trainer import Trainer
 
@@ -31,9 +32,7 @@ def _as_text(key, v):
     if key in _formats: return _formats[key](v)
     if isinstance(v, float): return f'{v:.4g}'
     if type(v) is int: return f'{v:,}'
-    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in str(v))
-
-def _escape(s): return re.sub(r'([\\`*_|~$\[\]])', r'\\\1', html.escape(s, quote=False))
+    return ' '.join(plain_text(v).split('\n'))
 
 # %% ../nbs/43_runs.ipynb #908cb554
 class RunTable(list):
@@ -50,7 +49,7 @@ class RunTable(list):
         return [columns] + [[_as_text(k, r[k]) for k in columns] for r in self]
 
     def __repr__(self):
-        lines = [self.caption] if self.caption else []
+        lines = [plain_text(self.caption)] if self.caption else []
         if not self: return '\n'.join([*lines, '(no rows)'])
         cells = self._cells()
         widths = [max(map(len, column)) for column in zip(*cells)]
@@ -59,9 +58,9 @@ class RunTable(list):
         return '\n'.join(lines)
 
     def _repr_markdown_(self):
-        caption = _escape(self.caption)
+        caption = markdown_text(self.caption)
         if not self: return caption or '(no rows)'
-        head, *rows = (f'| {" | ".join(map(_escape, row))} |' for row in self._cells())
+        head, *rows = (f'| {" | ".join(map(markdown_text, row))} |' for row in self._cells())
         line = '|---'*head.count(' | ') + '|---|'
         return '\n'.join([*([f'{caption}\n'] if caption else []), head, line, *rows])
 
@@ -104,7 +103,7 @@ def _row(folder):
         settings = folder/'settings.json'
         text = str(json.loads(settings.read_bytes())['text'])
         return row | dict(text=Path(text).name, age=_age(settings), note='nothing saved yet')
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as e:
         said = str(e).replace(f'{folder}{os.sep}', '')
         return row | dict(note=said) if points else None
 
@@ -122,7 +121,7 @@ def list_runs(folder:str|Path='runs' # a folder of runs, or one run
     `bpb` is the best on the validation text, `size` in bytes, `age` in seconds since the last
     checkpoint. Nothing is changed. Raises FileNotFoundError where there is no such folder.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}: train a run first, '
                                 'or name the folder of your runs')
@@ -139,15 +138,15 @@ def find_run(run:str|Path, # a path, or a name in `folder`
 
     Raises FileNotFoundError where there is none, ValueError for a name that has two.
     """
-    path = Path(run).expanduser()
+    path, folder = user_path(run), user_path(folder)
     if (path/'manifest.json').is_file(): return path
     bare = os.sep not in str(run) and '/' not in str(run)
-    tried = [path, Path(folder).expanduser()/path] if bare else [path]
+    tried = [path, folder/path] if bare else [path]
     there = [p for p in tried if checkpoints_in(p)]
     if len(there) > 1:
         raise ValueError(f'there are two runs {path}: write .{os.sep}{path}, or {there[1]}')
     if not there:
-        names = [p.name for p in Path(folder).expanduser().glob('*/')]
+        names = [p.name for p in folder.glob('*/')]
         near = get_close_matches(path.name, names, 1)
         hint = f'; did you mean {near[0]}?' if near else ''
         raise FileNotFoundError(f'there is no run {path}, for it holds no checkpoint of ours{hint}')
@@ -229,7 +228,7 @@ def compare_runs(a:'Trainer|str|Path', # a trainer, a path, or a name in `folder
 
 # %% ../nbs/43_runs.ipynb #17088e73
 def _run_folder(run):
-    path = Path(run).expanduser()
+    path = user_path(run)
     if path.is_symlink(): raise ValueError(f'{path} is a link: name the folder it leads to')
     if not checkpoints_in(path):
         raise FileNotFoundError(f'{path} is no run: it holds no checkpoints of ours')
@@ -250,6 +249,7 @@ def rename_run(folder:str|Path, # of a run
     for one that is taken, BlockingIOError for a run that is in use.
     """
     folder = _run_folder(folder)
+    check_kind('name', name, str, 'text')
     if not name.strip() or name[0] == '.' or re.search(r'[/\\:\x00-\x1f]', name):
         raise ValueError(f'a run is not named {name!r}: give a name without /, \\, : '
                          'and without a dot at its beginning')
@@ -303,7 +303,12 @@ class RankRows:
                  rank:int, # this process
                  world_size:int, # of so many
                  ):
-        self.stream, self.rank, self.world_size = stream, rank, world_size
+        self.world_size = check_number('world_size', world_size, low=1, whole=True)
+        self.rank = check_number('rank', rank, low=0, high=self.world_size - 1, whole=True)
+        self.stream = check_kind('stream', stream, Iterator, 'a stream, as batches(…) gives')
+        if stream.B % self.world_size:
+            raise ValueError(f'B is {stream.B}, which {self.world_size} ranks cannot share evenly: '
+                             'give batches(…) a B that is a multiple of world_size')
 
     B = property(lambda self: self.stream.B//self.world_size)
     T    = property(lambda self: self.stream.T)
@@ -328,4 +333,5 @@ class RankRows:
                T:int|None=None, # tokens in a row from now on; None keeps
                ):
         "Change the shape from the next batch on"
-        self.stream.resize(B and B*self.world_size, T)
+        if B is not None: B = check_number('B', B, low=1, whole=True)*self.world_size
+        self.stream.resize(B, T)

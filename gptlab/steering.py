@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import _foreach_lerp_, nn
-from .checkpoints import find_checkpoint, load_checkpoint, load_model
+from .checkpoints import check_kind, check_text, find_checkpoint, inner_model
+from .checkpoints import load_checkpoint, load_model
+from .core import check_number
 from .model import run_eagerly
-from .optimizers import uncompiled
 from .score import evaluate
 from .trainer import Trainer
 
@@ -29,8 +30,9 @@ class WeightAverage:
                  decay:float=.999, # the part that stays at each step
                  name:str='average', # of its columns in the log, valid_average and bpb_average
                  ):
-        if not 0 < decay < 1: raise ValueError(f'decay lies between 0 and 1, not {decay!r}')
-        self.decay, self.name = decay, name
+        self.decay = check_number('decay', decay, above=0, high=1)
+        self.name = check_text('name', name)
+        if self.decay == 1: raise ValueError('decay is below 1, not 1: nothing would be averaged')
         self.reset()
 
     def reset(self):
@@ -55,7 +57,10 @@ class WeightAverage:
         _foreach_lerp_(means, weights, self.rate(self.n))
 
 # %% ../nbs/40_steering.ipynb #c560f496
-def _named(model): return dict(uncompiled(model).named_parameters())  # each once, if tied
+def _named(model):
+    "The parameters of a model by their names; each once, if tied"
+    check_kind('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
+    return dict(inner_model(model).named_parameters())
 
 def _zeros(p): return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
 
@@ -127,9 +132,8 @@ class TailAverage(WeightAverage):
                  fraction:float=.2, # of the run's budget, at its end
                  name:str='tail', # of its columns in the log, valid_tail and bpb_tail
                  ):
-        if not 0 < fraction <= 1:
-            raise ValueError(f'fraction lies between 0 and 1, not {fraction!r}')
-        self.fraction, self.name = fraction, name
+        self.fraction = check_number('fraction', fraction, above=0, high=1)
+        self.name = check_text('name', name)
         self.reset()
 
     def rate(self, n:int) -> float:
@@ -160,6 +164,7 @@ def load_state_dict(self:WeightAverage, state:dict):
 
 def _is_average(state, name=None):
     if not isinstance(state, dict) or state.keys() != {'name', 'n', 'tensors'}: return False
+    if type(state['n']) is not int or not isinstance(state['tensors'], dict): return False
     return name in (None, state['name'])
 
 # %% ../nbs/40_steering.ipynb #01b772bd
@@ -174,6 +179,7 @@ def load_average(path:str|Path, # a checkpoint, a run, or a folder of runs (its 
     Raises ValueError where the checkpoint holds no such average, or several and no name was given;
     and what `load_model` raises.
     """
+    if name is not None: check_text('name', name)
     point = find_checkpoint(path, which)
     states = load_checkpoint(point, 'trainer')['trainer']['callbacks']
     found = [s for s in states if _is_average(s, name) and s['n']]
@@ -199,10 +205,9 @@ class EarlyStop:
                  min_delta:float=0., # a smaller improvement is none
                  key:str='bpb', # the column of the log that should fall, as bpb, valid, bpb_average
                  ):
-        if type(patience) is not int or patience < 1:
-            raise ValueError(f'patience is a number of validations, at least 1, not {patience!r}')
-        if not min_delta >= 0: raise ValueError(f'min_delta is at least 0, not {min_delta!r}')
-        self.patience, self.min_delta, self.key = patience, min_delta, key
+        self.patience = check_number('patience', patience, low=1, whole=True)
+        self.min_delta = check_number('min_delta', min_delta, low=0)
+        self.key = check_text('key', key)
         self.best, self.best_step = math.inf, 0
         self.waited, self.seen = 0, 0          # validations since the best; step of the last one
 

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 import torch
-from .optimizers import uncompiled
-from .core import atomic_write, check_contract, dotted_name
+from .checkpoints import check_kind, check_text, inner_model
+from .core import atomic_write, check_contract, check_number, dotted_name, plain_text
+from .core import user_path
 from .trainer import Trainer
 from .watching import Trackio
 
@@ -40,9 +41,10 @@ _plain = (bool, int, float, str, Path, torch.dtype, torch.device, tuple, type(No
 
 def run_config(trainer:Trainer) -> dict:
     "The settings of a run, plain: its identity, the trainer's, the model's and the optimizer's"
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
     own = {k: plain_value(v) for k, v in vars(trainer).items()
            if isinstance(v, _plain) and k not in _state and not k.startswith('_')}
-    model = uncompiled(trainer.model)
+    model = inner_model(trainer.model)
     sizes = [p.numel() for p in model.parameters()]
     return plain_value(trainer.info) | own | dict(
         model=plain_value(vars(model).get('cfg')), parameters=sum(sizes),
@@ -57,9 +59,10 @@ def _settings(group):
 
 def run_name(trainer:Trainer) -> str:
     "A readable name that a file can have"
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
     if trainer.dir: name = Path(trainer.dir).name
     else:
-        model, info = uncompiled(trainer.model), trainer.info
+        model, info = inner_model(trainer.model), trainer.info
         thousands = round(sum(p.numel() for p in model.parameters())/1000)
         when = str(info.get('date', ''))[5:16].replace('-', '').replace(':', '').replace('T', '-')
         name = f'{type(model).__name__}-{thousands}k-{when}-{info.get("run_id", "")[:4]}'
@@ -85,7 +88,7 @@ class Backend:
 
 class JSONL(Backend):
     "Backend: `name.jsonl`, one JSON object a line, and the settings in `name.json`"
-    def __init__(self, dir:str|Path): self.dir = Path(dir)
+    def __init__(self, dir:str|Path): self.dir = user_path(dir)
 
     def open(self, config, name):
         "Write the settings, open the file; a run that goes on appends"
@@ -118,7 +121,8 @@ class Tracker:
                  ):
         if not backends: raise ValueError("where to? give a backend, such as JSONL('logs')")
         self.backends = [check_contract(b, Backend) for b in backends]
-        self.name, self.every = name, every
+        self.name = None if name is None else check_text('name', name)
+        self.every = check_number('every', every, low=1, whole=True)
         self.line = self.sent = None               # what waits, and the last step that was sent
         self.opened = []                           # the backends that are open
 
@@ -155,7 +159,8 @@ class Tracker:
         "Do it; an error is said, and the backend is used no more"
         try: do(*args)
         except Exception as e:
-            print(f'{type(backend).__name__} is switched off: {type(e).__name__}: {e}')
+            said = f'{type(backend).__name__} is switched off: {type(e).__name__}: {e}'
+            print(plain_text(said), flush=True)
             self.backends = [b for b in self.backends if b is not backend]
             if backend in self.opened:
                 with contextlib.suppress(Exception): backend.close()
@@ -172,7 +177,7 @@ class TensorBoard(Backend):
     "Backend: event files in `dir/name`. Raises ImportError where tensorboard is not installed"
     def __init__(self, dir:str|Path='runs'):
         _need('tensorboard')
-        self.dir = Path(dir)
+        self.dir = user_path(dir)
 
     def open(self, config, name):
         "Remember both: the file begins with the first line"
@@ -205,7 +210,9 @@ class WandB(Backend):
                  mode:str='offline', # or 'online', which sends the run to a server
                  ):
         _need('wandb')
-        self.project, self.dir, self.mode = project, Path(dir), mode
+        self.project, self.dir, self.mode = check_text('project', project), user_path(dir), mode
+        if mode not in ('offline', 'online', 'disabled'):
+            raise ValueError(f"mode is 'offline', 'online' or 'disabled', not {mode!r}")
 
     def open(self, config, name):
         "Open the run; it has the id of ours, so one that goes on is the same run to W&B"
@@ -246,7 +253,7 @@ def wandb_history(path:str|Path # a file run-….wandb
     "The lines in an offline file of W&B, in order; raises ValueError for another kind of file"
     from wandb.proto.wandb_internal_pb2 import Record             # private: see below
     lines = []
-    for data in _wandb_records(Path(path).read_bytes()):
+    for data in _wandb_records(user_path(path).read_bytes()):
         record = Record.FromString(data)
         if record.WhichOneof('record_type') != 'history': continue
         named = {i.key or '.'.join(i.nested_key): i.value_json for i in record.history.item}

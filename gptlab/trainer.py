@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import as_number, BatchReader, find_checkpoint, load_checkpoint
-from .checkpoints import load_found, load_weights, non_finite, Ranks, rng_state
-from .checkpoints import SafeRun, set_rng_state
+from .checkpoints import as_number, BatchReader, check_kind, find_checkpoint, inner_model
+from .checkpoints import load_checkpoint, load_found, load_weights, non_finite, Ranks
+from .checkpoints import rng_state, SafeRun, set_rng_state
 from .core import best_device, resolve_name, step_limit
 from .model import lm_loss, run_eagerly
-from .optimizers import uncompiled
 from .schedules import apply_schedule, wsd
 from .score import evaluate
 
@@ -58,23 +57,23 @@ class Trainer(SafeRun):
         # the parts
         self.ranks = Ranks()                                      # one process, or torchrun's
         self.device = best_device(device)
-        self.model = model.to(self.device)
-        self.opt = opt
+        self.model, self.opt = model, opt
         self.train, self.valid = train, valid
         self.tok = getattr(train, 'tok', None)
         self.loss = loss
-        self.schedule = schedule or wsd()
-        self.callbacks = self._default_callbacks() if callbacks is None else list(callbacks)
+        self.schedule = wsd() if schedule is None else schedule
+        self.callbacks = self._default_callbacks() if callbacks is None else _listed(callbacks)
         self.sampler = _by_name(type(self).sampler)
 
         # the settings
         self.clip, self.accumulate = clip, accumulate
         self.eval_every, self.save_every, self.save_seconds = eval_every, save_every, save_seconds
-        self.keep = dict(keep=keep) if isinstance(keep, int) else dict(keep)
-        self.dir = Path(dir).expanduser() if dir else None
-        self.dtype, self.compiled = self._precision(dtype, compile, deterministic)
-        self.on_nan, self.spike, self.notes = on_nan, spike, notes or {}
+        self.keep = keep
+        self.dir = dir
+        self.on_nan, self.spike, self.notes = on_nan, spike, {} if notes is None else notes
         self._check()
+        self.model.to(self.device)
+        self.dtype, self.compiled = self._precision(dtype, compile, deterministic)
 
         # where the run stands
         self.step, self.tokens, self.flops, self.seconds = 0, 0, 0, 0.
@@ -133,13 +132,15 @@ class Trainer(SafeRun):
 # %% ../nbs/12_trainer.ipynb #971d4ff6
 def _by_name(part): return resolve_name(part) if isinstance(part, str) else part
 
+def _listed(callbacks): return list(check_kind('callbacks', callbacks, (list, tuple), 'a list'))
+
 @patch
 def _default_callbacks(self:Trainer):
     return [_by_name(make)() for make in self.default_callbacks]
 
 @patch
 def _config(self:Trainer):
-    cfg = getattr(self.model, 'cfg', None)
+    cfg = getattr(inner_model(self.model), 'cfg', None)
     return cfg.to_dict() if hasattr(cfg, 'to_dict') else None
 
 # %% ../nbs/12_trainer.ipynb #17775e0e
@@ -261,7 +262,7 @@ def _add_line(self:Trainer, loss, norm, tokens, took):
     line = dict(step=self.step, tokens=self.tokens, flops=self.flops, seconds=self.seconds,
                 loss=loss, grad_norm=norm)
     line |= dict(lr=self.opt.param_groups[0]['lr']) | self._rates()
-    line |= dict(tokens_per_second=tokens/took, wait=self._waited/took)
+    line |= dict(tokens_per_second=tokens/took, wait=self._waited/took) | self._used(took)
     if self.skip: line |= dict(skipped=True)
     self.log.append(line)
     self._unread.append(line)
@@ -370,8 +371,9 @@ def save(self:Trainer,
     where it cannot be written: the older checkpoints stay.
     """
     if self.dir is None: raise ValueError('where to? give Trainer(…, dir=…)')
+    self.call('before_save')
     path = self.dir/f'step_{self.step:06}'
-    model, state = uncompiled(self.model).state_dict(), self.state_dict()
+    model, state = inner_model(self.model).state_dict(), self.state_dict()
     if bad := non_finite(model):
         raise FloatingPointError(f'{", ".join(bad[:3])} are not finite: {path.name} is not saved')
     if self.ranks.rank == 0:
@@ -408,19 +410,17 @@ def resume(self:Trainer,
     Raises ValueError when it belongs to another model, tokenizer or text, FileNotFoundError when
     there is none; then nothing has changed.
     """
-    if not (path or self.dir):
+    path = self.dir if path is None else path
+    if path is None:
         raise ValueError('resume which run? give resume(path), or Trainer(…, dir=…)')
     names = 'model', 'trainer', 'config', 'tokenizer'
-    point, d = load_found(path or self.dir, which, *names)
+    point, d = load_found(path, which, *names)
     self._check_same(d, point)
-    mine, before = self.info['settings'], self._reading().state_dict()
-    try:
+    mine = self.info['settings']
+    with self._all_or_nothing(point):
         self.load_state_dict(d['trainer'])
-    except Exception:
-        self._reading().load_state_dict(before)
-        raise
+        self._prefer_new(d['trainer']['info'], mine)
     load_weights(self.model, d['model'])
-    self._prefer_new(d['trainer']['info'], mine)
     self._saved = self.step if self.dir and point.parent == self.dir else None
     return self
 
@@ -443,7 +443,7 @@ def plot(self:Trainer,
          ):
     "Draw one column of the log; returns the axes"
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6,2.5))[1]
+    if ax is None: ax = plt.subplots(figsize=(6,2.5))[1]
     ax.plot(*self.series(key, x), **kw)
     ax.set_xlabel(x)
     ax.set_ylabel(key)

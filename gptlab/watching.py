@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['format_duration', 'lines_read', 'status_line', 'View', 'Bar', 'Lines', 'curve_svg', 'WidgetView', 'LiveView',
-           'PageView', 'matmul_peak', 'flops_utilization', 'LayerStats', 'Silent', 'default_watcher', 'Trackio']
+           'PageView', 'matmul_peak', 'flops_utilization', 'device_peak', 'LayerStats', 'Silent', 'default_watcher',
+           'Trackio']
 
 # %% ../nbs/13_watching.ipynb #0bef0301
-import html, math, os, re, sys, threading, time
+import math, os, sys, threading, time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .checkpoints import as_number
-from .core import atomic_write, in_kernel, svg_image
+from .checkpoints import as_number, check_function, check_kind, check_text, held_memory
+from .core import atomic_write, check_number, html_text, in_kernel, plain_text, svg_image
+from .core import user_path
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
 def format_duration(seconds:float) -> str:
     "Seconds as a person says them: 9 s, 3:05, 2:03:05; '?' if they are not finite"
+    if not check_kind('seconds', seconds, (int, float), 'a number') >= 0: return '?'
     if not math.isfinite(seconds): return '?'
     s = int(seconds)
     if s < 60: return f'{s} s'
@@ -28,21 +31,23 @@ def format_duration(seconds:float) -> str:
 
 def lines_read(trainer:Trainer) -> list[dict]:
     "The log without its newest lines that still wait for the device"
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
     log, n = trainer.log, len(trainer.log)
     while trainer.read_late and n and isinstance(log[n-1]['loss'], torch.Tensor): n -= 1
     return log[:n]
 
 def status_line(trainer:Trainer) -> str:
     "The state of a run in one line: progress, time left, tokens per second, loss, bits per byte"
-    p, log = trainer.progress, lines_read(trainer)
-    if not log: return trainer.doing or 'about to begin'
+    log = lines_read(trainer)
+    p = trainer.progress
+    if not log: return plain_text(trainer.doing or 'about to begin')
     left = format_duration((1-p)/p*trainer.seconds if p else math.inf)
     recent = log[-10:]
     speed = sum(r['tokens_per_second'] for r in recent)/len(recent)
     bpb = next((r['bpb'] for r in reversed(log) if 'bpb' in r), None)
     valid = '' if bpb is None else f', valid {bpb:.3f} bits per byte'
     where = f'{p:4.0%}, step {trainer.step:,}, {left} left, {speed:,.0f} tokens/s'
-    doing = trainer.doing and f'; {trainer.doing}'
+    doing = trainer.doing and f'; {plain_text(trainer.doing)}'
     return f'{where}, loss {log[-1]["loss"]:.3f}{valid}{doing}'
 
 # %% ../nbs/13_watching.ipynb #5e1c0a02
@@ -67,9 +72,8 @@ class View:
         self.update(trainer)
 
     def after_step(self, trainer:Trainer):
-        "Update when `every` seconds have passed, and before the run is saved at its end"
-        doing = _saving(trainer)
-        if doing or time.monotonic() - self.last > self.every: self.update(trainer, doing)
+        "Update when `every` seconds have passed"
+        if time.monotonic() - self.last > self.every: self.update(trainer)
 
     def before_eval(self, trainer:Trainer):
         "Say that the validation batches are being scored"
@@ -77,15 +81,15 @@ class View:
 
     def after_eval(self, trainer:Trainer):
         "Show the score"
-        self.update(trainer, _saving(trainer))
+        self.update(trainer)
+
+    def before_save(self, trainer:Trainer):
+        "Say that a checkpoint is written; at the end the disk is waited for"
+        self.update(trainer, 'saving')
 
     def after_fit(self, trainer:Trainer):
         "Show the last state"
         self.update(trainer)
-
-def _saving(trainer):
-    "What follows the last step: writing the checkpoint, and waiting for the disk"
-    return 'saving' if trainer.dir and (trainer.stop or trainer.progress == 1) else ''
 
 # %% ../nbs/13_watching.ipynb #5c3e7137
 class Bar(View):
@@ -128,13 +132,21 @@ class Lines(View):
         if self.slow or trainer.progress == 1: print(f'{trainer.doing} …', flush=True)
 
     def after_eval(self, trainer:Trainer):
-        "Print the state of the run, with its score"
+        "Print the state of the run, with its score; at the end with the save that follows"
         self.slow = time.monotonic() - self.began > 2
-        super().after_eval(trainer)
+        if not _ends_saved(trainer): super().after_eval(trainer)
+
+    def before_save(self, trainer:Trainer):
+        "At the end, print the state of the run"
+        if _ends_saved(trainer): super().before_save(trainer)
 
     def after_fit(self, trainer:Trainer):
         "All has been said"
         trainer.doing = ''
+
+def _ends_saved(trainer):
+    "Is this the end of a run, which saves what it has done last?"
+    return trainer.dir is not None and (trainer.stop or trainer.progress == 1)
 
 # %% ../nbs/13_watching.ipynb #c8dd3271
 _colors = ['#8896a5', '#c8401f', '#2a6f97', '#588157']
@@ -147,6 +159,8 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
 
     All share both ranges; the limits of the vertical one are printed.
     """
+    w, h = (check_number(n, v, low=1, whole=True) for n, v in (('w', w), ('h', h)))
+    check_kind('lines', lines, dict, 'a dict, name → (xs, ys)')
     lines = {k: (_thinned(xs), _thinned(ys)) for k, (xs, ys) in lines.items() if len(xs) > 1}
     finite = [y for _, ys in lines.values() for y in ys if math.isfinite(y)]
     if not finite: return ''
@@ -156,15 +170,11 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
         points = _points(xs, ys, w, h, min(at), max(at), lo, hi)
         drawn += f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>'
         names += (f'<text x="{w-4}" y="{14+15*i}" text-anchor="end" font-size="12" '
-                  f'fill="{colour}">{_escaped(name)}</text>')
+                  f'fill="{colour}">{html_text(name)}</text>')
     ends = (f'<text x="2" y="11" font-size="10" fill="#556">{hi:.2f}</text>'
             f'<text x="2" y="{h-3}" font-size="10" fill="#556">{lo:.2f}</text>')
     size = f'viewBox="0 0 {w} {h}" width="{w}" height="{h}" font-family="sans-serif"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{drawn}{names}{ends}</svg>'
-
-def _escaped(text):
-    "Text for HTML and SVG: nothing in it is markup; control characters become �"
-    return html.escape(re.sub('[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]', '\ufffd', text))
 
 def _thinned(values): return values[::max(1, len(values)//300)]
 
@@ -178,8 +188,8 @@ def _points(xs, ys, w, h, x0, x1, lo, hi):
 def _sampled(text, prompt=''):
     "What a model wrote, as text; the prompt it continues is bold"
     given = prompt if text.startswith(prompt) else ''
-    bold = f'<b>{_escaped(given)}</b>' if given else ''
-    return f'<pre style="white-space:pre-wrap;margin:0">{bold}{_escaped(text[len(given):])}</pre>'
+    bold = f'<b>{html_text(given)}</b>' if given else ''
+    return f'<pre style="white-space:pre-wrap;margin:0">{bold}{html_text(text[len(given):])}</pre>'
 
 def _smoothed(values, beta=.95):
     "An exponential average of the finite values, corrected for its start"
@@ -208,6 +218,7 @@ class WidgetView(View):
                  prompt:str='', # what samples continue; '' begins a text
                  ):
         import ipywidgets as w
+        _check_view(every, sample, prompt)
         self.every, self.sample, self.prompt = every, sample, prompt
         self.samples = []                                         # (step, text)
         self.bar, self.line = w.FloatProgress(max=1.), w.HTML()
@@ -224,7 +235,7 @@ class WidgetView(View):
     def show(self, trainer:Trainer):
         "Move the bar, redraw the curves"
         self.bar.value = trainer.progress
-        self.line.value = _escaped(status_line(trainer))
+        self.line.value = html_text(status_line(trainer))
         self.curve.value = _curves(trainer)
 
     def after_eval(self, trainer:Trainer):
@@ -246,7 +257,13 @@ class WidgetView(View):
               ) -> str:
         "A sample in HTML"
         given = f'from {self.prompt!r}' if self.prompt else 'from the beginning'
-        return f'<small>after step {step:,}, {_escaped(given)}</small>{_sampled(text, self.prompt)}'
+        said = html_text(f'after step {step:,}, {given}')
+        return f'<small>{said}</small>{_sampled(text, self.prompt)}'
+
+def _check_view(every, sample, prompt):
+    check_number('every', every, low=0)
+    check_kind('prompt', prompt, str, 'text')
+    if sample is not None: check_function('sample', sample)
 
 def _sample_of(trainer, sampler, *prompt):
     "What a sampler writes; if it cannot, the reason, for a sample is only for show"
@@ -286,7 +303,7 @@ class LiveView(WidgetView):
 
     def after_eval(self, trainer:Trainer):
         "Add a sample; the slider moves to it"
-        self.peak = self.peak or _peak_of(trainer)
+        self.peak = self.peak or device_peak(trainer)
         super().after_eval(trainer)
         if self.samples:
             self.past.max = len(self.samples)-1
@@ -322,7 +339,7 @@ def _answer_at_once(*widgets):
 def picture(cls:LiveView, trainer:Trainer) -> str:
     "A run as it stands, in HTML; one line, if its view has left a picture in this very cell"
     shown = [cb.cell for cb in trainer.callbacks if isinstance(cb, LiveView) and cb.cell]
-    if shown and _running_cell() in shown: return f'<div>{_escaped(repr(trainer))}</div>'
+    if shown and _running_cell() in shown: return f'<div>{html_text(repr(trainer))}</div>'
     return _still(trainer)
 
 @patch
@@ -333,7 +350,7 @@ def _leave_picture(self:LiveView, trainer):
 
 def _still(trainer, training=False):
     "The line of a run, its curves, and what its model writes"
-    line = _escaped(status_line(trainer) if trainer.budget else repr(trainer))
+    line = html_text(status_line(trainer) if trainer.budget else repr(trainer))
     return f'<div>{line}<br>{_curves(trainer)}{_written(trainer, training)}</div>'
 
 def _written(trainer, training):
@@ -363,7 +380,7 @@ class PageView(View):
                  path:str|Path='run.html', # the file
                  every:float=5., # seconds between updates
                  ):
-        self.path, self.every = Path(path), every
+        self.path, self.every = user_path(path), check_number('every', every, low=0)
 
     def show(self, trainer:Trainer):
         "Write the file"
@@ -376,6 +393,9 @@ def matmul_peak(device:torch.device|str='cpu', # where
                 n:int=1024, # their size
                 ) -> float:
     "Operations per second of a large matrix product, the fastest of five"
+    n = check_number('n', n, low=1, whole=True)
+    check_kind('device', device, (str, torch.device), 'the name of a device')
+    check_kind('dtype', dtype, torch.dtype, "torch's type of a number")
     own = torch.Generator(device).manual_seed(0)                  # the run's random numbers stay
     a, best = torch.randn(n, n, device=device, dtype=dtype, generator=own), math.inf
     for _ in range(5):
@@ -388,8 +408,13 @@ def matmul_peak(device:torch.device|str='cpu', # where
 def flops_utilization(trainer:Trainer, # a run that has trained
                       peak:float|None=None, # operations per second; None measures it
                       ) -> float:
-    "Model FLOPs utilization: the fraction of the peak that the run used (Chowdhery et al. 2022)"
-    peak = peak or matmul_peak(*_where(trainer))
+    """Model FLOPs utilization: the fraction of the peak that the run used (Chowdhery et al. 2022)
+
+    Raises ValueError for a run that has not trained.
+    """
+    check_kind('trainer', trainer, Trainer, 'a Trainer')
+    if not trainer.seconds: raise ValueError('this run has not trained yet: call fit first')
+    peak = matmul_peak(*_where(trainer)) if peak is None else check_number('peak', peak, above=0)
     return trainer.flops/trainer.ranks.world_size/trainer.seconds/peak
 
 def _where(trainer):
@@ -400,8 +425,8 @@ def _where(trainer):
 @cache
 def _peak(threads, *where): return matmul_peak(*where)
 
-def _peak_of(trainer):
-    "The peak, measured once; None where it says nothing, or no memory is left for it"
+def device_peak(trainer:Trainer) -> float|None:
+    "Operations per second, measured once; None where it says nothing, or no memory is left for it"
     if not trainer.flops: return None
     try: return _peak(torch.get_num_threads(), *_where(trainer))
     except RuntimeError: return None
@@ -410,19 +435,13 @@ def _peak_of(trainer):
 @patch
 def _details(self:LiveView, trainer):
     if not (log := lines_read(trainer)): return ''
-    last, memory = log[-1], _memory(trainer.device)
+    last, memory = log[-1], held_memory(trainer.device)
     said = [f'lr {last["lr"]:.2g}', f'gradient norm {last["grad_norm"]:.2f}']
     if self.peak: said.append(f'{flops_utilization(trainer, self.peak):.1%} of the peak (MFU)')
     if memory: said.append(f'{memory/1e9:.2f} GB')
     said.append(f'saved in {trainer.dir}' if trainer.dir else 'not saved: it has no dir')
-    return f'<small>{_escaped(", ".join(said))}</small>'
+    return f'<small>{html_text(", ".join(said))}</small>'
 
-def _memory(device):
-    "Bytes: the peak of tensors on CUDA, elsewhere what this process holds; None if unknown"
-    if device.type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    try: pages = Path('/proc/self/statm').read_text().split()[1]
-    except OSError: return None                                   # only Linux has it
-    return int(pages)*os.sysconf('SC_PAGE_SIZE')
 
 # %% ../nbs/13_watching.ipynb #748e993e
 class LayerStats:
@@ -431,7 +450,8 @@ class LayerStats:
                  pick:Callable=lambda name, m: name.endswith('mlp.up'), # pick(name, module) -> bool
                  every:int=10, # steps between records
                  ):
-        self.pick, self.every = pick, every
+        self.pick = check_function('pick', pick)
+        self.every = check_number('every', every, low=1, whole=True)
         self.rows, self.hooks = [], []
 
     def before_fit(self, trainer:Trainer):
@@ -482,7 +502,9 @@ class Trackio:
                  name:str|None=None, # the run's name; None is the trainer's
                  every:int=10, # steps between records
                  ):
-        self.project, self.name, self.every = project, name, every
+        self.project = check_text('project', project)
+        self.name = None if name is None else check_text('name', name)
+        self.every = check_number('every', every, low=1, whole=True)
 
     def open(self,
              config:dict, # the settings of the run, plain

@@ -2,6 +2,7 @@
 formula say."""
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_a_glob_that_matches_nothing(glob, near):
 
 @pytest.mark.parametrize('every', [0, -1, 1.5, True])
 def test_every_is_a_number_of_steps(every):
-    with pytest.raises(ValueError, match='every'): Activations(every=every)
+    with pytest.raises((TypeError, ValueError), match='every'): Activations(every=every)
 
 
 def test_a_forward_hook_cannot_reach_the_model():
@@ -395,13 +396,54 @@ def test_a_bad_step_with_one_checkpoint_reads_the_batches_that_were_kept(tmp_pat
     assert 'output of blocks.0.attn' in got.not_finite
 
 
+HOSTILE = '<img src=x onerror=alert(1)>|`[a](javascript:b)\x1b]52;c;\x07\n# head'
+
+def test_r01_what_others_wrote_is_text_in_tables():
+    "Names of modules, texts of batches, and what a report says"
+    probe = Probe()
+    probe.rows = [dict(step=1, at=HOSTILE) | {HOSTILE: 1., 'said': HOSTILE}]
+    bad = BadSteps([dict(step=1, what=HOSTILE, value=HOSTILE, text=[HOSTILE],
+                         grad_norms={HOSTILE: 1.})])
+    done = Replay(1, 0, [], [HOSTILE], dict(loss=1., grad_norm=1.), {}, {HOSTILE: 1.}, [HOSTILE],
+                  None, None)
+    for shown in (probe._repr_markdown_(), bad._repr_markdown_(), done._repr_markdown_()):
+        assert '<img' not in shown and not set('\x1b\x07') & set(shown), shown
+        assert not re.search(r'(?<!\\)\]\(javascript', shown) and '\n#' not in shown, shown
+    rows = [r for r in bad._repr_markdown_().splitlines() if r.startswith('|')]
+    assert len(rows) == 3 and rows[2].replace('\\|', '').count('|') == 6
+    for plain in (repr(bad), repr(done)): assert not set('\x1b\x07') & set(plain)
+
+
+@pytest.mark.parametrize('make, said', [
+    (lambda: Probe(at=None), 'at is'), (lambda: Probe(at=[]), 'at is'), (lambda: Probe(at=[3]), 'at is'),
+    (lambda: Activations(bins=-1), 'bins'), (lambda: AttentionMaps(heads=0), 'heads'),
+    (lambda: AttentionMaps(tokens=1.5), 'tokens'), (lambda: AttentionMaps(batch=3), 'batch'),
+    (lambda: ForwardHook('x'), 'f is'), (lambda: GradientHooks('x'), 'hooks'),
+    (lambda: GradientHooks([None]), 'hook'), (lambda: GradientHooks([centralize], at=5), 'at is'),
+    (lambda: clip_by_norm(-1), 'limit'), (lambda: clip_by_value(math.nan), 'limit'),
+    (lambda: make_hooks(5), 'config'), (lambda: make_hooks([5]), 'config'),
+    (lambda: make_hooks('{'), 'config is no JSON'), (lambda: make_hooks('['*10**5), 'config'),
+    (lambda: attention_weights(None, {}), 'model'), (lambda: attention_entropy(3), 'weights'),
+    (lambda: replay('x', 1, None), 'make'), (lambda: replay(None, 1, print), 'path'),
+    (lambda: bad_steps('nowhere'), 'nowhere'), (lambda: bad_steps(''), 'path')])
+def test_r11_diagnostics_that_make_no_sense(make, said):
+    with pytest.raises((TypeError, ValueError, OSError), match=said): make()
+
+
+def test_r06_a_report_that_no_trainer_wrote(tmp_path):
+    for i, report in enumerate(({}, 5, [], dict(step=1))):
+        path = save_checkpoint(tmp_path/f'{i}'/'bad_batch_000001', report=report)
+        with pytest.raises(ValueError, match='bad_batch_000001 was not written by a Trainer'):
+            bad_steps(path.parent)
+
+
 def test_a_folder_without_bad_steps(tmp_path): assert bad_steps(tmp_path) == []
 
 
 def test_what_a_replay_refuses(tmp_path):
     run = make(tmp_path, save_every=4).fit(6)
     for step in (0, -1, 1.5, '3'):
-        with pytest.raises(ValueError, match='step is a number'): replay(run, step, make)
+        with pytest.raises((TypeError, ValueError), match='step must be'): replay(run, step, make)
     for wrong in (lambda: None, lambda: run):
         with pytest.raises(TypeError, match='before its first step'): replay(run, 3, wrong)
     with pytest.raises(ValueError, match='has no folder'): replay(make(), 3, make)

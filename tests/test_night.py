@@ -2,6 +2,7 @@
 
 Each test names the fault it stands for, where there is one; `small` makes a run of a second.
 """
+import copy
 import json
 import math
 import os
@@ -29,11 +30,13 @@ from gptlab.model import GPT, GPTConfig, lm_loss
 from gptlab.optimizers import adamw, hidden, muon, Opt
 from gptlab.packing import batches
 from gptlab.schedules import constant
+from gptlab.steering import WeightAverage
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.tokenizers import AsciiTokenizer
 from gptlab.trainer import EVENTS, Trainer
 from gptlab.watching import Lines, LiveView, status_line
 from kills import ends, start
+from test_resume import same
 
 DOCS = ['Once upon a time there was a cat. ', 'It sat on the mat. ', 'Then it went home. ']*30
 posix = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such signals')
@@ -525,6 +528,15 @@ def test_a_spike_is_bad_too(tmp_path):
     assert not any(r.get('skipped') for r in small(loss=Bad(25, by=50.)).fit(30).log)
 
 
+@pytest.mark.parametrize('error', [PermissionError('no'), ValueError('no'), RuntimeError('no')])
+def test_a_bad_batch_that_cannot_be_kept_hides_no_bad_step(tmp_path, monkeypatch, error):
+    "A NaN loss where nothing may be written showed as an OSError about a checkpoint"
+    from gptlab import checkpoints
+    def fails(*a, **kw): raise error
+    monkeypatch.setattr(checkpoints, 'save_checkpoint', fails)
+    with pytest.raises(FloatingPointError, match='could not be kept'): small(loss=Bad(2)).fit(5)
+
+
 def test_a_bad_batch_where_nothing_can_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, 'fsync', lambda fd: (_ for _ in ()).throw(OSError(30, 'Read-only')))
@@ -550,7 +562,7 @@ def test_no_number_of_a_step_is_read_in_it(monkeypatch):
     from gptlab import attention, model
     for module in (attention, model): monkeypatch.setattr(module, 'has_values', lambda *a: False)
     run = small(accumulate=2)
-    run.read_late, run.budget = True, ('steps', 99)
+    run.read_late, run.budget, run.seconds = True, ('steps', 99), 2.   # the peak is measured, too
     run._memory = run._snapshot()
     for _ in range(3): run.one_step()
     with Reads() as reads:
@@ -563,7 +575,7 @@ def test_no_number_of_a_step_is_read_in_it(monkeypatch):
     assert seen == [n]                        # none until the gradients are there …
     assert reads.n - n <= 2                   # … and then those of the step before: loss and norm
     assert isinstance(run.log[-1]['loss'], torch.Tensor)
-    assert isinstance(run.log[-2]['loss'], float)
+    assert isinstance(run.log[-2]['loss'], float) and run.log[-1]['mfu'] > 0
 
 
 def test_read_late_or_at_once_the_run_is_the_same(tmp_path):
@@ -592,6 +604,17 @@ def test_compiling_is_outside_the_clock_and_announced(capsys):
 
 # ---- 7. precision
 
+def test_what_saves_memory_changes_no_run():
+    "remat and loss_chunk are the model's: set before fit"
+    def trained(**kw):
+        run = small()
+        for k, v in kw.items(): setattr(run.model, k, v)
+        return weights(run.fit(4))
+    whole, remat, chunked = trained(), trained(remat=True), trained(loss_chunk=16)
+    assert equal(whole, remat)
+    for k in whole: assert torch.allclose(whole[k], chunked[k], atol=1e-5)
+
+
 def test_names_of_precisions():
     assert small(dtype='bf16').dtype == torch.bfloat16 and small().dtype is None
     assert small(dtype=torch.float16).scaler is not None and small(dtype='float32').dtype is None
@@ -614,6 +637,7 @@ def test_the_scaler_is_saved(tmp_path):
 
 
 def test_a_hint_where_bfloat16_is_slow(capsys):
+    "U13"
     small(dtype='bfloat16')
     assert 'often slower than float32' in capsys.readouterr().out
 
@@ -707,14 +731,67 @@ def test_a_crafted_manifest_or_nesting(tmp_path):
     with pytest.raises(ValueError, match='damaged'): load_checkpoint(path)
 
 
-def test_a_config_of_a_giant_is_refused_before_it_is_built(tmp_path):
-    "R06"
-    run = small(dir=tmp_path)
-    run.fit(1)
-    path = find_checkpoint(tmp_path)
-    d = load_checkpoint(path)
-    save_checkpoint(tmp_path/'g'/'step_000001', **d | dict(config=d['config'] | dict(d_ff=10**9)))
-    with pytest.raises(ValueError, match='another architecture'): load_model(tmp_path/'g')
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "The trees of a checkpoint"
+    folder = tmp_path_factory.mktemp('saved')
+    small(dir=folder).fit(1)
+    return load_checkpoint(find_checkpoint(folder))
+
+
+@pytest.mark.parametrize('kw', [dict(d_ff=10**9), dict(d_ff=10**30), dict(n_layers=10**9),
+                                dict(vocab_size=10**12), dict(d_model=10**9),
+                                dict(vocab_multiple=10**12), dict(n_heads=10**9)])
+def test_r06_a_config_of_a_giant_is_refused_before_it_is_built(tmp_path, saved, kw):
+    save_checkpoint(tmp_path/'step_000001', **saved | dict(config=saved['config'] | kw))
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match='another architecture'): load_model(tmp_path)
+    assert time.monotonic() - begun < 20
+
+
+def test_r06_a_manifest_without_end_is_not_read(tmp_path):
+    path = save_checkpoint(tmp_path/'c', t=dict(a=1))
+    with open(path/'manifest.json', 'r+b') as f: f.truncate(2**34)   # takes no room on the disk
+    with pytest.raises(ValueError, match='damaged'): load_checkpoint(path)
+
+
+@pytest.mark.parametrize('name', ['config', 'model', 'tokenizer'])
+@pytest.mark.parametrize('value', [[], 'x', 5, dict(a=1)])
+def test_r06_trees_that_are_not_what_their_names_say(tmp_path, saved, name, value):
+    save_checkpoint(tmp_path/'step_000001', **saved | {name: value})
+    with pytest.raises((TypeError, ValueError)) as e: load_model(tmp_path, device='cpu')
+    assert e.traceback[-1].path.name != 'nn.py' and any(
+        w in str(e.value) for w in ('onfig', 'weights', 'tokenizer', 'part'))
+
+
+@pytest.mark.parametrize('key, value', [
+    (None, []), (None, 5), (None, None), (None, dict(a=1)), ('info', 5), ('log', 5), ('log', [1]),
+    ('opt', 5), ('opt', {}), ('budget', 'x'), ('step', 'x'), ('data', 5), ('rng', 5), ('rng', {}),
+    ('callbacks', 5), ('info', dict(settings=5))])
+def test_r12_a_state_that_no_trainer_wrote_changes_nothing(tmp_path, saved, key, value):
+    "Refused by name, and what was already taken up is put back"
+    state = value if key is None else saved['trainer'] | {key: value}
+    save_checkpoint(tmp_path/'step_000001', **saved | dict(trainer=state))
+    run = small().fit(2)
+    before, place, rng = weights(run), run.train.state_dict(), torch.get_rng_state()
+    moments = copy.deepcopy(run.opt.state_dict())
+    with pytest.raises(ValueError, match='step_000001'): run.resume(tmp_path)
+    assert equal(before, weights(run)) and run.step == len(run.log) == 2
+    assert run.train.state_dict() == place and torch.equal(rng, torch.get_rng_state())
+    assert not same(moments, run.opt.state_dict())
+    assert equal(weights(run.fit(4)), weights(small().fit(2).fit(4)))
+
+
+def test_r12_a_callback_that_refuses_its_state_changes_nothing(tmp_path):
+    "Averages in another order"
+    def averages(): return [WeightAverage(.9), WeightAverage(.99, 'long')]
+    small(dir=tmp_path, callbacks=averages()).fit(3)
+    run = small(callbacks=averages()[::-1])
+    before, place, info = weights(run), run.train.state_dict(), run.info
+    with pytest.raises(ValueError, match='order'): run.resume(tmp_path)
+    assert equal(before, weights(run)) and run.step == 0 and not run.log and not run.opt.state
+    assert run.train.state_dict() == place and run.info is info
+    assert not any(cb.n for cb in run.callbacks)
 
 
 def test_a_writer_waits_for_nobody(tmp_path):
@@ -776,6 +853,34 @@ def test_events_that_are_none(name, near):
         small(callbacks=[cb])
 
 
+def test_bits_per_byte_of_a_plain_list_are_known():
+    "U13: they were nan"
+    fixed = small().valid
+    run = small(valid=list(fixed)).fit(2)
+    assert run.log[-1]['bpb'] == small(valid=fixed).fit(2).log[-1]['bpb'] > 1
+
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, lambda m: torch.compile(m, backend='eager'),
+                                  lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager'))])
+def test_a15_a_wrapped_model_is_saved_under_plain_names(tmp_path, wrap):
+    "It keeps its config, is opened, and taken up plain"
+    plain = small().fit(4)
+    run = small()
+    kw = dict(callbacks=[], device='cpu', eval_every=0, dir=tmp_path)
+    half = Trainer(wrap(run.model), run.opt, run.train, run.valid, **kw)
+    half.budget = 'steps', 4
+    for _ in range(2): half.one_step()
+    half.save()
+    model, tok = load_model(tmp_path, device='cpu')
+    assert equal(model.state_dict(), weights(run)) and tok is not None
+    assert equal(weights(small(dir=tmp_path).resume().fit()), weights(plain))
+    other = small()
+    again = Trainer(wrap(other.model), other.opt, other.train, other.valid, **kw).resume(which=2)
+    again.dir = None
+    again.fit()
+    assert equal(weights(other), weights(plain))
+
+
 def test_a_loss_that_returns_a_mean():
     "U13"
     mean = lambda model, batch: lm_loss(model, batch)[0]/64
@@ -784,18 +889,72 @@ def test_a_loss_that_returns_a_mean():
 
 @pytest.mark.parametrize('kw', [dict(clip=-1.), dict(clip='1'), dict(eval_every=-1),
                                 dict(eval_every=1.5), dict(save_every=-2), dict(save_seconds=-1),
-                                dict(spike='x'), dict(accumulate=0), dict(device='abacus')])
-def test_settings_that_make_no_sense(kw):
+                                dict(spike='x'), dict(accumulate=0), dict(device='abacus'),
+                                dict(clip=math.nan), dict(clip=0), dict(spike=.5), dict(spike=True),
+                                dict(keep=0), dict(keep=1.5), dict(keep=None), dict(keep='x'),
+                                dict(keep=dict(last=3)), dict(keep=dict(best=-1)),
+                                dict(compile='x'), dict(deterministic='x'), dict(dtype='half-ish'),
+                                dict(on_nan='go'), dict(notes='x'), dict(notes=dict(f=print)),
+                                dict(loss='x'), dict(loss=5), dict(schedule='x'), dict(valid='x'),
+                                dict(schedule=dict(hidden=1)), dict(callbacks=5),
+                                dict(callbacks='lines'), dict(valid=7), dict(accumulate=True)])
+def test_r11_a18_settings_that_make_no_sense(kw):
     "R11, A18"
-    with pytest.raises(ValueError, match=next(iter(kw))): small(**kw)
+    names = '|'.join([*kw, *(k for v in kw.values() if isinstance(v, dict) for k in v)])
+    with pytest.raises((TypeError, ValueError), match=names): small(**kw)
 
 
 @pytest.mark.parametrize('budget', [dict(steps=math.inf), dict(seconds=math.inf), dict(tokens=-1),
-                                    dict(steps='3'), dict(epochs=0)])
-def test_budgets_that_make_no_sense(budget):
+                                    dict(steps='3'), dict(epochs=0), dict(flops=math.nan),
+                                    dict(steps=True), dict(tokens=-math.inf), dict(seconds=0)])
+def test_a18_r11_budgets_that_make_no_sense(budget):
     "A18"
-    with pytest.raises(ValueError, match=next(iter(budget))): small().fit(**budget)
+    with pytest.raises((TypeError, ValueError), match=next(iter(budget))): small().fit(**budget)
     assert small().fit(np.int64(2)).step == 2
+
+
+@pytest.mark.parametrize('name, value', [
+    ('model', None), ('model', 'gpt2'), ('model', dict(a=1)), ('opt', None), ('opt', 'adamw'),
+    ('train', None), ('train', 5), ('train', 'text'), ('train', dict(ids=1)), ('callback', Lines),
+    ('callback', 'lines'), ('callback', print), ('callback', None), ('path', ''), ('path', 5)])
+def test_r11_parts_that_are_none(name, value):
+    "Refused at once, and named"
+    good = small()
+    parts = dict(model=good.model, opt=good.opt, train=good.train) | {name: value}
+    extra = dict(callbacks=[parts.pop('callback', Lines())], device='cpu')
+    if name == 'path': extra['dir'] = parts.pop('path')
+    with pytest.raises((TypeError, ValueError), match=name): Trainer(**parts, **extra)
+
+
+def test_r11_numbers_of_numpy_are_numbers():
+    run = small(clip=np.float32(1), eval_every=np.int64(2), accumulate=np.int64(2), keep=np.int64(3))
+    assert run.fit(np.int64(2)).step == 2 and type(run.eval_every) is int and run.keep == dict(keep=3)
+
+
+@pytest.mark.parametrize('call', [
+    lambda d: prune_checkpoints(d, keep=0), lambda d: prune_checkpoints(d, keep='x'),
+    lambda d: prune_checkpoints(d, best=-1), lambda d: prune_checkpoints(d, every=1.5),
+    lambda d: prune_checkpoints(''), lambda d: find_checkpoint(None), lambda d: find_checkpoint(''),
+    lambda d: checkpoints_in(''), lambda d: load_checkpoint(5), lambda d: load_model(None),
+    lambda d: load_model(d, parts='x'), lambda d: save_checkpoint('', a=1),
+    lambda d: new_folder(None), lambda d: run_lock('').__enter__(),
+    lambda d: run_lock(d/'none').__enter__(), lambda d: load_weights(None, {}),
+    lambda d: load_weights(torch.nn.Linear(1, 1), dict(weight=1)),
+    lambda d: CheckpointWriter().save(d/'step_000009', keep=0, a=1), lambda d: small().resume(''),
+    lambda d: save_checkpoint(d/'c', a=round_tree())])
+def test_r11_calls_about_checkpoints_that_make_no_sense(tmp_path, call):
+    "And nothing has changed"
+    for n in range(1, 5): save_checkpoint(tmp_path/f'step_{n:06}', a=dict(n=n))
+    with pytest.raises((TypeError, ValueError, OSError)) as e: call(tmp_path)
+    assert any(w in str(e.value) for w in ('keep', 'best', 'every', 'path', 'parts', 'folder',
+                                           'model', 'weights', 'nested')), e.value
+    assert len(checkpoints_in(tmp_path)) == 4
+
+
+def round_tree():
+    tree = []
+    tree.append(tree)
+    return tree
 
 
 def test_the_folder_goes_away(tmp_path, capsys):

@@ -17,9 +17,9 @@ def more(*args): return pytest.param(*args, marks=pytest.mark.exhaustive)
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='Windows has no fork')
 
 SCRIPT = '''
-import gc, os, sys, time, traceback
+import atexit, os, sys, time, traceback
 import torch, torch._dynamo, torch.distributed
-from gptlab.checkpoints import checkpoints_in, join_ranks
+from gptlab.checkpoints import checkpoints_in, join_ranks, Ranks
 from gptlab.core import set_seed
 from gptlab.data import make_stories
 from gptlab.loader import shard
@@ -28,6 +28,7 @@ from gptlab.moe import balance_experts, MoE
 from gptlab.optimizers import Opt, adamw, hidden, muon
 from gptlab.packing import batches, FixedBatches
 from gptlab.schedules import linear
+from gptlab.steering import EarlyStop, TailAverage, WeightAverage
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 from gptlab.watching import Lines
@@ -116,6 +117,17 @@ def mixed(ranks, folder):
     return Trainer(model, opt, data, device='cpu', callbacks=[],
                    accumulate=2//ranks.world_size).fit(6)
 
+def steered(ranks, accumulate, folder, pause):
+    "Averages, and a stop by one of them that nothing improves"
+    model, opt = model_and_opt('muon')
+    data = rows()[ranks.rank::ranks.world_size]
+    steer = [EarlyStop(2, 9., 'valid_mean'), WeightAverage(.9, 'mean'), TailAverage(.9)]
+    run = Trainer(model, opt, data, valid_rows(ranks.rank, ranks.world_size, 'shard'),
+                  accumulate=int(accumulate), schedule=linear(), device='cpu', dir=folder,
+                  eval_every=3, save_every=2, callbacks=[Steps(float(pause)), *steer])
+    if checkpoints_in(folder): run.resume()
+    return run.fit(30)
+
 class Halves(torch.nn.Module):
     "A model of which each call uses one half"
     def __init__(self):
@@ -135,17 +147,34 @@ def halved(ranks, accumulate, find):
     return mine(model, opt, data, loss=loss, accumulate=int(accumulate), device='cpu',
                 callbacks=[]).fit(5)
 
+def threads():
+    tasks = [f'/proc/self/task/{t}/comm' for t in os.listdir('/proc/self/task')]
+    return [open(t).read().strip() for t in tasks]
+
+def destroyed(ranks):
+    "A script that ends the group while a trainer lives, and then the program"
+    run = equal(ranks, 1, 'adamw', '', 'whole', None)
+    print('before:', *threads())
+    torch.distributed.destroy_process_group()
+    try: run.fit(8)
+    except RuntimeError as e: print(e)
+    again = equal(Ranks(), 1, 'adamw', '', 'whole', None)     # alone
+    model, run._called = run._called, None
+    del model                                                 # what hung
+    atexit._run_exitfuncs()
+    print('after:', *threads())
+    return again
+
 def go(case, result, rank, world_size, port, *args):
     if int(world_size) > 1:
         os.environ.update(RANK=rank, WORLD_SIZE=world_size, MASTER_PORT=port,
                           MASTER_ADDR='127.0.0.1', GLOO_SOCKET_IFNAME='lo')
     ranks = join_ranks()
     run = globals()[case](ranks, *args)
-    torch.save(dict(weights=run.model.state_dict(), log=run.log, step=run.step), result + rank)
-    if not ranks.many: return
-    del run          # first: DDP's hold on the group, freed after it, waits for gloo's threads,
-    gc.collect()     # which may wait for us
-    torch.distributed.destroy_process_group()
+    states = [cb.state_dict() for cb in run.callbacks if hasattr(cb, 'state_dict')]
+    torch.save(dict(weights=run.model.state_dict(), log=run.log, step=run.step, states=states),
+               result + rank)
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 '''
 
 
@@ -256,6 +285,33 @@ def test_an_interrupt_of_one_rank_ends_all_after_the_same_step(group, tmp_path, 
 
 
 @pytest.mark.exhaustive
+def test_averages_and_early_stop_on_two_ranks(group, tmp_path):
+    "As one process that accumulates, the same on both, and to the last bit after a kill"
+    one, = group(1, 'steered', 2, tmp_path/'one', 0)
+    two = group(2, 'steered', 1, tmp_path/'two', 0)
+    assert one['step'] == two[0]['step'] == two[1]['step'] == 9          # stopped early
+    assert group.victims[0].said().count('stopped early at step 9') == 1
+    assert 'stopped early' not in group.victims[1].said()
+    assert not same(two[0]['states'], two[1]['states'])
+    for a, b in zip(one['states'], two[0]['states']):
+        assert a.keys() == b.keys()
+        for k, v in a.items():
+            if k == 'tensors': assert max((v[n] - b[k][n]).abs().max() for n in v) < 1e-5
+            else: assert v == pytest.approx(b[k], abs=1e-5)
+    key = 'valid_mean'
+    assert [r[key] for r in one['log'] if key in r] == pytest.approx(
+        [r[key] for r in two[0]['log'] if key in r], abs=1e-5)
+    victims = group.start(2, 'steered', 1, tmp_path/'run', .05)
+    victims[0].until(lambda: 'step 7' in victims[0].said())
+    for v in victims: v.strike()
+    taken = group(2, 'steered', 1, tmp_path/'run', 0)
+    assert 'step 1\n' not in group.victims[0].said() and not litter(tmp_path/'run')
+    for a, b in zip(two, taken):
+        assert not same(a['states'], b['states']) and not same(a['weights'], b['weights'])
+        assert not same(a['log'], b['log'])
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize('patient, kept', [(0, [6]), (1, [*range(1, 7)])])
 def test_saved_by_the_clock_of_rank_0(group, tmp_path, patient, kept):
     settings = f"dict(save_seconds=999 if ranks.rank == {patient} else .001, keep=99)"
@@ -306,6 +362,17 @@ def test_a_rank_that_cannot_score_lets_none_wait(group, tmp_path):
     assert said.count('no validation at step') == 2 and 'failed on another rank' in said
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='threads are read from /proc')
+def test_a_group_that_is_destroyed_while_a_trainer_lives(group):
+    "The trainer says so, nothing hangs, and gloo's threads end before Python does"
+    group(2, 'destroyed')
+    for said in (v.said() for v in group.victims):
+        before, after = (next(s for s in said.splitlines() if s.startswith(k))
+                         for k in ('before:', 'after:'))
+        assert 'gloo' in before and 'gloo' not in after
+        assert 'the process group of this trainer was destroyed: make a new trainer' in said
+
+
 # ---- torchrun
 
 TORCHRUN = """
@@ -315,6 +382,7 @@ from gptlab.all import *
 
 if __name__ == '__main__':
     ranks = join_ranks()
+    Path('begun').touch()
     class Strike:
         def after_backward(self, trainer): time.sleep(1.5*('--slow' in sys.argv))
         def after_step(self, trainer):
@@ -337,7 +405,16 @@ if __name__ == '__main__':
 
 
 def torchrun(folder, *args):
+    "The launcher; where somebody took its port meanwhile, it is started again"
     (folder/'script.py').write_text(TORCHRUN)
+    while True:
+        job = launched(folder, *args)
+        job.until(lambda: 'EADDRINUSE' in job.said() or (folder/'begun').exists(), 120, .05)
+        if (folder/'begun').exists(): return job
+        job.strike()
+
+
+def launched(folder, *args):
     argv = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--max-restarts=1',
             '--monitor-interval=0.2', f'--master-port={free_port()}', 'script.py', *args]
     return start(argv, folder/'said.txt', cwd=folder)

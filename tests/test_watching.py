@@ -1,5 +1,6 @@
 """Watching: what the views say, when they say it, and that nothing in them is markup, raises, or
 makes the training wait."""
+import json
 import math
 import os
 import socket
@@ -13,6 +14,7 @@ import torch
 
 from gptlab import watching
 from gptlab.all import *
+from gptlab.checkpoints import run_lock
 from gptlab.watching import LiveView, View, WidgetView, lines_read
 
 HOSTILE = '<script>alert(1)</script>&"\'\x00\x1b]52;c;\x07\ud800 <img src=x onerror=alert(2)>'
@@ -50,6 +52,33 @@ def test_hostile_text_is_text_in_the_live_view(tmp_path):
     page = PageView(tmp_path/'run.html')
     page.show(run)
     harmless(page.path.read_text())
+
+
+def test_hostile_text_reaches_no_terminal(tmp_path, capsys):
+    "R01: what a run says, in lines, bars and errors of its callbacks"
+    class Fails:
+        for_show = True
+        def after_step(self, trainer): raise ValueError(HOSTILE)
+    run = trainer([Lines(), Fails()], n=2, dir=tmp_path/'a\x1b]0;b').fit(4)
+    run.doing = HOSTILE
+    Lines().show(run)
+    bar = Bar()
+    bar.before_fit(run)
+    bar.show(run)
+    bar.bar.close()
+    run._say(HOSTILE)
+    said = ''.join(capsys.readouterr())
+    assert 'Fails failed' in said and '\\x1b]52;c;' in said
+    assert not set('\x00\x1b\x07\ud800') & set(said)
+    run.log, run.budget = [], None
+    run.doing = HOSTILE
+    assert '\x1b' not in status_line(run) + repr(run)
+    run.save_soon = False
+    with run_lock(tmp_path):
+        (tmp_path/'.lock.json').write_text(json.dumps(dict(pid='\x1b[2J', host='h')))
+        with pytest.raises(BlockingIOError) as e:
+            with run_lock(tmp_path): pass
+    assert '\x1b' not in str(e.value)
 
 
 def test_hostile_text_is_text_in_a_picture():
@@ -182,8 +211,8 @@ def test_what_lasts_is_said_before_it_begins(tmp_path):
         def show(self, trainer): said.append((trainer.step, trainer.doing))
     run = trainer([Kept()], n=2, dir=tmp_path).fit(3)
     scoring = 'scoring the validation batches'
-    assert said == [(0, ''), (2, scoring), (2, ''), (3, 'saving'), (3, scoring), (3, 'saving'),
-                    (3, '')]
+    assert said == [(0, ''), (2, scoring), (2, ''), (3, 'saving'), (3, scoring), (3, ''),
+                    (3, 'saving'), (3, '')]
     assert run.doing == ''
 
 
@@ -201,7 +230,7 @@ def test_lines_say_what_lasts(tmp_path, capsys):
     said = [s for s in capsys.readouterr().out.splitlines() if s]
     parts = [s[:4] + s.partition(';')[2] if '%' in s else s for s in said]
     scoring = 'scoring the validation batches …'
-    assert parts == [scoring, ' 50%', '100% saving', scoring, '100% saving']
+    assert parts == [scoring, ' 50%', scoring, '100% saving']
     lines.slow = False
     trainer([lines], n=2).fit(3)
     said = capsys.readouterr().out.splitlines()
@@ -267,6 +296,65 @@ def test_earlier_samples_are_few():
     view = LiveView(every=1e9, sample=lambda trainer: 'text')
     run = trainer([view], n=1).fit(60)
     assert len(view.samples) == 60 and run._repr_html_().count('<pre') < 12
+
+
+def test_the_log_has_memory_and_utilization(monkeypatch):
+    "Once the run has lasted two seconds; the measurement is outside of its clock"
+    run = trainer(n=0, eval_every=0).fit(2)
+    assert all('mfu' not in r for r in run.log) and run.log[0].get('memory', 1e6) > 1e5
+    calls = []
+    monkeypatch.setattr(watching, 'device_peak', lambda t: calls.append(time.sleep(.1)) or 1e9)
+    run.seconds = 2.
+    run.fit(5)
+    assert len(calls) == 1                                        # and not in the log's time:
+    assert run.seconds - 2 == pytest.approx(sum(64/r['tokens_per_second']/2 for r in run.log[2:]))
+    flops = run.log[-1]['flops'] - run.log[-2]['flops']
+    took = run.log[-1]['seconds'] - run.log[-2]['seconds']
+    assert run.log[-1]['mfu'] == pytest.approx(flops/took/1e9)
+    view = LiveView(every=0)
+    view.peak = 1e9
+    view.show(run)
+    assert '(MFU)' in view.details.value
+
+
+def test_a_save_is_said_while_it_lasts(tmp_path):
+    "By steps or by the clock, in the middle of a run too"
+    said = []
+    class Kept(View):
+        every = 1e9
+        def show(self, trainer): said.append((trainer.step, trainer.doing))
+    trainer([Kept()], n=0, eval_every=0, dir=tmp_path, save_every=2).fit(3)
+    assert (2, 'saving') in said and (3, 'saving') in said
+
+
+def test_before_save_comes_before_anything_is_copied(tmp_path):
+    class Late:
+        for_show = False
+        def before_save(self, trainer): trainer.log[-1]['mine'] = 1.
+    trainer([Late()], dir=tmp_path).fit(4)
+    assert load_checkpoint(find_checkpoint(tmp_path))['trainer']['log'][-1]['mine'] == 1.
+
+
+@pytest.mark.parametrize('make', [
+    lambda: LayerStats(every=0), lambda: LayerStats(pick='mlp'), lambda: Trackio(every=0),
+    lambda: Trackio(''), lambda: LiveView(every=-1), lambda: LiveView(sample='x'),
+    lambda: LiveView(prompt=3), lambda: PageView(''), lambda: PageView('x', every=math.nan),
+    lambda: matmul_peak(n=0), lambda: flops_utilization(trainer()),
+    lambda: flops_utilization(trainer().fit(1), peak=0)])
+def test_views_refuse_what_makes_no_sense(make):
+    "R11: at once, not in the first step"
+    with pytest.raises((TypeError, ValueError), match='(?i)every|pick|project|sample|prompt|path|'
+                                                      'n must|not trained|peak'): make()
+
+
+def test_a_page_in_the_home_folder(tmp_path, monkeypatch):
+    "A24: ~ is the home folder in all that is written"
+    monkeypatch.setenv('HOME', str(tmp_path))
+    page = PageView('~/run.html', every=0)
+    JSONL('~/logs').open({}, 'run')
+    trainer([page], dir='~/run').fit(4)
+    assert {'run.html', 'logs', 'run'} <= {p.name for p in tmp_path.iterdir()}
+    assert trainer(dir='~/run').resume().step == 4 and find_checkpoint('~/run').exists()
 
 
 def test_utilization_is_that_of_one_device():

@@ -11,7 +11,7 @@ from facts_models import (computed_again, gradient_model, hlb_model, in_chunks, 
                           logits_of, recipe, slm_model, weights_of)
 from registry import digest, exact, fact, once, unnamed
 
-CLOCK = ('seconds', 'tokens_per_second', 'wait')
+CLOCK = ('seconds', 'tokens_per_second', 'wait', 'memory', 'mfu')
 SMALL = dict(vocab_size=257, context_length=32, n_layers=2, n_heads=2, d_model=24)
 
 
