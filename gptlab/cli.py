@@ -54,6 +54,11 @@ def _loading(out):
     if 'torch' in sys.modules or (out is sys.stderr and not out.isatty()): return
     print('loading PyTorch …', file=out, flush=True)
 
+def _for_screen(text):
+    "What a model wrote: a terminal gets no control characters, a file or a pipe gets all of it"
+    from gptlab.core import plain_text
+    return plain_text(text) if sys.stdout.isatty() else text
+
 def _report(run, text):
     "Scores beside the baselines, two samples, and how to get more"
     from gptlab.all import baselines, format_duration, sample_from
@@ -61,9 +66,9 @@ def _report(run, text):
     print(f'\nvalidation loss {last["valid"]:.3f} nats per token, {last["bpb"]:.3f} bits per byte, '
           f'after {format_duration(run.seconds)} and {run.tokens:,} tokens of training')
     print('on the same text: ' + ', '.join(f'{k} {v:.2f}' for k, v in base.items()))
-    opening = next(iter(text.valid))[:40].split('\n')[0]
+    opening = next(iter(text.valid)).strip()[:40].split('\n')[0]
     for i, prompt in enumerate(('', opening), 1):
-        print(f'\n--- sample {i}\n{sample_from(run, prompt, 150)}')
+        print(f'\n--- sample {i}\n{_for_screen(sample_from(run, prompt, 150))}')
     there = shlex.quote(str(run.dir))
     print(f'\ngo on writing with: gptlab sample --prompt "…" --dir {there}')
 
@@ -89,15 +94,19 @@ def _write_settings(folder, settings):
 
 def _settings(folder):
     "Text, seed, vocabulary and size of the run in a folder"
+    from gptlab.core import check_number, user_path
     file = folder/'settings.json'
     try:
         found = json.loads(file.read_text(encoding='utf-8'))
         size = {k: found.get(k, d) for k, d in dict(layers=4, width=128).items()}  # 0.1 had one
-        return {k: found[k] for k in ('text', 'seed', 'vocab')} | size
+        counts = {k: check_number(k, found[k], whole=True) for k in ('seed', 'vocab')}
+        counts |= {k: check_number(k, n, low=1, whole=True) for k, n in size.items()}
+        user_path(found['text'])
+        return dict(text=found['text']) | counts
     except FileNotFoundError:
         raise FileNotFoundError(f'{folder} holds no settings.json, so `gptlab train` did not make '
                                 'it; go on with it where it was made') from None
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise ValueError(f'{file} is damaged; it should hold "text", "seed" and "vocab"') from None
 
 # %% ../nbs/91_cli.ipynb #91d0a3e2
@@ -249,8 +258,8 @@ def sample(prompt:str='', # what to continue; nothing begins a new document
     step = re.fullmatch(r'step_0*(\d+)', point.name)
     taken = f'{point.parent}, step {step[1]}' if step else point
     print(f'written by {taken}', file=sys.stderr, flush=True)
-    print(prompt + first, end='', flush=True)
-    for piece in pieces: print(piece, end='', flush=True)
+    print(_for_screen(prompt + first), end='', flush=True)
+    for piece in pieces: print(_for_screen(piece), end='', flush=True)
     print()
 
 # %% ../nbs/91_cli.ipynb #91d0a3e5
@@ -299,6 +308,7 @@ def _out(name):
         raise IsADirectoryError(f'--out {name} is a folder; name a file in it, '
                                 f'such as {path/"tok.json"}')
     near = next(p for p in path.absolute().parents if p.exists())
+    if path.exists() and not path.is_file() and os.access(path, os.W_OK): return path  # a device
     if not (near.is_dir() and os.access(near, os.W_OK)):
         raise OSError(f'--out {name} cannot be written: {near} is no folder that you may write to')
     return path
@@ -313,7 +323,7 @@ def tokenizer_train(text:str='shakespeare', # shakespeare, stories, python, or y
     path = _out(out)
     _loading(sys.stdout)
     from gptlab.all import BPE, CHAT_SPECIAL, corpus, find_pattern, text_files
-    plain = Path(text).is_file() and not text.endswith(('.jsonl', '.parquet'))
+    plain = Path(text).is_file() and not text.lower().endswith(('.jsonl', '.parquet'))
     docs = text_files(text) if plain else corpus(text)
     special = dict(special=CHAT_SPECIAL) if chat else {}
     regex = pattern if re.search(r'\W', pattern) else find_pattern(pattern)
@@ -398,6 +408,13 @@ def _hush_other_ranks():
     sys.stdout = open(os.devnull, 'w', encoding='utf-8')
     os.environ['GPTLAB_SILENT'] = '1'
 
+def _one_line(said):
+    "A message without line ends and control characters, which a file's name may hold"
+    line = ' '.join(said.split('\n'))
+    if line.isprintable(): return line        # and PyTorch need not be loaded to say so
+    from gptlab.core import plain_text
+    return plain_text(line)
+
 def _run(command, args):
     "Run a command; whatever goes wrong is one line on stderr and an exit status"
     try:
@@ -410,9 +427,9 @@ def _run(command, args):
     except (ValueError, OSError, ImportError, FloatingPointError) as e:
         status, said = 1, str(e)
     except Exception as e:                    # what nobody thought of
-        status, said = 1, f'{type(e).__name__}: {" ".join(str(e).split())}'
+        status, said = 1, f'{type(e).__name__}: {e}'
     start = '\n' if status == 130 else ''     # below the ^C
-    print(f'{start}gptlab: {said}', file=sys.stderr)
+    print(f'{start}gptlab: {_one_line(said)}', file=sys.stderr)
     return status
 
 def main(argv:list[str]|None=None) -> int:

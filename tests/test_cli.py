@@ -391,3 +391,93 @@ def test_out_is_checked_before_training(tmp_path, capsys, monkeypatch):
     line = ['tokenizer', 'train', '--text', 'stories', '--vocab', '300', '--out']
     assert main([*line, '~/new/tok.json']) == 0
     assert (tmp_path/'new'/'tok.json').is_file()
+
+
+# ---- what others wrote stays text
+
+@pytest.fixture
+def hostile(monkeypatch):
+    "A model that writes marks which clear a screen and fill a clipboard"
+    pieces = ['a\x1b[2J', '\x1b]52;c;eA==\x07', 'b\x9b', '\u202egnp\n']
+    monkeypatch.setattr('gptlab.all.generate_text', lambda *a, **kw: iter(pieces))
+    return ''.join(pieces)
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_r01_a_sample_moves_no_cursor(home, hostile, terminal, monkeypatch, capsys):
+    "In a terminal; a file or a pipe gets what the model wrote"
+    monkeypatch.chdir(home[0])
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal)
+    assert main(['sample', '--prompt', 'x\x1b[1A']) == 0
+    out = capsys.readouterr().out
+    if terminal:
+        assert out == 'x\\x1b[1Aa\\x1b[2J\\x1b]52;c;eA==\\x07b\\x9b\\u202egnp\n\n'
+    else: assert out == f'x\x1b[1A{hostile}\n'
+
+
+def test_r01_a_mistake_shows_names_as_text(tmp_path, monkeypatch, capsys):
+    "A file's name may hold anything but a slash"
+    monkeypatch.chdir(tmp_path)
+    said = 'train', '--text', 'no\x1b[2J such\nbook'
+    refused(capsys, *said)
+    assert main([*said]) == 1
+    err = capsys.readouterr().err
+    assert '\x1b' not in err and '\\x1b' in err
+    refused(capsys, 'tr\x1b[2Jian', status=2)
+    assert main(['tr\x1b[2Jian']) == 2 and '\x1b' not in capsys.readouterr().err
+
+
+@posix
+def test_r12_bytes_that_are_no_text_as_arguments(home, tmp_path):
+    "One line each, whatever the locale is"
+    line = [*map(os.fsencode, COMMAND)]
+    for args in ([b'sample', b'--prompt', b'caf\xe9'], [b'train', b'--text', b'caf\xe9.txt'],
+                 [b'tokenizer', b'show', b'bytes', b'\xff'], [b'\xff']):
+        for locale in ('C', 'C.UTF-8'):
+            done = subprocess.run(line + args, cwd=home[0], env=os.environ | dict(LC_ALL=locale),
+                                  timeout=120, **(PIPES | dict(encoding=None, text=None)))
+            assert done.returncode in (1, 2) and b'Traceback' not in done.stderr, done.stderr
+            assert done.stderr.startswith(b'gptlab: ') and done.stderr.count(b'\n') == 1
+    assert not (tmp_path/'runs').exists()
+
+
+@posix
+def test_a08_out_may_be_a_device(capsys):
+    "And is one afterwards"
+    assert main(['tokenizer', 'train', '--text', 'stories', '--vocab', '300', '--out',
+                 '/dev/null']) == 0
+    assert Path('/dev/null').is_char_device()
+
+
+def test_a14_no_text_is_not_any_text(tmp_path, monkeypatch, capsys):
+    'gptlab train --text "$UNSET" learns nothing that lies about'
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'README.md').write_text('whatever lies here '*50)
+    refused(capsys, 'train', '--text', '', said=['empty'])
+    refused(capsys, 'tokenizer', 'train', '--text', '', said=['empty'])
+    assert [p.name for p in tmp_path.iterdir()] == ['README.md']
+
+
+def test_u10_the_second_sample_continues_the_text(home, tmp_path, monkeypatch, capsys):
+    "Also when the validation text begins with empty lines"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    seen = []
+    monkeypatch.setattr('gptlab.all.sample_from', lambda run, prompt, n: seen.append(prompt) or '')
+    docs = ['\n\n  A tale of the sea.\nIt was.\n'*40]*4
+    (tmp_path/'tales.jsonl').write_text(''.join(json.dumps(dict(text=d)) + '\n' for d in docs))
+    assert main(['train', '--text', 'tales.jsonl', '--vocab', '300', '--steps', '1']) == 0
+    assert seen == ['', 'A tale of the sea.']
+
+
+def test_r06_settings_of_others_are_looked_at(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home[0]/'runs'/'first run', 'runs/a')
+    file = Path('runs/a/settings.json')
+    good = json.loads(file.read_text())
+    for change in (dict(text=5), dict(text=None), dict(seed='x'), dict(vocab=[]), dict(layers='x'),
+                   dict(width={})):
+        file.write_text(json.dumps(good | change))
+        refused(capsys, 'train', '--resume', said=['settings.json', 'damaged'])
+    file.write_text('['*100_000)
+    refused(capsys, 'train', '--resume', said=['settings.json', 'damaged'])

@@ -145,17 +145,23 @@ run = Trainer(model, Opt(model, adamw(lr=1e-3)), train, valid.head(1), eval_ever
 run.fit(10**8)"""                                      # for ever; saved only when asked
 
 
-@pytest.fixture
-def live(lab, page_dir, chromium, request):
-    "A page whose only cell trains for ever, and the folder of its run"
-    name = request.node.name
-    cell = dict(cell_type='code', id='a'*8, metadata={}, source=LIVE.format(name), outputs=[],
+def start_cell(lab, page_dir, chromium, name, source):
+    "A page whose only cell runs"
+    cell = dict(cell_type='code', id='a'*8, metadata={}, source=source, outputs=[],
                 execution_count=None)
     nb = json.loads((NBS/'index.ipynb').read_text(encoding='utf-8')) | dict(cells=[cell])
     (page_dir/f'{name}.ipynb').write_text(json.dumps(nb), encoding='utf-8')
     page = open_page(lab, chromium, f'{name}.ipynb', READY)
     page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
     page.locator('[data-command="runmenu:run-all"]').click()
+    return page
+
+
+@pytest.fixture
+def live(lab, page_dir, chromium, request):
+    "A page whose only cell trains for ever, and the folder of its run"
+    name = request.node.name
+    page = start_cell(lab, page_dir, chromium, name, LIVE.format(name))
     page.locator('.gptlab-live').wait_for(timeout=120_000)
     yield page, page_dir/name
     page.close()
@@ -229,6 +235,36 @@ def test_a_run_can_be_watched_after_a_reload(lab, live, chromium):
     page.locator('.gptlab-live').wait_for(timeout=120_000)        # the cell is done: it is back
     assert 'tokens/s' in line_of(page)
     assert page.locator('.gptlab-live button[disabled]').count() == 2
+
+
+SHOW_ALL = """import os, sys, tempfile
+os.environ['GPTLAB_SILENT'] = '1'
+sys.path.insert(0, {tests!r})
+import hostile
+from IPython.display import HTML, display
+for name, thing in hostile.objects(tempfile.mkdtemp()):
+    if not isinstance(thing, hostile.Page): display(thing)     # a page of its own
+print('all shown')"""
+
+
+@pytest.mark.exhaustive
+def test_r01_no_text_of_others_runs_a_script(lab, page_dir, chromium):
+    "What a live kernel shows is trusted; the second page shows that a script would have run"
+    source = SHOW_ALL.format(tests=str(NBS.parent/'tests'))
+    page = start_cell(lab, page_dir, chromium, 'hostile', source)
+    outputs = page.locator('.jp-OutputArea-output')
+    outputs.filter(has_text='all shown').wait_for(timeout=240_000)
+    page.wait_for_timeout(3000)
+    said = outputs.all_inner_texts()
+    assert len(said) > 30 and sum('onerror' in s for s in said) > 20      # it is there, as text
+    assert page.evaluate('() => window.pwned') is None
+    assert page.locator('.jp-OutputArea-output :is([onerror], [onload])').count() == 0
+    page.close()
+    show = 'import IPython.display as d; d.display(d.HTML({html!r}))'
+    source = show.format(html='<img src=x onerror="window.pwned=1">')
+    page = start_cell(lab, page_dir, chromium, 'control', source)
+    page.wait_for_function('() => window.pwned === 1', timeout=60_000)
+    page.close()
 
 
 @pytest.mark.parametrize('path', SAVED)

@@ -1,0 +1,108 @@
+"""One of each thing that shows itself, made from texts that would do harm if they were not shown
+as text: names of files, licences, specials, variants, samples. A notebook can show them, too."""
+import json
+from pathlib import Path
+
+from gptlab.all import *
+
+TAGS = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+LINKS = '[a](javascript:window.pwned=1) | `b` *c*\n\n<svg onload="window.pwned=1">\n# d'
+CONTROLS = '\x1b[2J\x1b]52;c;eA==\x07\x9b1A\u202egnp'
+HARM = f"MIT {TAGS}' onclick='window.pwned=1' {LINKS} {CONTROLS}"
+PART = '<img src=x onerror="window_pwned=1">'                     # a module's name has no dot
+NAME = f'x {TAGS} {CONTROLS}'.replace('/', '_')                    # a file may have it
+
+class Odd(Tokenizer):
+    "A tokenizer whose one special has a name that does harm"
+    vocab_size, special = 257, {HARM: 256}
+    def encode(self, text): return list(text.encode())
+    def decode_bytes(self, ids): return bytes(i for i in ids if i < 256)
+
+class Shout(ParameterGradients):
+    "A probe that names what it found as a publisher's model might"
+    def record(self, name, **values): super().record(HARM, **values)
+
+def a_run(folder, **kw):
+    "A run whose data, prompt, sample, text and notes do harm"
+    set_seed(0)
+    train, valid = batches([HARM*4]*20, ByteTokenizer(), B=2, T=16, valid_rows=2)
+    model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=32))
+    model.get_submodule('blocks.0').add_module(PART, nn.ReLU())
+    settings = dict(eval_every=2, device='cpu', dir=folder, notes=dict(text=HARM, author=HARM))
+    return Trainer(model, Opt(model, adamw()), train, valid, **settings | kw)
+
+def texts(folder):
+    "Corpora and what is known of them"
+    reshard([f'cat {i} ' * 9 for i in range(40)], folder/'sh', docs_per_shard=10)
+    meta = json.loads((folder/'sh'/'meta.json').read_text())
+    (folder/'sh'/'meta.json').write_text(json.dumps(meta | dict(licence=HARM, name=HARM)))
+    (folder/f'{NAME}.txt').write_text(HARM * 50)
+    yield 'shards', corpus(folder/'sh')
+    yield 'provenance', provenance(folder/'sh')
+    yield 'file', corpus(folder/f'{NAME}.txt')
+    made = Corpus(HARM, [HARM]*3, [HARM], HARM, HARM)
+    yield 'corpus', made
+    yield 'its provenance', provenance(made)
+    yield 'overlap', corpus_overlap(made)
+    yield 'worst', corpus_overlap(made).worst()
+    yield 'mixture', mixture({HARM: [HARM], 'b': ['b']}, {HARM: 1, 'b': 1}).shares(4)
+    train, valid = batches(made, ByteTokenizer(), B=2, T=16)
+    yield 'batches', train
+    yield 'rows', Rows([{HARM: HARM}], HARM)
+
+def tokens(folder):
+    "Tokenizers and their views"
+    tok = BPE.train(['a text of no harm '*9], 280, special=[HARM], verbose=False)
+    learnt = BPE.train([HARM*9], 300, verbose=False)
+    characters = CharTokenizer.train([HARM])
+    named = dict(bpe=tok, learnt=learnt, odd=Odd(), characters=characters)
+    for name, t in named.items():
+        yield name, t
+        yield f'{name} cuts', show_tokens(t, HARM)
+        yield f'{name} holds', show_vocab(t)
+    yield 'compared', compare_tokenizers({HARM: tok, 'b': ByteTokenizer()}, {HARM: HARM})
+    yield 'side by side', show_all({HARM: tok}, HARM)
+
+def runs_of(folder):
+    "A run that trains, its reports, and its folder"
+    sampler = lambda trainer, *prompt: HARM
+    view = LiveView(sample=sampler, prompt=HARM)
+    probe = Shout(every=1)
+    run = a_run(folder/'runs'/NAME, callbacks=[view, probe]).fit(3)
+    yield 'run', run
+    yield 'live view', view.text
+    yield 'line', view.line
+    yield 'probe', probe
+    page = folder/'page.html'
+    PageView(page).show(run)
+    yield 'page', Page(page.read_text())
+    yield 'listed', list_runs(folder/'runs')
+    yield 'compared', compare_runs(run, run)
+    yield 'opt', run.opt
+    bad = dict(step=3, what=HARM, value=HARM, grad_norms={HARM: 1.}, text=[HARM], path=HARM)
+    yield 'bad steps', BadSteps([bad])
+    line = dict(loss=1., grad_norm=1.)
+    yield 'replay', Replay(3, 2, [], [HARM], line, line, {HARM: 1.}, [HARM], 3, run)
+    yield 'model', run.model
+    yield 'figures', RunTable([{HARM: HARM}], HARM)
+
+class Page:
+    "A page that is a file"
+    def __init__(self, html): self.html = html
+    def _repr_html_(self): return self.html
+
+def studies(folder):
+    "Tables and curves by names of the user's"
+    made = ablate(lambda v, s: {'bpb': v + .1*s, HARM: 1.}, {HARM: 1., 'b': 2.}, seeds=range(3))
+    yield 'runs', made
+    yield 'verdicts', made.table('bpb', vs='b')
+    yield 'of', made.table(HARM, vs=HARM)
+    yield 'curve', Curve(lambda p: p, HARM)
+    yield 'report', Report({HARM: False})
+    yield 'grid', Grid({(HARM, HARM): {HARM: Report({HARM: True})}})
+    yield 'score', Score(1., 1., 1, 1)
+
+def objects(folder):
+    "name → object, of all kinds"
+    for kind in (texts, tokens, runs_of, studies):
+        for name, thing in kind(Path(folder)): yield f'{kind.__name__} {name}', thing
