@@ -275,7 +275,8 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                    ) -> RankTokenizer:
     """A published tokenizer
 
-    Raises ValueError for an unknown name, TypeError for none, OSError where its ranks cannot be fetched."""
+    Raises ValueError for an unknown name, TypeError for none, OSError where its ranks cannot be
+    fetched."""
     if not isinstance(name, str): raise TypeError(f'expected a name such as gpt2, not {name!r:.80}')
     (base, _, size), special = name.partition('_truncated_'), as_names(special)
     known = _published()
@@ -924,7 +925,8 @@ def train(cls:SentencePieceTokenizer,
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=chain([first], lines), model_writer=model, vocab_size=vocab_size,
-            model_type=kind, minloglevel=2, max_sentence_length=_line_bytes, **_keep_all | names | settings)
+            model_type=kind, minloglevel=2, max_sentence_length=_line_bytes,
+            **_keep_all | names | settings)
     except (RuntimeError, OSError) as e:
         raise ValueError(f'SentencePiece could not learn {vocab_size} pieces from this text: '
                          f'{str(e).split("] ")[-1] or "the library does not say why"}') from None
@@ -1060,8 +1062,8 @@ def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
     """Tokenizers side by side
 
     Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how
-    many of the texts come back changed. Raises ValueError where there is nothing to compare, TypeError
-    for what has no names."""
+    many of the texts come back changed. Raises ValueError where there is nothing to compare,
+    TypeError for what has no names."""
     _check_names(toks)
     if not isinstance(texts, str|Mapping|None):
         raise TypeError(f'texts is one text, or leads from kinds to texts, not {texts!r:.80}')
