@@ -1348,8 +1348,8 @@ def _replaced(new, folder):
 
 def _replaceable(folder):
     "All in a folder that a save may replace"
-    model = [p for kind in _model_files for p in folder.iterdir() if re.fullmatch(kind, p.name)]
-    return model + [folder/n for n in _vocabulary if os.path.lexists(folder/n)]
+    model = '|'.join(_model_files)
+    return [p for p in folder.iterdir() if re.fullmatch(model, p.name) or p.name in _vocabulary]
 
 def _move_in(new, folder):
     "Move old files out and new ones in; if a move fails, those before it are undone"
@@ -1373,18 +1373,19 @@ def _move_in(new, folder):
 def _alone(folder):
     "One save at a time into a folder: who comes second waits"
     from filelock import FileLock, Timeout
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:2] # few files, kept for ever
-    place = cache_dir()/'locks'
-    lock = FileLock(place/f'{name}.lock', thread_local=False)
+    name, lock = hashlib.sha256(str(folder.resolve()).encode()).hexdigest(), None
     try:
+        place = cache_dir()/'locks'
         place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place/f'{name[:2]}.lock', thread_local=False) # few files, that stay
         try: lock.acquire(timeout=2)
         except Timeout:
             print(f'waiting until a save into {folder} is done', flush=True)
             lock.acquire()
-    except (OSError, NotImplementedError): pass                       # nowhere to keep a lock
+    except (OSError, NotImplementedError, RuntimeError): pass         # nowhere to keep a lock
     try: yield
-    finally: lock.release()
+    finally:
+        if lock: lock.release()
 
 def _check_place(folder):
     "Raise FileExistsError for a folder in which a save would replace what is no model"
