@@ -1191,7 +1191,7 @@ def _pulled(name, revision):
 def _stamp(folder):
     "What tells whether somebody has saved into a folder: time and size of each file of a model"
     with contextlib.suppress(OSError):
-        files = [(p.name, p.stat()) for p in sorted(_replaceable(folder))]
+        files = [(p.name, p.stat()) for p in _replaceable(folder)]
         return [(name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in files]
 
 def _undisturbed(read, folder):
@@ -1347,9 +1347,10 @@ def _replaced(new, folder):
     return [p for p in _replaceable(folder) if vocabulary or p.name not in _vocabulary]
 
 def _replaceable(folder):
-    "All in a folder that a save may replace"
+    "All in a folder that a save may replace, config.json first"
     model = '|'.join(_model_files)
-    return [p for p in folder.iterdir() if re.fullmatch(model, p.name) or p.name in _vocabulary]
+    found = [p for p in folder.iterdir() if re.fullmatch(model, p.name) or p.name in _vocabulary]
+    return sorted(found, key=lambda p: (p.name != 'config.json', p.name))
 
 def _move_in(new, folder):
     "Move old files out and new ones in; if a move fails, those before it are undone"
