@@ -49,7 +49,8 @@ class TableTokenizer(Tokenizer):
     def marks(self) -> dict[str,str]:
         "Which specials are bos and pad, by their usual names; the end is for `mark` to say"
         usual = dict(bos=MARKS, pad=_pads)
-        return {k: next((n for n in names if n in self.special), None) for k, names in usual.items()}
+        def first(names): return next((n for n in names if n in self.special), None)
+        return {mark: first(names) for mark, names in usual.items()}
 
     @property
     def token_bytes(self) -> torch.Tensor:
@@ -129,7 +130,8 @@ _ascii_vocab = {'<PAD>': 0, '<UNK>': 1, '\0': 1, **_printable, '\n': 97, '\t': 9
 class AsciiTokenizer(CharwiseTokenizer):
     """Experimental-SLM's: 0 `<PAD>`, 1 `<UNK>`, then 95 printable characters, newline 97, tab 98
 
-    Raises ValueError for a vocabulary that lacks one of the two names, or has a gap in its ids."""
+    Raises ValueError for a vocabulary that lacks one of the two names, or has a gap in its ids,
+    TypeError for no vocabulary."""
     def __init__(self, vocab:dict[str,int]|None=None): # character -> id, as in its vocab.json
         if not isinstance(vocab, Mapping|None):
             raise TypeError(f'vocab leads from characters to ids, not {vocab!r:.80}')
@@ -181,7 +183,8 @@ def _special_ids(special):
     "Names and ids of specials, checked"
     special = {} if special is None else special
     if not isinstance(special, Mapping):
-        raise TypeError(f'special leads from names to ids, as {{{BOS!r}: 50256}}, not {special!r:.80}')
+        raise TypeError(f'special leads from names to ids, not {special!r:.80}; '
+                        f'such as {{{BOS!r}: 50256}}')
     names = as_names(special)
     try:
         ids = [operator.index(i) for i in special.values()]
@@ -190,22 +193,24 @@ def _special_ids(special):
                         'are whole numbers') from None
     return dict(zip(names, ids))
 
-def _is_joined(raw, ranks):
+def _is_joined(raw, rank, ranks):
     "Is a token two others in a row, each a byte or of lower rank?"
-    for i in range(len(raw)-1, 0, -1):
-        if i > 1 and ranks.get(raw[:i], math.inf) > ranks[raw]: continue
-        if len(raw) - i == 1 or ranks.get(raw[i:], math.inf) < ranks[raw]: return True
-    return len(raw) == 1
+    n = len(raw)
+    for i in range(n-1, 0, -1):
+        if (i == 1 or ranks.get(raw[:i], rank) < rank) and (
+                i == n-1 or ranks.get(raw[i:], rank) < rank): return True
+    return n == 1
 
 def _check_order(ranks):
     "Ids that are no order of merges would give other pieces than their own tokenizer does"
-    odd = [b for b in ranks if not _is_joined(b, ranks)]
+    odd = [b for b, rank in ranks.items() if not _is_joined(b, rank, ranks)]
     if not odd: return
-    said = (f'{len(odd):,} of {len(ranks):,} tokens, such as {odd[0]!r:.40}, are not made of two '
+    longer = sum(len(b) > 2 for b in ranks)           # two bytes can always be joined
+    said = (f'{len(odd):,} of {longer:,} tokens, such as {odd[0]!r:.40}, are not made of two '
             'with lower ids')
-    if len(odd) > len(ranks)/20:
-        raise ValueError(f'{said}: these ids are no order of merges; a tokenizer.json with such ids '
-                         'is read by HFTokenizer')
+    if len(odd) > longer/10:
+        raise ValueError(f'{said}: these ids are no order of merges; a tokenizer.json with such '
+                         'ids is read by HFTokenizer')
     warnings.warn(f'{said}; they are found only where they are whole pieces', stacklevel=4)
 
 class RankTokenizer(TableTokenizer, BPE):
@@ -270,7 +275,8 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                    ) -> RankTokenizer:
     """A published tokenizer
 
-    Raises ValueError for an unknown name, OSError where its ranks cannot be fetched."""
+    Raises ValueError for an unknown name, TypeError for none, OSError where its ranks cannot be
+    fetched."""
     if not isinstance(name, str): raise TypeError(f'expected a name such as gpt2, not {name!r:.80}')
     (base, _, size), special = name.partition('_truncated_'), as_names(special)
     known = _published()
@@ -286,21 +292,23 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                       'and set TIKTOKEN_CACHE_DIR to it') from None
     tok = RankTokenizer(d['mergeable_ranks'], d['pat_str'], d['special_tokens'])
     if size: tok = truncate_vocab(tok, int(size) - len(special))
-    return add_special(tok, special)
+    return add_special(tok, special) if special else tok
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
 def _made_from(tok, old):
     "The tokenizer with the marks of the one that it was made from"
     tok.brought = old.brought
-    return tok.mark(**getattr(old, 'own_marks', {}))
+    return tok.mark(**old.own_marks)
 
 def add_special(tok:RankTokenizer, # made from ranks
                 names:Iterable[str], # special tokens to add, after the last id
                 ) -> RankTokenizer:
-    "The same tokenizer with more special tokens; the ids that it had stay"
-    new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
+    """The same tokenizer with more special tokens; the ids that it had stay
+
+    Raises TypeError for one that is not made from ranks."""
     if not isinstance(tok, RankTokenizer):
         raise TypeError(f'tok must be made from ranks, and is {type(tok).__name__}')
+    new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
     return _made_from(RankTokenizer(tok.ranks, tok.pattern, tok.special | new), tok)
 
 def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
@@ -309,7 +317,7 @@ def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
     """The same tokenizer with fewer ids (gpt-lab's `base_truncated_V`)
 
     The lowest ranks, numbered anew, then the specials. Raises ValueError for a size that does not
-    hold the bytes and the specials, or is above the tokenizer's own."""
+    hold the bytes and the specials, or is above the tokenizer's own, TypeError for no BPE."""
     if not isinstance(tok, BPE): raise TypeError(f'tok must be a BPE, and is {type(tok).__name__}')
     n, n_special = as_vocab_size(vocab_size) - len(tok.special), len(tok.special)
     if not 256 <= n <= len(tok.ranks):
@@ -611,7 +619,7 @@ def tokenizers_engine(docs:Iterable[str], # documents
 
 # %% ../nbs/20_tokenizers.ipynb #a50ebe43
 def _own_copy(source):
-    "A tokenizers.Tokenizer of our own, from whatever holds one; sizes are looked at first"
+    "A tokenizers.Tokenizer of our own, from whatever holds one, and the marks that it tells"
     hf, name = _import('tokenizers'), 'this'
     if isinstance(source, (str, Path)): name, source = source, _json(source)
     backend = getattr(source, 'backend_tokenizer', source)
@@ -629,7 +637,9 @@ def _own_copy(source):
     tok.no_padding()
     tok.encode_special_tokens = True
     if getattr(tok.model, 'dropout', None): tok.model.dropout = None
-    return tok
+    if backend is source: return tok, {}
+    told = source.special_tokens_map                  # of transformers
+    return tok, {k: str(told.get(f'{k}_token')) for k in ('bos', 'eos', 'pad')}
 
 # %% ../nbs/20_tokenizers.ipynb #06e723ad
 def _spelled(piece):
@@ -723,7 +733,7 @@ class HFTokenizer(TableTokenizer):
                  ):
         if engine not in ('tokenizers', 'fastokens'):
             raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
-        self.tok, self.engine = _own_copy(source), engine
+        (self.tok, told), self.engine = _own_copy(source), engine
         self._fast = _fast_copy(self.tok) if engine == 'fastokens' else None
         d, added = json.loads(self.tok.to_str()), self.tok.get_added_tokens_decoder()
         check_sizes(added, ())
@@ -738,13 +748,14 @@ class HFTokenizer(TableTokenizer):
             else: self.table[i] = piece.encode() if i in added else read(piece)
         space = '▁' if read is _spelled else _symbol_of[32]
         self._dropped = _n_dropped(self.tok.decoder.decode([space]*3 + ['a']))
-        told = {k: getattr(source, f'{k}_token', None) for k in ('bos', 'eos', 'pad')}
-        told = {k: str(name) for k, name in told.items() if name in list(self.special)}
-        if told: self.mark(**told)
+        self.mark(**{k: name for k, name in told.items() if name in list(self.special)})
 
     @classmethod
-    def from_settings(cls, source:dict, engine:str='tokenizers') -> 'HFTokenizer':
-        "What `settings` gave; a path in its place is not followed"
+    def from_settings(cls,
+                      source:dict, # a tokenizer.json
+                      engine:str='tokenizers', # or fastokens
+                      ) -> 'HFTokenizer':
+        "What `settings` gave; raises ValueError for a path in place of it"
         if not isinstance(source, dict): raise ValueError('its source must be a tokenizer.json')
         return cls(source, engine)
 
@@ -789,7 +800,8 @@ class SentencePieceTokenizer(TableTokenizer):
     """A SentencePiece model (Kudo and Richardson 2018)
 
     Lossy unless it was trained to keep all, as `SentencePieceTokenizer.train` does. Raises
-    ValueError for what is no such model, ImportError where the library is not installed."""
+    ValueError for what is no such model, TypeError for what is not even bytes, ImportError where
+    the library is not installed."""
     def __init__(self, model:bytes|str): # the bytes of a .model file, or their base64
         is_text = isinstance(model, str)
         if not isinstance(model, (str, bytes, bytearray, memoryview)):
@@ -870,8 +882,9 @@ _dropped_sign, _line_bytes = '▅', 10**6
 def _learnable(docs, special, most):
     "Lines of the documents that SentencePiece passes over none of"
     for d in docs:
+        utf8(d)
         if any(s in d for s in special): raise special_inside(d, special)
-        for line in utf8(d).decode().splitlines(keepends=True):
+        for line in d.splitlines(keepends=True):
             parts = line.split(_dropped_sign) if _dropped_sign in line else [line]
             for p in filter(None, parts): yield from _shortened(p, most)
 
@@ -890,7 +903,7 @@ def train(cls:SentencePieceTokenizer,
           vocab_size:int=1024, # bytes, pieces and specials together
           kind:str='bpe', # or 'unigram', which chooses pieces by likelihood (Kudo 2018)
           special:Iterable[str]=(BOS,), # special tokens; the first begins a document
-          inside:str='raise', # a special's name in the text: 'raise', or 'text': not learnt, but text
+          inside:str='raise', # a special's name in the text: 'raise', or 'text' takes it as text
           verbose:bool=True, # show how much was read
           **settings, # SentencePiece's own, which then decide what is lost
           ) -> SentencePieceTokenizer:
@@ -911,8 +924,9 @@ def train(cls:SentencePieceTokenizer,
     if special: names |= dict(bos_id=1, bos_piece=special[0])
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=chain([first], lines), model_writer=model, vocab_size=vocab_size, model_type=kind,
-            minloglevel=2, max_sentence_length=_line_bytes, **_keep_all | names | settings)
+            sentence_iterator=chain([first], lines), model_writer=model, vocab_size=vocab_size,
+            model_type=kind, minloglevel=2, max_sentence_length=_line_bytes,
+            **_keep_all | names | settings)
     except (RuntimeError, OSError) as e:
         raise ValueError(f'SentencePiece could not learn {vocab_size} pieces from this text: '
                          f'{str(e).split("] ")[-1] or "the library does not say why"}') from None
@@ -943,8 +957,9 @@ def encode_special(tok:Tokenizer, # any tokenizer
     ids, at = [], 0
     for m in regex.finditer(any_name, text) if names else ():
         if m[0] in refused:
-            raise ValueError(f'the special {plain_text(m[0])} stands at position {m.start()} of the text; '
-                             'remove it, allow it, or leave it out of refused to take it as text')
+            name, place = plain_text(m[0]), m.start()
+            raise ValueError(f'the special {name} stands at position {place} of the text; remove '
+                             'it, allow it, or leave it out of refused to take it as text')
         ids += tok.encode(text[at:m.start()]) + [tok.special[m[0]]]
         at = m.end()
     return ids + tok.encode(text[at:])
@@ -960,7 +975,7 @@ def text_kinds(size:int=20_000) -> dict[str,str]:
     """Texts of some kinds to measure a tokenizer on, `size` characters each at most
 
     Each tenth page of Python's manual, its own source, numbers, one sentence in eight scripts."""
-    check_number('size', size, low=0, whole=True)
+    check_number('size', size, low=1, whole=True)
     texts = dict(English='\n'.join(topics[k] for k in sorted(topics)[::10]),
                  code=Path(heapq.__file__).read_text(encoding='utf-8'),
                  numbers='\n'.join(f'{i*i} {i/7:.3f} {i**5 % 9973:,}' for i in range(1, 1000)),
@@ -1012,7 +1027,7 @@ class Comparison(list):
         def text(v):
             if isinstance(v, float): return f'{v:.2f}'
             return f'{v:,}' if type(v) is int else plain_text(v)
-        if not self: return [[]]
+        if not self: return [['nothing']]
         return [list(map(plain_text, self[0]))] + [[text(v) for v in r.values()] for r in self]
 
     def __repr__(self):
@@ -1025,7 +1040,7 @@ class Comparison(list):
 
     def _repr_markdown_(self):
         head, *rows = ['| ' + ' | '.join(map(markdown_text, r)) + ' |' for r in self._cells()]
-        return '\n'.join([head, '|---' + '|--:'*(len(self[0])-1) + '|', *rows])
+        return '\n'.join([head, '|---' + '|--:'*(len(self._cells()[0])-1) + '|', *rows])
 
 def _compare_row(name, tok, texts):
     unused = int((_usage(tok, texts.values()) == 0).sum())
@@ -1036,8 +1051,9 @@ def _compare_row(name, tok, texts):
     return row
 
 def _check_names(toks):
-    if isinstance(toks, Mapping): return
-    raise TypeError(f'toks leads from names to tokenizers, not {toks!r:.80}')
+    if not isinstance(toks, Mapping):
+        raise TypeError(f'toks leads from names to tokenizers, not {toks!r:.80}')
+    if not toks: raise ValueError('toks is empty: pass at least one tokenizer')
 
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
                        texts:str|dict[str,str]|None=None, # one, or by kind; None: `text_kinds()`
@@ -1046,14 +1062,14 @@ def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
     """Tokenizers side by side
 
     Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how
-    many of the texts come back changed. Raises ValueError where there is nothing to compare."""
+    many of the texts come back changed. Raises ValueError where there is nothing to compare,
+    TypeError for what has no names."""
     _check_names(toks)
     if not isinstance(texts, str|Mapping|None):
         raise TypeError(f'texts is one text, or leads from kinds to texts, not {texts!r:.80}')
     if texts is None: texts = text_kinds()
     elif isinstance(texts, str): texts = dict(text=texts)
-    if not toks or not any(texts.values()):
-        raise ValueError('pass at least one tokenizer, and a text that is not empty')
+    if not any(texts.values()): raise ValueError('pass a text that is not empty')
     todo = show_progress(toks.items(), 'comparing', unit='tokenizers', verbose=verbose)
     return Comparison(_compare_row(n, as_tokenizer(t), texts) for n, t in todo)
 
@@ -1072,6 +1088,7 @@ def show_all(toks:dict[str,Tokenizer], # a name for each
              ) -> TokenViews:
     "Show how each of several tokenizers splits a text"
     _check_names(toks)
+    utf8(text)
     views = {n: show_tokens(t, text) for n, t in toks.items()}
     return TokenViews({f'{n}, {len(v.pieces)} ids': v for n, v in views.items()})
 
@@ -1096,8 +1113,10 @@ def open_tokenizer(name:str|Path, # a name, or a file
     """A tokenizer by name (bytes, byt5, ascii, stripped, gpt2, cl100k_truncated_8192 …) or file
 
     Files: saved here, tokenizer.json, .model, .tiktoken. Raises FileNotFoundError for a file that
-    is not there, ValueError for an unknown name or a damaged file."""
+    is not there, ValueError for an unknown name or a damaged file, TypeError for parts that are no
+    dict."""
     file, name = user_path(name), str(name)
+    if not isinstance(parts, dict|None): raise TypeError(f'parts is a dict, not {parts!r:.80}')
     kind = file.suffix.lower()
     if kind in ('.json', '.model', '.tiktoken') and not file.is_file():
         raise FileNotFoundError(f'there is no tokenizer file {name}')
