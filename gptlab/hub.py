@@ -1191,7 +1191,7 @@ def _pulled(name, revision):
 def _stamp(folder):
     "What tells whether somebody has saved into a folder: time and size of each file of a model"
     with contextlib.suppress(OSError):
-        files = [(p.name, p.stat()) for p in sorted(_replaceable(folder))]
+        files = [(p.name, p.stat()) for p in _replaceable(folder)]
         return [(name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in files]
 
 def _undisturbed(read, folder):
@@ -1347,9 +1347,10 @@ def _replaced(new, folder):
     return [p for p in _replaceable(folder) if vocabulary or p.name not in _vocabulary]
 
 def _replaceable(folder):
-    "All in a folder that a save may replace"
-    model = [p for kind in _model_files for p in folder.iterdir() if re.fullmatch(kind, p.name)]
-    return model + [folder/n for n in _vocabulary if os.path.lexists(folder/n)]
+    "All in a folder that a save may replace, config.json first"
+    model = '|'.join(_model_files)
+    found = [p for p in folder.iterdir() if re.fullmatch(model, p.name) or p.name in _vocabulary]
+    return sorted(found, key=lambda p: (p.name != 'config.json', p.name))
 
 def _move_in(new, folder):
     "Move old files out and new ones in; if a move fails, those before it are undone"
@@ -1373,18 +1374,19 @@ def _move_in(new, folder):
 def _alone(folder):
     "One save at a time into a folder: who comes second waits"
     from filelock import FileLock, Timeout
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:2] # few files, kept for ever
-    place = cache_dir()/'locks'
-    lock = FileLock(place/f'{name}.lock', thread_local=False)
+    name, lock = hashlib.sha256(str(folder.resolve()).encode()).hexdigest(), None
     try:
+        place = cache_dir()/'locks'
         place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place/f'{name[:2]}.lock', thread_local=False) # few files, that stay
         try: lock.acquire(timeout=2)
         except Timeout:
             print(f'waiting until a save into {folder} is done', flush=True)
             lock.acquire()
-    except (OSError, NotImplementedError): pass                       # nowhere to keep a lock
+    except (OSError, NotImplementedError, RuntimeError): pass         # nowhere to keep a lock
     try: yield
-    finally: lock.release()
+    finally:
+        if lock: lock.release()
 
 def _check_place(folder):
     "Raise FileExistsError for a folder in which a save would replace what is no model"

@@ -857,3 +857,10 @@ def test_r12_everybody_who_may_read_the_folder_may_read_its_files(tmp_path):
     finally: os.umask(before)
     modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path/'m').iterdir()}
     assert set(modes.values()) == {'0o644'}, modes
+
+@pytest.mark.skipif(os.name == 'nt', reason='paths are of POSIX')
+def test_a10_a_cache_that_cannot_be_written_is_not_needed(tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('x')
+    monkeypatch.setenv('GPTLAB_CACHE', str(tmp_path/'file'/'cache'))
+    save(plain(), None, tmp_path/'m')
+    load(tmp_path/'m', device='cpu')
