@@ -110,7 +110,8 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
     pairs, where = _count_pairs(words, weights)
     heap = [(-c, p) for p, c in pairs.items()]
     heapq.heapify(heap)
-    for new in show_progress(range(256, min(256+n, 0x110000)), 'merging', unit='merges', verbose=verbose):
+    numbers = range(256, min(256+n, 0x110000))        # as many as there are characters
+    for new in show_progress(numbers, 'merging', unit='merges', verbose=verbose):
         if not (best := _pop_best(heap, pairs)): break
         change = _replace(words, weights, where, best, chr(new))
         pairs.update(change)
@@ -128,7 +129,7 @@ def _documents(text, special=(), boundaries=()):
     for d in docs:
         utf8(d)
         for part in delimiter.split(d) if boundaries else [d]:
-            if any(s in part for s in special): raise _special_inside(part, special)
+            if any(s in part for s in special): raise special_inside(part, special)
             yield part
 
 def _loads(docs, size, split=True):
@@ -206,7 +207,7 @@ def _check_coverage(pattern):
     "A pattern of one's own leaves nothing out of texts of all kinds, and comes to an end"
     if pattern in PATTERNS.values(): return
     texts = [*fuzz_texts(60), ''.join(map(chr, range(0x3000))), *_runs]
-    if any(''.join(split_pieces(pattern, t, 1)) != t for t in texts): raise _leaves_out(pattern)
+    if any(''.join(split_pieces(pattern, t, .5)) != t for t in texts): raise _leaves_out(pattern)
     if not _tiktoken_splits(pattern): return
     fast = _byte_encoding(pattern)
     if any(bytes(fast.encode_ordinary(t)) != t.encode() for t in texts): raise _leaves_out(pattern)
@@ -217,8 +218,9 @@ def check_pattern(pattern:str) -> str:
     Raises ValueError for what is no regular expression or only the name of one, has groups that
     capture, matches the empty text, leaves out part of a text, tries too many ways to match one, or
     is unknown to tiktoken."""
+    if not isinstance(pattern, str):
+        raise ValueError(f'the pattern {pattern!r} is no regular expression, which is a str')
     try:
-        if not isinstance(pattern, str): raise TypeError('it must be text')
         groups = regex.compile(pattern).groups
     except (regex.error, TypeError, ValueError, RecursionError) as e:
         raise ValueError(f'the pattern {pattern!r} is no regular expression: {e}') from None
@@ -287,7 +289,8 @@ def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
 def as_names(special:str|Iterable[str]) -> list[str]:
     """Names of special tokens as a list; a str is one name, '' is none
 
-    Raises ValueError for a list that holds anything but a str, or an empty one."""
+    Raises TypeError for what is no list, ValueError for one that holds anything but a str, or an
+    empty one."""
     if not isinstance(special, Iterable):
         raise TypeError(f'special holds names such as {BOS!r}, not {special!r:.80}')
     names = [special] if isinstance(special, str) and special else list(special)
@@ -305,6 +308,16 @@ def refused_inside(special:list[str], # names of special tokens
         raise ValueError(f"inside={inside!r}; expected 'raise', or 'text' to learn the names of "
                          'specials as ordinary text')
     return special if inside == 'raise' else []
+
+def special_inside(text:str, # holds one of the names
+                   special:Iterable[str], # names of special tokens
+                   ) -> ValueError:
+    "The error for a text that holds the name of a special"
+    name = next(s for s in special if s in text)
+    at = max(0, text.find(name) - 20)
+    return ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
+                      f'boundaries=[{name!r}] cuts the text there, inside="text" learns it as '
+                      'ordinary text; or remove it, or choose another name')
 
 def as_vocab_size(n:int) -> int:
     "The size of a vocabulary as an int; raises TypeError for what is no whole number"
@@ -431,7 +444,8 @@ def _encode_ordinary(tok, text):
     except BaseException as e:
         if not _gave_up(e): raise
         return _encode_by_regex(tok, text)
-    if own and len(tok._fast.decode_bytes(ids)) != len(text.encode()): raise _leaves_out(tok.pattern)
+    if own and len(tok._fast.decode_bytes(ids)) != len(text.encode()):
+        raise _leaves_out(tok.pattern)
     return ids
 
 @patch
@@ -466,14 +480,6 @@ def _parts(doc, size):
         yield doc[at:m.start()]
         at = m.start()
     yield doc[at:]
-
-def _special_inside(text, special):
-    "The error for a text that holds the name of a special"
-    name = next(s for s in special if s in text)
-    at = max(0, text.find(name) - 20)
-    return ValueError(f'the special token {name!r} occurs in the text, at {text[at:][:60]!r}; '
-                      f'boundaries=[{name!r}] cuts the text there, inside="text" learns it as '
-                      'ordinary text; or remove it, or choose another name')
 
 def _pool(workers):
     "Processes that have shown that they start, or None"
@@ -567,7 +573,7 @@ def encode_batch(self:BPE,
 
 # %% ../nbs/02_bpe.ipynb #02b0c014
 def find_pattern(name:str) -> str:
-    "The regex of a name in PATTERNS; raises ValueError that suggests the nearest"
+    "The regex of a name in PATTERNS; raises ValueError that suggests one, TypeError for no name"
     if not isinstance(name, str): raise TypeError(f'expected the name of a pattern, not {name!r}')
     if name in PATTERNS: return PATTERNS[name]
     near = (get_close_matches(name, PATTERNS, 1, 0) or ['gpt2'])[0]

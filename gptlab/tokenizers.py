@@ -10,39 +10,47 @@ __all__ = ['MARKS', 'CHAT_SPECIAL', 'TableTokenizer', 'ByT5Tokenizer', 'LossRepo
            'show_all', 'open_tokenizer']
 
 # %% ../nbs/20_tokenizers.ipynb #99a7dcfa
-import base64, hashlib, heapq, html, io, json, math, unicodedata
+import base64, hashlib, heapq, io, json, math, operator, unicodedata, warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from pydoc_data.topics import topics
 import regex, torch
 from fastcore.basics import patch
-from .bpe import BPE, GPT2_PATTERN, as_names, as_vocab_size, check_pattern
-from .core import atomic_write, show_progress
-from .tokenizer import (BOS, ByteTokenizer, Tokenizer, as_texts, as_tokenizer, fuzz_texts,
-                              load_tokenizer, show_tokens, utf8)
+from .bpe import (BPE, GPT2_PATTERN, as_names, as_vocab_size, check_pattern,
+                        refused_inside, special_inside)
+from .core import (atomic_write, check_number, html_text, markdown_text, plain_text,
+                         show_progress, user_path)
+from .tokenizer import (BOS, ByteTokenizer, Tokenizer, as_texts, as_tokenizer, check_sizes,
+                              check_texts, fuzz_texts, load_tokenizer, read_limited,
+                              show_tokens, utf8)
 
 # %% ../nbs/20_tokenizers.ipynb #40127619
 # what others call the beginning of a document
 MARKS = (BOS, '<|endoftext|>', '<|im_start|>', '<|begin_of_text|>', '<bos>', '<s>')
+_pads = ('<pad>', '<PAD>', '[PAD]', '<|pad|>')
 
 class TableTokenizer(Tokenizer):
     """A tokenizer whose ids always stand for the same bytes
 
     `table` holds them, none for a special or an unused id."""
     table: list[bytes]
+    _dropped = 0                                      # spaces before a text that `decode` drops
 
     @property
     def vocab_size(self) -> int:
         "How many ids there are, unused ones included"
         return len(self.table)
 
-    @property
-    def bos(self) -> int|None:
-        "The id that marks the beginning of a document, under any of its usual names, or None"
-        return next((self.special[m] for m in MARKS if m in self.special), None)
+    @cached_property
+    def marks(self) -> dict[str,str]:
+        "Which specials are bos and pad, by their usual names; the end is for `mark` to say"
+        usual = dict(bos=MARKS, pad=_pads)
+        def first(names): return next((n for n in names if n in self.special), None)
+        return {mark: first(names) for mark, names in usual.items()}
 
     @property
     def token_bytes(self) -> torch.Tensor:
@@ -105,10 +113,12 @@ class CharwiseTokenizer(TableTokenizer):
 
     def byte_counts(self, text:str) -> list[int]:
         "For each id, the bytes of the characters that end with it"
+        utf8(text)
         return _between(text, [i for i, c in enumerate(text, 1) for _ in self.become(c)])
 
     def report(self, text:str) -> LossReport:
         "Which characters of a text are replaced, by what, how often, and where first"
+        utf8(text)
         lost = Counter(c for c in text if self.become(c) != c)
         return LossReport(dict(char=c, becomes=self.become(c), times=n, first=text.index(c))
                           for c, n in lost.most_common())
@@ -120,8 +130,11 @@ _ascii_vocab = {'<PAD>': 0, '<UNK>': 1, '\0': 1, **_printable, '\n': 97, '\t': 9
 class AsciiTokenizer(CharwiseTokenizer):
     """Experimental-SLM's: 0 `<PAD>`, 1 `<UNK>`, then 95 printable characters, newline 97, tab 98
 
-    Raises ValueError for a vocabulary that lacks one of the two names, or has a gap in its ids."""
+    Raises ValueError for a vocabulary that lacks one of the two names, or has a gap in its ids,
+    TypeError for no vocabulary."""
     def __init__(self, vocab:dict[str,int]|None=None): # character -> id, as in its vocab.json
+        if not isinstance(vocab, Mapping|None):
+            raise TypeError(f'vocab leads from characters to ids, not {vocab!r:.80}')
         self.vocab = dict(_ascii_vocab if vocab is None else vocab)
         ids = set(self.vocab.values())
         if ids != set(range(len(ids))) or not {'<PAD>', '<UNK>'} <= set(self.vocab):
@@ -155,9 +168,9 @@ class StrippedAsciiTokenizer(CharwiseTokenizer):
 # %% ../nbs/20_tokenizers.ipynb #4ba05aaa
 def _ranks(ranks):
     "Ranks with bytes as keys, checked; a JSON file holds them in base64"
-    def raw(b): return base64.b64decode(b, validate=True) if isinstance(b, str) else bytes(b)
+    def raw(b): return base64.b64decode(b, validate=True) if isinstance(b, str) else b[:]
     try:
-        ranks = {raw(b): int(i) for b, i in ranks.items()}
+        ranks = {bytes(memoryview(raw(b))): operator.index(i) for b, i in ranks.items()}
     except (ValueError, TypeError, AttributeError):
         raise ValueError('ranks map the bytes of a token, in base64 when they are text, '
                          'to its id') from None
@@ -166,22 +179,61 @@ def _ranks(ranks):
                          'the file may be cut short')
     return ranks
 
+def _special_ids(special):
+    "Names and ids of specials, checked"
+    special = {} if special is None else special
+    if not isinstance(special, Mapping):
+        raise TypeError(f'special leads from names to ids, not {special!r:.80}; '
+                        f'such as {{{BOS!r}: 50256}}')
+    names = as_names(special)
+    try:
+        ids = [operator.index(i) for i in special.values()]
+    except TypeError:
+        raise TypeError(f'special leads from names to ids, and not all of {special!r:.80} '
+                        'are whole numbers') from None
+    return dict(zip(names, ids))
+
+def _is_joined(raw, rank, ranks):
+    "Is a token two others in a row, each a byte or of lower rank?"
+    n = len(raw)
+    for i in range(n-1, 0, -1):
+        if (i == 1 or ranks.get(raw[:i], rank) < rank) and (
+                i == n-1 or ranks.get(raw[i:], rank) < rank): return True
+    return n == 1
+
+def _check_order(ranks):
+    "Ids that are no order of merges would give other pieces than their own tokenizer does"
+    odd = [b for b, rank in ranks.items() if not _is_joined(b, rank, ranks)]
+    if not odd: return
+    longer = sum(len(b) > 2 for b in ranks)           # two bytes can always be joined
+    said = (f'{len(odd):,} of {longer:,} tokens, such as {odd[0]!r:.40}, are not made of two '
+            'with lower ids')
+    if len(odd) > longer/10:
+        raise ValueError(f'{said}: these ids are no order of merges; a tokenizer.json with such '
+                         'ids is read by HFTokenizer')
+    warnings.warn(f'{said}; they are found only where they are whole pieces', stacklevel=4)
+
 class RankTokenizer(TableTokenizer, BPE):
     """BPE given by ranks, as tiktoken has it
 
     The ids may stand in any order, and specials between them. Raises ValueError for ranks that
-    lack one of the 256 bytes, two tokens with one id, and a pattern that cannot be used."""
+    lack one of the 256 bytes or are no order of merges, for two tokens with one id, and for a
+    pattern that cannot be used."""
     def __init__(self,
                  ranks:dict[bytes,int], # bytes (or base64) of each token -> id; lower merge first
                  pattern:str=GPT2_PATTERN, # splits text into pieces that no merge crosses
                  special:dict[str,int]|None=None, # name -> id of what stands for no text
                  ):
         self.ranks, self.pattern = _ranks(ranks), check_pattern(pattern)
-        self.special = dict(special or {})
+        self.special = _special_ids(special)
         raw = {i: b for b, i in self.ranks.items()}
-        if len(raw) < len(self.ranks) or raw.keys() & self.special.values():
+        ids = [*raw, *self.special.values()]
+        if len(set(ids)) < len(self.ranks) + len(self.special):
             raise ValueError('two tokens have one id')
-        n = max(*raw, *self.special.values()) + 1
+        if min(ids) < 0: raise ValueError(f'the id {min(ids)} is below 0')
+        check_sizes(ids, map(len, self.ranks))
+        _check_order(self.ranks)
+        n = max(ids) + 1
         self.table = [raw.get(i, b'') for i in range(n)]
 
     def settings(self) -> dict:
@@ -223,7 +275,9 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                    ) -> RankTokenizer:
     """A published tokenizer
 
-    Raises ValueError for an unknown name, OSError where its ranks cannot be fetched."""
+    Raises ValueError for an unknown name, TypeError for none, OSError where its ranks cannot be
+    fetched."""
+    if not isinstance(name, str): raise TypeError(f'expected a name such as gpt2, not {name!r:.80}')
     (base, _, size), special = name.partition('_truncated_'), as_names(special)
     known = _published()
     full = base if base in known else f'{base}_base'
@@ -238,15 +292,24 @@ def tiktoken_named(name:str, # gpt2, r50k, p50k, cl100k, o200k; _truncated_8192:
                       'and set TIKTOKEN_CACHE_DIR to it') from None
     tok = RankTokenizer(d['mergeable_ranks'], d['pat_str'], d['special_tokens'])
     if size: tok = truncate_vocab(tok, int(size) - len(special))
-    return add_special(tok, special)
+    return add_special(tok, special) if special else tok
 
 # %% ../nbs/20_tokenizers.ipynb #de072116
+def _made_from(tok, old):
+    "The tokenizer with the marks of the one that it was made from"
+    tok.brought = old.brought
+    return tok.mark(**old.own_marks)
+
 def add_special(tok:RankTokenizer, # made from ranks
                 names:Iterable[str], # special tokens to add, after the last id
                 ) -> RankTokenizer:
-    "The same tokenizer with more special tokens; the ids that it had stay"
+    """The same tokenizer with more special tokens; the ids that it had stay
+
+    Raises TypeError for one that is not made from ranks."""
+    if not isinstance(tok, RankTokenizer):
+        raise TypeError(f'tok must be made from ranks, and is {type(tok).__name__}')
     new = {n: tok.vocab_size+i for i, n in enumerate(as_names(names))}
-    return RankTokenizer(tok.ranks, tok.pattern, tok.special | new)
+    return _made_from(RankTokenizer(tok.ranks, tok.pattern, tok.special | new), tok)
 
 def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
                    vocab_size:int, # ids to keep, specials included
@@ -254,16 +317,19 @@ def truncate_vocab(tok:BPE, # a BPE, or anything made from ranks
     """The same tokenizer with fewer ids (gpt-lab's `base_truncated_V`)
 
     The lowest ranks, numbered anew, then the specials. Raises ValueError for a size that does not
-    hold the bytes and the specials, or is above the tokenizer's own."""
+    hold the bytes and the specials, or is above the tokenizer's own, TypeError for no BPE."""
+    if not isinstance(tok, BPE): raise TypeError(f'tok must be a BPE, and is {type(tok).__name__}')
     n, n_special = as_vocab_size(vocab_size) - len(tok.special), len(tok.special)
     if not 256 <= n <= len(tok.ranks):
         raise ValueError(f'vocab_size={vocab_size} must lie between {256+n_special} '
                          f'(the bytes and {n_special} specials) and {len(tok.ranks)+n_special}')
     special = sorted(tok.special, key=tok.special.get)
-    if not isinstance(tok, RankTokenizer): return BPE(tok.merges[:n-256], tok.pattern, special)
+    if not isinstance(tok, RankTokenizer):
+        return _made_from(BPE(tok.merges[:n-256], tok.pattern, special), tok)
     lowest = sorted(tok.ranks, key=lambda b: (len(b) > 1, tok.ranks[b]))[:n]
     ranks  = {b: i for i, b in enumerate(lowest)}
-    return RankTokenizer(ranks, tok.pattern, {s: n+i for i, s in enumerate(special)})
+    special = {s: n+i for i, s in enumerate(special)}
+    return _made_from(RankTokenizer(ranks, tok.pattern, special), tok)
 
 # %% ../nbs/20_tokenizers.ipynb #0b151a53
 def _symbols():
@@ -299,6 +365,12 @@ def _atomic(pattern):
                          'write (?>…) for a group that gives nothing back')
     return out
 
+def _check_apart(special, names):
+    "Raises ValueError where a tokenizer.json would take a special for a token of text"
+    if both := sorted(special.keys() & set(names)):
+        raise ValueError(f'{both[0]!r} names a special and spells a token of text, which a '
+                         'tokenizer.json cannot tell apart: choose another name for the special')
+
 def _hf_json(vocab, merges, special, pattern):
     "The content of a tokenizer.json"
     level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=False)
@@ -318,9 +390,11 @@ def _hf_json(vocab, merges, special, pattern):
 def to_tokenizer_json(self:BPE, path:str|Path) -> Path:
     """Write Hugging Face's `tokenizer.json`, which gives the same ids; returns its path
 
-    There the names of specials within text become special."""
+    There the names of specials within text become special. Raises ValueError where such a name
+    spells a token of text."""
     names  = [_written(raw) for raw in self.ranks]    # in the order of ids
     vocab  = {s: i for i, s in enumerate(names)}
+    _check_apart(self.special, names)
     merges = [[names[a], names[b]] for a, b in self.merges]
     return atomic_write(path, _hf_json(vocab, merges, self.special, self.pattern))
 
@@ -347,13 +421,14 @@ def _merge_of(raw, ranks):
 
 def _merges_of(ranks):
     "The merges that ranks stand for, as pairs of bytes, in their order"
+    check_sizes(ranks.values(), map(len, ranks))
     tokens = [b for b in sorted(ranks, key=ranks.get) if len(b) > 1]
     return [_merge_of(b, ranks) for b in show_progress(tokens, 'finding merges', unit='tokens')]
 
 def _read_ranks(path):
     "The ranks in a file, which has a line for each: the base64 of a token's bytes, and its id"
     ranks = {}
-    for n, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    for n, line in enumerate(read_limited(path).splitlines(), 1):
         try:
             raw, i = line.split()
             ranks[base64.b64decode(raw, validate=True)] = int(i)
@@ -373,6 +448,8 @@ def from_tiktoken(cls:BPE,
     Raises ValueError that names a damaged line, and where bytes are not ids 0 to 255 (as in
     OpenAI's files, which RankTokenizer reads), ids are missing, or no merge makes a token."""
     if not isinstance(ranks, dict): ranks = _read_ranks(ranks)
+    if not all(isinstance(b, bytes) and isinstance(i, int) for b, i in ranks.items()):
+        raise ValueError('ranks lead from the bytes of a token to its id')
     if any(ranks.get(bytes([i])) != i for i in range(256)):
         raise ValueError('the bytes are not ids 0 to 255 in these ranks; '
                          'RankTokenizer.from_tiktoken reads any order')
@@ -383,6 +460,28 @@ def from_tiktoken(cls:BPE,
     return cls(merges, pattern, special)
 
 # %% ../nbs/20_tokenizers.ipynb #4fccedf8
+def _json(path):
+    "The content of a JSON file; ValueError for a damaged one, or an id that nobody can mean"
+    data = read_limited(path)
+    try:
+        d = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError(f'{path} is cut short, or no JSON') from None
+    try:
+        _check_ids(d)
+    except ValueError as e:
+        raise ValueError(f'{path} cannot be read: {e}') from None
+    return d
+
+def _check_ids(d):
+    "Raises ValueError for ids in a tokenizer.json that are larger than any tokenizer needs"
+    model = d.get('model') if isinstance(d, dict) else None
+    vocab = model.get('vocab') if isinstance(model, dict) else None
+    added = d.get('added_tokens') if isinstance(d, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    ids += [a.get('id') for a in added if isinstance(a, dict)] if isinstance(added, list) else []
+    check_sizes([i for i in ids if isinstance(i, int)], ())
+
 def _pattern_of(pre):
     "The pattern of a byte-level pre-tokenizer; ValueError for one that does anything else"
     steps = (pre or {}).get('pretokenizers') or [pre]
@@ -415,13 +514,13 @@ def from_tokenizer_json(cls:BPE, path:str|Path) -> BPE:
 
     Raises ValueError for one that is no BPE over bytes with ids as ours."""
     try:
-        d = json.loads(Path(path).read_bytes())
+        d = _json(path)
         if d['model'].get('dropout'): raise ValueError('it draws merges at random')
         ranks, merges, pattern, special = _read_hf(d)
         tok = cls.from_tiktoken(ranks, pattern, sorted(special, key=special.get))
         if tok.special != special or _merges_of(ranks) != merges:
             raise ValueError('its specials or its merges are in another order')
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} cannot be read as a BPE over bytes: {e}') from None
     return tok
 
@@ -450,7 +549,8 @@ def to_tokenizer_json(self:RankTokenizer, path:str|Path) -> Path:
     """Write Hugging Face's `tokenizer.json`, which gives the same ids; returns its path
 
     There the names of specials within text become special. Raises ValueError for ranks that no
-    merges make."""
+    merges make, and where the name of a special spells a token of text."""
+    _check_apart(self.special, map(_written, self.ranks))
     # specials are in the vocabulary too: what is not in it would be numbered anew
     vocab  = {_written(b): i for b, i in self.ranks.items()} | self.special
     merges = [[_written(a), _written(b)] for a, b in _merges_of(self.ranks)]
@@ -467,13 +567,6 @@ def _rank_tokenizer(d):
     if _merges_of(tok.ranks) != merges: raise ValueError('its ids do not follow its merges')
     return tok
 
-def _json(path):
-    "The content of a JSON file; ValueError for a damaged one"
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError(f'{path} is cut short, or no JSON') from None
-
 @patch(cls_method=True)
 def from_tokenizer_json(cls:RankTokenizer, path:str|Path) -> RankTokenizer:
     """A byte-level BPE from Hugging Face's tokenizer.json, with the same ids
@@ -482,7 +575,7 @@ def from_tokenizer_json(cls:RankTokenizer, path:str|Path) -> RankTokenizer:
     d = _json(path)
     try:
         return _rank_tokenizer(d)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise ValueError(f'{path} cannot be read as ranks ({e}); '
                          f'HFTokenizer({str(path)!r}) wraps it as it is') from None
 
@@ -500,8 +593,9 @@ def rustbpe_engine(docs:Iterable[str], # documents
     """An engine for `BPE.train`: the package rustbpe, with the same merges as `learn`
 
     Raises ImportError where it is not installed."""
+    n, docs = check_number('n', n, low=0, whole=True), check_texts(docs, learnt=True)
     tok = _import('rustbpe').Tokenizer()
-    tok.train_from_iterator(iter(docs), 256+n, pattern=pattern)
+    tok.train_from_iterator(docs, 256+n, pattern=check_pattern(pattern))
     ranks = {bytes(b): i for b, i in tok.get_mergeable_ranks()}
     return [(ranks[a], ranks[b]) for a, b in _merges_of(ranks)]
 
@@ -513,8 +607,9 @@ def tokenizers_engine(docs:Iterable[str], # documents
 
     It breaks ties as `learn_merges` does with the bytes in the order of their visible characters.
     Raises ImportError where it is not installed, ValueError for a pattern that it cannot read."""
+    n, docs = check_number('n', n, low=0, whole=True), check_texts(docs, learnt=True)
     hf, ids = _import('tokenizers'), {s: i for i, s in enumerate(_symbols())}
-    tok = hf.Tokenizer.from_str(_hf_json(ids, [], {}, pattern))
+    tok = hf.Tokenizer.from_str(_hf_json(ids, [], {}, check_pattern(pattern)))
     trainer = hf.trainers.BpeTrainer(vocab_size=256+n, initial_alphabet=list(ids),
                                      show_progress=False)
     tok.train_from_iterator(docs, trainer)
@@ -524,7 +619,7 @@ def tokenizers_engine(docs:Iterable[str], # documents
 
 # %% ../nbs/20_tokenizers.ipynb #a50ebe43
 def _own_copy(source):
-    "A tokenizers.Tokenizer of our own, from whatever holds one"
+    "A tokenizers.Tokenizer of our own, from whatever holds one, and the marks that it tells"
     hf, name = _import('tokenizers'), 'this'
     if isinstance(source, (str, Path)): name, source = source, _json(source)
     backend = getattr(source, 'backend_tokenizer', source)
@@ -532,9 +627,9 @@ def _own_copy(source):
     if not (from_file or isinstance(source, dict) or is_hf):
         raise TypeError('expected a tokenizers.Tokenizer, a tokenizer.json or a fast tokenizer, '
                         f'got {type(source).__name__}')
-    text = backend.to_str() if is_hf else json.dumps(source)
     try:
-        tok = hf.Tokenizer.from_str(text)
+        if not is_hf: _check_ids(source)
+        tok = hf.Tokenizer.from_str(backend.to_str() if is_hf else json.dumps(source))
     # the library raises nothing narrower
     except Exception as e:
         raise ValueError(f'{name} is no tokenizer.json: {e}') from None
@@ -542,7 +637,9 @@ def _own_copy(source):
     tok.no_padding()
     tok.encode_special_tokens = True
     if getattr(tok.model, 'dropout', None): tok.model.dropout = None
-    return tok
+    if backend is source: return tok, {}
+    told = source.special_tokens_map                  # of transformers
+    return tok, {k: str(told.get(f'{k}_token')) for k in ('bos', 'eos', 'pad')}
 
 # %% ../nbs/20_tokenizers.ipynb #06e723ad
 def _spelled(piece):
@@ -600,6 +697,30 @@ def _fast_copy(tok):
                          "use engine='tokenizers'")
     return fast
 
+def _n_dropped(text):
+    "How many of three spaces before a text its library took away"
+    return 3 - (len(text) - len(text.lstrip(' ')))
+
+def _drop_spaces(text, n):
+    if n == 3: return text.lstrip(' ')                # it takes away all
+    return text[min(n, len(text) - len(text.lstrip(' '))):]
+
+@patch
+def decode(self:TableTokenizer,
+           ids:Iterable[int], # a row of ids
+           errors:str='replace', # for bytes that are no UTF-8: replace, ignore or strict
+           special:bool=False, # write the names of specials, too?
+           ) -> str:
+    """The text of the ids, without the space that its library puts before every text
+
+    Raises ValueError for an id outside the vocabulary, and with `strict` for bytes that are
+    no UTF-8 (as bytes.decode does)."""
+    ids = self.as_ids(ids)
+    if not self._dropped: return Tokenizer.decode(self, ids, errors, special)
+    n = next((k for k, i in enumerate(ids) if self.table[i]), len(ids))
+    head, text = (Tokenizer.decode(self, row, errors, special) for row in (ids[:n], ids[n:]))
+    return head + _drop_spaces(text, self._dropped)
+
 class HFTokenizer(TableTokenizer):
     """A tokenizer of Hugging Face's library, with its own ids
 
@@ -612,17 +733,31 @@ class HFTokenizer(TableTokenizer):
                  ):
         if engine not in ('tokenizers', 'fastokens'):
             raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
-        self.tok, self.engine = _own_copy(source), engine
+        (self.tok, told), self.engine = _own_copy(source), engine
         self._fast = _fast_copy(self.tok) if engine == 'fastokens' else None
         d, added = json.loads(self.tok.to_str()), self.tok.get_added_tokens_decoder()
+        check_sizes(added, ())
         read, vocab, unk = _reader(d), self.tok.get_vocab(), _unknown_piece(d['model'])
         self.special = {a.content: i for i, a in added.items() if a.special and a.content != unk}
         self.lossy = not _exact(d)
+        check_sizes(vocab.values(), ())
         self.table = [b'']*(max(vocab.values()) + 1)
         for piece, i in vocab.items():
             if piece in self.special: continue
             if piece == unk: self.table[i] = '�'.encode()
             else: self.table[i] = piece.encode() if i in added else read(piece)
+        space = '▁' if read is _spelled else _symbol_of[32]
+        self._dropped = _n_dropped(self.tok.decoder.decode([space]*3 + ['a']))
+        self.mark(**{k: name for k, name in told.items() if name in list(self.special)})
+
+    @classmethod
+    def from_settings(cls,
+                      source:dict, # a tokenizer.json
+                      engine:str='tokenizers', # or fastokens
+                      ) -> 'HFTokenizer':
+        "What `settings` gave; raises ValueError for a path in place of it"
+        if not isinstance(source, dict): raise ValueError('its source must be a tokenizer.json')
+        return cls(source, engine)
 
     def settings(self) -> dict:
         return dict(source=json.loads(self.tok.to_str()), engine=self.engine)
@@ -665,9 +800,13 @@ class SentencePieceTokenizer(TableTokenizer):
     """A SentencePiece model (Kudo and Richardson 2018)
 
     Lossy unless it was trained to keep all, as `SentencePieceTokenizer.train` does. Raises
-    ValueError for what is no such model, ImportError where the library is not installed."""
+    ValueError for what is no such model, TypeError for what is not even bytes, ImportError where
+    the library is not installed."""
     def __init__(self, model:bytes|str): # the bytes of a .model file, or their base64
         is_text = isinstance(model, str)
+        if not isinstance(model, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f'expected the bytes of a .model file, not {model!r:.80}; '
+                            'SentencePieceTokenizer.load(path) reads one')
         try:
             self.model = base64.b64decode(model, validate=True) if is_text else bytes(model)
             self._open()
@@ -678,10 +817,13 @@ class SentencePieceTokenizer(TableTokenizer):
         self.special = {sp.id_to_piece(i): i for i in ids if sp.is_control(i)}
         self.table  = [_piece_bytes(sp, i) for i in ids]
         self._bytes = {self.table[i]: i for i in ids if sp.is_byte(i)}
+        self._dropped = _n_dropped(sp.decode_pieces(['▁', '▁', '▁', 'a']))
+        told = dict(bos=sp.bos_id(), eos=sp.eos_id(), pad=sp.pad_id())
+        self.marks = self.marks | {k: sp.id_to_piece(i) for k, i in told.items() if i >= 0}
         # not lossy for a moment: `encode` and `decode` say whether it is
         self.lossy = False
         def changes(t): return self.decode(self.encode(t)) != t
-        self.lossy = len(self._bytes) < 256 or any(map(changes, _delicate))
+        self.lossy = self._dropped > 0 or len(self._bytes) < 256 or any(map(changes, _delicate))
 
     def _open(self):
         self.sp = _import('sentencepiece').SentencePieceProcessor()
@@ -696,7 +838,11 @@ class SentencePieceTokenizer(TableTokenizer):
     @classmethod
     def load(cls, path:str|Path) -> 'SentencePieceTokenizer':
         "Read a .model file; raises ValueError for what is no model"
-        return cls(Path(path).read_bytes())
+        return cls(read_limited(path))
+
+    def to_sentencepiece(self, path:str|Path) -> Path:
+        "Write the .model file as it was read or learnt, byte by byte; returns its path"
+        return atomic_write(path, self.model)
 
 # what models like to change
 _delicate = [' a  b ', 'A\u00a0ﬁ ①\u3000Å', '\n\n\t\0\u200b', '▁', 'e\u0301']
@@ -730,33 +876,60 @@ _keep_all = dict(byte_fallback=True, normalization_rule_name='identity', add_dum
                  remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
                  character_coverage=.9995)
 
+# the library passes over a line that holds this sign, its own, without a word
+_dropped_sign, _line_bytes = '▅', 10**6
+
+def _learnable(docs, special, most):
+    "Lines of the documents that SentencePiece passes over none of"
+    for d in docs:
+        utf8(d)
+        if any(s in d for s in special): raise special_inside(d, special)
+        for line in d.splitlines(keepends=True):
+            parts = line.split(_dropped_sign) if _dropped_sign in line else [line]
+            for p in filter(None, parts): yield from _shortened(p, most)
+
+def _shortened(line, most):
+    "A line in parts that have at most so many bytes, cut before spaces where there are any"
+    while most and len(line) > most//4 and len(line.encode()) > most:
+        at = line.rfind(' ', 1, most//4)
+        at = at if at > 0 else most//4
+        yield line[:at]
+        line = line[at:]
+    yield line
+
 @patch(cls_method=True)
 def train(cls:SentencePieceTokenizer,
           text:str|Iterable[str], # a text, or documents
           vocab_size:int=1024, # bytes, pieces and specials together
           kind:str='bpe', # or 'unigram', which chooses pieces by likelihood (Kudo 2018)
           special:Iterable[str]=(BOS,), # special tokens; the first begins a document
+          inside:str='raise', # a special's name in the text: 'raise', or 'text' takes it as text
           verbose:bool=True, # show how much was read
           **settings, # SentencePiece's own, which then decide what is lost
           ) -> SentencePieceTokenizer:
     """Learn a model; unless told otherwise it keeps every text
 
-    Nothing is normalised, and rare characters become bytes. Raises ValueError where so many
-    pieces cannot be learnt, ImportError where the library is not installed."""
+    Nothing is normalised, rare characters become bytes, and lines too long for the library are
+    cut, unless you set `max_sentence_length`. Raises ValueError for an empty text, for one that
+    holds a special's name or is the name of a file, and where so many pieces cannot be learnt;
+    ImportError where the library is not installed."""
     special, vocab_size = as_names(special), as_vocab_size(vocab_size)
     model, spm = io.BytesIO(), _import('sentencepiece')
-    docs  = [text] if isinstance(text, str) else text
-    docs  = show_progress(docs, 'reading', unit='documents', verbose=verbose)
-    lines = (line for d in docs for line in utf8(d).decode().splitlines(keepends=True))
+    docs  = show_progress(check_texts(text, learnt=True), 'reading', unit='documents',
+                          verbose=verbose)
+    most  = 0 if 'max_sentence_length' in settings else _line_bytes
+    lines = _learnable(docs, refused_inside(special, inside), most)
+    if not (first := next(lines, '')): raise ValueError('the text is empty: nothing to learn from')
     names = dict(bos_id=-1, eos_id=-1, pad_id=-1, control_symbols=special[1:])
     if special: names |= dict(bos_id=1, bos_piece=special[0])
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type=kind,
-            minloglevel=2, max_sentence_length=10**6, **_keep_all | names | settings)
+            sentence_iterator=chain([first], lines), model_writer=model, vocab_size=vocab_size,
+            model_type=kind, minloglevel=2, max_sentence_length=_line_bytes,
+            **_keep_all | names | settings)
     except (RuntimeError, OSError) as e:
         raise ValueError(f'SentencePiece could not learn {vocab_size} pieces from this text: '
-                         f'{str(e).split("] ")[-1]}') from None
+                         f'{str(e).split("] ")[-1] or "the library does not say why"}') from None
     return cls(model.getvalue())
 
 # %% ../nbs/20_tokenizers.ipynb #49b0de47
@@ -774,6 +947,7 @@ def encode_special(tok:Tokenizer, # any tokenizer
     refused='rest' refuses all that are not allowed; names that are neither remain text. Raises
     ValueError that names a refused one and its position, or one that the tokenizer has not."""
     tok = as_tokenizer(tok)
+    utf8(text)
     allowed = set(tok.special) if allowed == 'all' else set(as_names(allowed))
     refused = set(tok.special) - allowed if refused == 'rest' else set(as_names(refused))
     if (odd := next(iter((allowed | refused) - set(tok.special)), None)) is not None:
@@ -783,8 +957,9 @@ def encode_special(tok:Tokenizer, # any tokenizer
     ids, at = [], 0
     for m in regex.finditer(any_name, text) if names else ():
         if m[0] in refused:
-            raise ValueError(f'the special {m[0]} stands at position {m.start()} of the text; '
-                             'remove it, allow it, or leave it out of refused to take it as text')
+            name, place = plain_text(m[0]), m.start()
+            raise ValueError(f'the special {name} stands at position {place} of the text; remove '
+                             'it, allow it, or leave it out of refused to take it as text')
         ids += tok.encode(text[at:m.start()]) + [tok.special[m[0]]]
         at = m.end()
     return ids + tok.encode(text[at:])
@@ -800,24 +975,29 @@ def text_kinds(size:int=20_000) -> dict[str,str]:
     """Texts of some kinds to measure a tokenizer on, `size` characters each at most
 
     Each tenth page of Python's manual, its own source, numbers, one sentence in eight scripts."""
+    check_number('size', size, low=1, whole=True)
     texts = dict(English='\n'.join(topics[k] for k in sorted(topics)[::10]),
                  code=Path(heapq.__file__).read_text(encoding='utf-8'),
                  numbers='\n'.join(f'{i*i} {i/7:.3f} {i**5 % 9973:,}' for i in range(1, 1000)),
                  scripts='\n'.join(_scripts))
     return {k: t[:size] for k, t in texts.items()}
 
+def _many(text):
+    "A text, or many, as a list"
+    return [text] if isinstance(text, str) else list(check_texts(text))
+
 def bytes_per_token(tok:Tokenizer, # any tokenizer
                     text:str|Iterable[str], # a text, or many
                     ) -> float:
     "Bytes of the original text that an id carries on average; nan where a text gives no ids"
-    tok, texts = as_tokenizer(tok), [text] if isinstance(text, str) else list(text)
+    tok, texts = as_tokenizer(tok), _many(text)
     n_bytes, n_ids = sum(len(utf8(t)) for t in texts), sum(map(len, tok.encode_batch(texts)))
     return n_bytes / (n_ids or math.nan)
 
 # %% ../nbs/20_tokenizers.ipynb #97347ddd
 def _usage(tok, texts):
     "How often each id occurs: a LongTensor (V,)"
-    rows = tok.encode_batch([texts] if isinstance(texts, str) else list(texts))
+    rows = tok.encode_batch(_many(texts))
     ids  = torch.tensor([i for r in rows for i in r], dtype=torch.long)  # (N,)
     return torch.bincount(ids, minlength=tok.vocab_size)
 
@@ -834,6 +1014,7 @@ def renyi_efficiency(tok:Tokenizer, # any tokenizer
 
     Zouhar et al. 2023. Raises ValueError where a text gives no ids."""
     tok = as_tokenizer(tok)
+    check_number('alpha', alpha, low=0)
     counts = _usage(tok, text)                        # (V,)
     if not counts.any(): raise ValueError('the text gives no ids, so they have no entropy')
     bits = _renyi_bits(counts, alpha)
@@ -845,8 +1026,9 @@ class Comparison(list):
     def _cells(self):
         def text(v):
             if isinstance(v, float): return f'{v:.2f}'
-            return f'{v:,}' if type(v) is int else str(v)
-        return [list(self[0])] + [[text(v) for v in r.values()] for r in self]
+            return f'{v:,}' if type(v) is int else plain_text(v)
+        if not self: return [['nothing']]
+        return [list(map(plain_text, self[0]))] + [[text(v) for v in r.values()] for r in self]
 
     def __repr__(self):
         rows = self._cells()
@@ -857,8 +1039,8 @@ class Comparison(list):
         return '\n'.join(line(*row) for row in rows)
 
     def _repr_markdown_(self):
-        head, *rows = ['| ' + ' | '.join(r) + ' |' for r in self._cells()]
-        return '\n'.join([head, '|---' + '|--:'*(len(self[0])-1) + '|', *rows])
+        head, *rows = ['| ' + ' | '.join(map(markdown_text, r)) + ' |' for r in self._cells()]
+        return '\n'.join([head, '|---' + '|--:'*(len(self._cells()[0])-1) + '|', *rows])
 
 def _compare_row(name, tok, texts):
     unused = int((_usage(tok, texts.values()) == 0).sum())
@@ -868,6 +1050,11 @@ def _compare_row(name, tok, texts):
     row['lost']  = sum(tok.normal(t) != t for t in texts.values())
     return row
 
+def _check_names(toks):
+    if not isinstance(toks, Mapping):
+        raise TypeError(f'toks leads from names to tokenizers, not {toks!r:.80}')
+    if not toks: raise ValueError('toks is empty: pass at least one tokenizer')
+
 def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
                        texts:str|dict[str,str]|None=None, # one, or by kind; None: `text_kinds()`
                        verbose:bool=True, # show how far it is
@@ -875,21 +1062,24 @@ def compare_tokenizers(toks:dict[str,Tokenizer], # a name for each
     """Tokenizers side by side
 
     Ids, how many of them the texts leave unused, bytes per id by kind, Rényi efficiency, and how
-    many of the texts come back changed. Raises ValueError where there is nothing to compare."""
+    many of the texts come back changed. Raises ValueError where there is nothing to compare,
+    TypeError for what has no names."""
+    _check_names(toks)
+    if not isinstance(texts, str|Mapping|None):
+        raise TypeError(f'texts is one text, or leads from kinds to texts, not {texts!r:.80}')
     if texts is None: texts = text_kinds()
     elif isinstance(texts, str): texts = dict(text=texts)
-    if not toks or not any(texts.values()):
-        raise ValueError('pass at least one tokenizer, and a text that is not empty')
+    if not any(texts.values()): raise ValueError('pass a text that is not empty')
     todo = show_progress(toks.items(), 'comparing', unit='tokenizers', verbose=verbose)
     return Comparison(_compare_row(n, as_tokenizer(t), texts) for n, t in todo)
 
 # %% ../nbs/20_tokenizers.ipynb #636116a3
 class TokenViews(dict):
     "Rows of tokens in colour, by name"
-    def __repr__(self): return '\n'.join(f'{n}: {v!r}' for n, v in self.items())
+    def __repr__(self): return '\n'.join(f'{plain_text(n)}: {v!r}' for n, v in self.items())
     def _repr_html_(self):
         def row(name, view):
-            head = f'<p style="margin:.6em 0 0"><b>{html.escape(name)}</b></p>'
+            head = f'<p style="margin:.6em 0 0"><b>{html_text(name)}</b></p>'
             return head + view._repr_html_()
         return ''.join(row(n, v) for n, v in self.items())
 
@@ -897,6 +1087,8 @@ def show_all(toks:dict[str,Tokenizer], # a name for each
              text:str, # what to split
              ) -> TokenViews:
     "Show how each of several tokenizers splits a text"
+    _check_names(toks)
+    utf8(text)
     views = {n: show_tokens(t, text) for n, t in toks.items()}
     return TokenViews({f'{n}, {len(v.pieces)} ids': v for n, v in views.items()})
 
@@ -921,13 +1113,16 @@ def open_tokenizer(name:str|Path, # a name, or a file
     """A tokenizer by name (bytes, byt5, ascii, stripped, gpt2, cl100k_truncated_8192 …) or file
 
     Files: saved here, tokenizer.json, .model, .tiktoken. Raises FileNotFoundError for a file that
-    is not there, ValueError for an unknown name or a damaged file."""
-    name, file = str(name), Path(name).expanduser()
-    if file.suffix in ('.json', '.model', '.tiktoken') and not file.is_file():
+    is not there, ValueError for an unknown name or a damaged file, TypeError for parts that are no
+    dict."""
+    file, name = user_path(name), str(name)
+    if not isinstance(parts, dict|None): raise TypeError(f'parts is a dict, not {parts!r:.80}')
+    kind = file.suffix.lower()
+    if kind in ('.json', '.model', '.tiktoken') and not file.is_file():
         raise FileNotFoundError(f'there is no tokenizer file {name}')
-    if file.suffix == '.json': return _open_json(file, parts)
-    if file.suffix == '.model': return SentencePieceTokenizer.load(file)
-    if file.suffix == '.tiktoken': return RankTokenizer.from_tiktoken(file)
+    if kind == '.json': return _open_json(file, parts)
+    if kind == '.model': return SentencePieceTokenizer.load(file)
+    if kind == '.tiktoken': return RankTokenizer.from_tiktoken(file)
     if name in _untrained: return _untrained[name]()
     try:
         return tiktoken_named(name)

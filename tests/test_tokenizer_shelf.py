@@ -320,7 +320,7 @@ def test_metaspace_with_and_without_bytes():
             tk = hf.Tokenizer.from_str(json.dumps(d))
         tok = HFTokenizer(tk)
         assert (tok.lossy and tok.bos == 1
-                and tok.normal('naïve 👍') == (' naïve 👍' if fallback else ' na�ve �'))
+                and tok.normal('naïve 👍') == ('naïve 👍' if fallback else 'na�ve �'))
         assert sum(tok.byte_counts('naïve 👍')) == 11
         check_tokenizer(tok, FUZZ)
     tk.decoder = hf.decoders.WordPiece()
@@ -372,7 +372,7 @@ def test_sentencepiece(tmp_path):
             and marked.encode('<|user_start|>') != [marked.special['<|user_start|>']])
     with fails(ValueError, 'no SentencePiece model'): SentencePieceTokenizer(tok.model[:100])
     with fails(ValueError, 'could not learn 90000'): SentencePieceTokenizer.train(DOCS[:5], 90000)
-    with fails(ValueError, 'could not learn'): SentencePieceTokenizer.train('', 700)
+    with fails(ValueError, 'the text is empty'): SentencePieceTokenizer.train('', 700)
 
 
 def test_sentencepiece_that_tidies():
@@ -380,7 +380,7 @@ def test_sentencepiece_that_tidies():
     tidy = SentencePieceTokenizer.train(DOCS, 700, 'unigram', normalization_rule_name='nmt_nfkc',
                                         add_dummy_prefix=True, remove_extra_whitespaces=True,
                                         byte_fallback=False)
-    assert tidy.lossy and tidy.normal(' ﬁve   ① ') == ' five 1' and '�' in tidy.normal('a 猫 b')
+    assert tidy.lossy and tidy.normal(' ﬁve   ① ') == 'five 1' and '�' in tidy.normal('a 猫 b')
     for t in FUZZ: assert tidy.normal(t) in ('', tidy.decode(tidy.sp.encode(t)))
     for t in ('ﬁve   ① ', 'a 猫 b', '   '):
         assert sum(tidy.byte_counts(t)) == len(t.encode())*bool(tidy.encode(t))
