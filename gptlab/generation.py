@@ -230,8 +230,16 @@ def _check_weights(model):
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding): continue               # where a row may never be read
         for k, p in part.named_parameters(recurse=False):
-            if p.is_floating_point() and not (p.isfinite() if p.ndim > 1 else p == p).all():
-                raise _broken_in('NaN', name, k)
+            if p.is_meta:
+                raise ValueError(f'{name}.{k} is a shape without values (on the meta device): '
+                                 'load weights into the model first')
+            if _is_broken(p): raise _broken_in('NaN', name, k)
+
+def _is_broken(weight):
+    "Does it hold NaN? In a matrix, infinity will do; one look at each number, as one token takes"
+    if not (weight.is_floating_point() and weight.numel()): return False
+    ends = torch.stack(weight.aminmax())
+    return bool(ends.isnan().any() if weight.ndim < 2 else not ends.isfinite().all())
 
 def _last_of(logits):
     "Those of the last position, (B,V)"

@@ -212,6 +212,11 @@ def test_nan_weights_that_torch_would_hide():
         generate(model, [1], 1)
     model = tiny()
     with torch.no_grad(): model.embed.weight[9] = math.nan        # of no prompt
+    with torch.device('meta'): shapes = GPT(model.cfg)
+    with refuses(ValueError, 'a shape without values', 'load weights'): generate(shapes, [1], 1)
+    with torch.no_grad(): model.norm.weight[0] = -math.inf       # said where it shows
+    with refuses(ValueError, 'first in norm, whose weight'): next(generate(model, [1], 1))
+    with torch.no_grad(): model.norm.weight[0] = 1.
     but_9 = lambda logits: logits.index_fill(-1, torch.tensor(9), -9e9)
     assert len(list(generate(model, [1], 3, but_9))) == 3
 
