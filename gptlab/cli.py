@@ -31,7 +31,7 @@ def front_page_parts(text:object, # what to learn: a Corpus
     from gptlab.all import BPE, GPT, GPTConfig, Opt, RankRows
     from gptlab.all import adamw, batches, hidden, muon, set_seed, shard
     set_seed(seed)
-    tok = BPE.train(text, vocab)
+    tok = BPE.train(text, vocab, inside='text')               # a name such as <|bos|> is text, too
     train, valid = batches(text, tok, B=8*world_size, T=128, seed=seed)
     if world_size > 1:
         train, valid = RankRows(train, rank, world_size), shard(valid, rank, world_size)
@@ -102,7 +102,7 @@ def _settings(folder):
         counts = {k: check_number(k, found[k], whole=True) for k in ('seed', 'vocab')}
         counts |= {k: check_number(k, n, low=1, whole=True) for k, n in size.items()}
         user_path(found['text'])
-        return dict(text=found['text']) | counts
+        return dict(text=found['text'], separator=str(found.get('separator', ''))) | counts
     except FileNotFoundError:
         raise FileNotFoundError(f'{folder} holds no settings.json, so `gptlab train` did not make '
                                 'it; go on with it where it was made') from None
@@ -204,6 +204,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
           vocab:int=2048, # tokens of the BPE
           layers:int=4, # blocks of the model
           width:int=128, # of the model, a multiple of 32
+          separator:str='', # a mark in the text that divides documents, such as <|endoftext|>
           device:str='', # where to train: cpu, cuda, mps; the best there is unless given
           resume:bool=False, # go on with the run in --dir, or with the latest
           ):
@@ -215,9 +216,9 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     from gptlab.all import corpus, join_ranks
     ranks = join_ranks()
     folder, point = _decide(ranks, lambda: _place(dir, resume))
-    made = dict(text=text, seed=seed, vocab=vocab, layers=layers, width=width)
+    made = dict(text=text, seed=seed, vocab=vocab, layers=layers, width=width, separator=separator)
     if point: made = _settings(folder)
-    data = _rank_0_first(ranks, lambda: corpus(made['text']))
+    data = _rank_0_first(ranks, lambda: corpus(made['text'], separator=made['separator'] or None))
     made['text'] = _absolute(made['text'], data)
     print(data, flush=True)
     run = _trainer(ranks, data, made, folder, point, device)
@@ -323,11 +324,12 @@ def tokenizer_train(text:str='shakespeare', # shakespeare, stories, python, or y
     path = _out(out)
     _loading(sys.stdout)
     from gptlab.all import BPE, CHAT_SPECIAL, corpus, find_pattern, text_files
-    plain = Path(text).is_file() and not text.lower().endswith(('.jsonl', '.parquet'))
+    rows = '.jsonl', '.ndjson', '.parquet', '.jsonl.gz', '.jsonl.xz'
+    plain = Path(text).expanduser().is_file() and not text.lower().endswith(rows)
     docs = text_files(text) if plain else corpus(text)
     special = dict(special=CHAT_SPECIAL) if chat else {}
     regex = pattern if re.search(r'\W', pattern) else find_pattern(pattern)
-    tok = BPE.train(docs, vocab, regex, boundaries=['<|endoftext|>'], **special)
+    tok = BPE.train(docs, vocab, regex, boundaries=['<|endoftext|>'], inside='text', **special)
     print(f'{tok}, saved in {tok.save(path)}')
 
 def tokenizer_show(tok:str, # gpt2, cl100k, bytes, byt5, ascii … or a file

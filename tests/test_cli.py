@@ -481,3 +481,20 @@ def test_r06_settings_of_others_are_looked_at(home, tmp_path, monkeypatch, capsy
         refused(capsys, 'train', '--resume', said=['settings.json', 'damaged'])
     file.write_text('['*100_000)
     refused(capsys, 'train', '--resume', said=['settings.json', 'damaged'])
+
+
+def test_a22_names_of_specials_in_a_text(home, tmp_path, monkeypatch, capsys):
+    "Learnt as text, and said; a mark can divide documents"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    book = (home[0]/'my book.txt').read_text(encoding='utf-8')
+    Path('mine.txt').write_text('The mark <|bos|> begins.<|endoftext|>' + book, encoding='utf-8')
+    line = ['train', '--text', 'mine.txt', '--vocab', '300', '--steps', '2', '--dir']
+    with pytest.warns(UserWarning, match='endoftext'): assert main([*line, 'a']) == 0
+    assert 'train   1 document' in capsys.readouterr().out
+    assert main([*line, 'b', '--separator', '<|endoftext|>']) == 0
+    assert 'train   1 document' in capsys.readouterr().out
+    assert json.loads(Path('b/settings.json').read_text())['separator'] == '<|endoftext|>'
+    assert main(['train', '--resume', '--dir', 'b']) == 0
+    out = ['tokenizer', 'train', '--text', 'mine.txt', '--vocab', '300', '--out', 'tok.json']
+    assert main(out) == 0

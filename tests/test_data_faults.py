@@ -158,7 +158,7 @@ def test_a06_sibling_names_are_told_wherever_documents_come_in(two):
              lambda s: corpus(repeatable(lambda: s)), lambda s: corpus(Source(lambda n: iter(s)))]
     for docs in (names, [Path(n) for n in names]):
         for door in doors:
-            with refuses(TypeError, 'name of a file', 'text_files(', 'a.txt'): door(docs)
+            with refuses(TypeError, 'name of a file', 'a.txt'): door(docs)
     assert files(two) == ['a.txt', 'b.txt']
 
 def test_a06_sibling_texts_that_look_like_names_are_texts(two):
