@@ -10,8 +10,8 @@ __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
-import inspect, itertools, json, math, numbers, os, random, re, reprlib, shutil, signal, socket, tempfile, threading, time
-import uuid, weakref
+import inspect, itertools, json, math, numbers, os, random, re, reprlib, shutil, signal, socket
+import tempfile, threading, time, uuid, weakref
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -324,7 +324,8 @@ def load_weights(model:nn.Module, # changed in place
     """Copy weights into a model, compiled or not
 
     Raises ValueError that lists every tensor that is missing, unknown, of another shape, not
-    finite, of a type that would lose digits here, or tied in the model and not in `state`.
+    finite, of a type that would lose digits here, or tied in the model and not in `state`;
+    TypeError for what is no module, or no dict of tensors.
     """
     check_weights(model, state)
     inner_model(model).load_state_dict(state)
@@ -332,14 +333,13 @@ def load_weights(model:nn.Module, # changed in place
 def inner_model(model:nn.Module) -> nn.Module:
     "The module itself, inside wrappers of torch.compile and of data parallelism"
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    while (inner := model.module if isinstance(model, wrappers) else uncompiled(model)) is not model:
-        model = inner
-    return model
+    inner = model.module if isinstance(model, wrappers) else uncompiled(model)
+    return model if inner is model else inner_model(inner)
 
 def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
                   ):
-    "Raises ValueError where `load_weights` would"
+    "Raises ValueError and TypeError where `load_weights` would"
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is a torch module, such as GPT(cfg), not {model!r:.80}')
     _check_state(state)
@@ -397,7 +397,8 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     """The model of a checkpoint, in evaluation mode, and its tokenizer (or None)
 
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
-    model without a config, or names parts that are not in `parts`.
+    model without a config, or names parts that are not in `parts`, TypeError where `parts` is no
+    dict.
     """
     if not isinstance(parts, dict | None):
         raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
@@ -539,7 +540,10 @@ class CheckpointWriter:
              path:str|Path, # as for `save_checkpoint`
              keep:dict|None=None, # then drop the others, as `prune_checkpoints(**keep)`
              **trees):
-        "Copy the trees and return; raises the error of the checkpoint before this one"
+        """Copy the trees and return; raises the error of the checkpoint before this one
+
+        Raises TypeError where keep is no dict, and as `prune_checkpoints` does.
+        """
         if not isinstance(keep, dict | None):
             raise TypeError(f'keep is a dict, such as dict(keep=2, best=1), not {keep!r:.80}')
         keep = None if keep is None else _kept(keep)
@@ -1330,10 +1334,10 @@ def _check(self:SafeRun):
     if self.on_nan not in ('stop', 'skip', 'rewind'):
         raise ValueError(f"on_nan is 'stop', 'skip' or 'rewind', not {self.on_nan!r}")
     for name, least in dict(accumulate=1, eval_every=0, save_every=0).items():
-        setattr(self, name, check_number(name, getattr(self, name), low=least, whole=True))
+        setattr(self, name, check_number(name, vars(self)[name], low=least, whole=True))
     self.save_seconds = check_number('save_seconds', self.save_seconds, low=0)
     for name, least in dict(clip=0, spike=1).items():             # None is neither
-        if (value := getattr(self, name)) is None: continue
+        if (value := vars(self)[name]) is None: continue
         setattr(self, name, check_number(name, value, above=least))
     self.keep = _kept(self.keep)
     for cb in self.callbacks: _check_events(cb, self.EVENTS)
@@ -1344,8 +1348,8 @@ def _check(self:SafeRun):
 
 def _are_batches(value):
     "Can it be gone through, and is what it holds dicts, as far as that can be told?"
-    if not hasattr(value, '__iter__') or isinstance(value, (str, bytes, dict, torch.Tensor)):
-        return False
+    if not isinstance(value, Iterable): return False
+    if isinstance(value, (str, bytes, dict, torch.Tensor)): return False
     return not isinstance(value, (list, tuple)) or all(isinstance(b, dict) for b in value)
 
 @patch
@@ -1401,7 +1405,8 @@ def _set_budget(self:SafeRun, steps, budget):
     if len(given) > 1 or set(given) - set(units):
         raise ValueError(f'give one of {", ".join(units)}; not {", ".join(given)}')
     for k, v in given.items():
-        v = check_number(k, as_number(v) if getattr(v, 'ndim', 1) == 0 else v, above=0)
+        v = v.item() if isinstance(v, torch.Tensor) and v.ndim == 0 else v
+        v = check_number(k, v, above=0)
         if k in ('steps', 'tokens', 'flops') and v != int(v):
             raise ValueError(f'{k} must be a whole number, not {v!r}')
         if k == 'epochs': k, v = 'tokens', math.ceil(v*self._epoch())

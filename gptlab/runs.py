@@ -297,7 +297,10 @@ def delete_run(folder:str|Path, # of a run
 
 # %% ../nbs/43_runs.ipynb #7eb76b9f
 class RankRows:
-    "A stream whose batches are the rows of one rank: B of the B·world_size that all ranks read"
+    """A stream whose batches are the rows of one rank: B of the B·world_size that all ranks read
+
+    Raises ValueError where its B is no multiple of world_size.
+    """
     def __init__(self,
                  stream:Batches, # the same on every rank, its B a multiple of world_size
                  rank:int, # this process

@@ -202,7 +202,7 @@ class TensorBoard(Backend):
 class WandB(Backend):
     """Backend: W&B (Weights & Biases), offline unless told otherwise
 
-    Raises ImportError where wandb is not installed.
+    Raises ImportError where wandb is not installed, ValueError for another mode.
     """
     def __init__(self,
                  project:str='gptlab', # the project's name

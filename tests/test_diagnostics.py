@@ -415,7 +415,8 @@ def test_r01_what_others_wrote_is_text_in_tables():
 
 
 @pytest.mark.parametrize('make, said', [
-    (lambda: Probe(at=None), 'at is'), (lambda: Probe(at=[]), 'at is'), (lambda: Probe(at=[3]), 'at is'),
+    (lambda: Probe(at=None), 'at is'), (lambda: Probe(at=[]), 'at is'),
+    (lambda: Probe(at=[3]), 'at is'),
     (lambda: Activations(bins=-1), 'bins'), (lambda: AttentionMaps(heads=0), 'heads'),
     (lambda: AttentionMaps(tokens=1.5), 'tokens'), (lambda: AttentionMaps(batch=3), 'batch'),
     (lambda: ForwardHook('x'), 'f is'), (lambda: GradientHooks('x'), 'hooks'),

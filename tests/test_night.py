@@ -860,8 +860,10 @@ def test_bits_per_byte_of_a_plain_list_are_known():
     assert run.log[-1]['bpb'] == small(valid=fixed).fit(2).log[-1]['bpb'] > 1
 
 
-@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, lambda m: torch.compile(m, backend='eager'),
-                                  lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager'))])
+def compiled(model): return torch.compile(model, backend='eager')
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, compiled,
+                                  lambda model: torch.nn.DataParallel(compiled(model))])
 def test_a15_a_wrapped_model_is_saved_under_plain_names(tmp_path, wrap):
     "It keeps its config, is opened, and taken up plain"
     plain = small().fit(4)
@@ -927,8 +929,9 @@ def test_r11_parts_that_are_none(name, value):
 
 
 def test_r11_numbers_of_numpy_are_numbers():
-    run = small(clip=np.float32(1), eval_every=np.int64(2), accumulate=np.int64(2), keep=np.int64(3))
-    assert run.fit(np.int64(2)).step == 2 and type(run.eval_every) is int and run.keep == dict(keep=3)
+    two = np.int64(2)
+    run = small(clip=np.float32(1), eval_every=two, accumulate=two, keep=np.int64(3))
+    assert run.fit(two).step == 2 and type(run.eval_every) is int and run.keep == dict(keep=3)
 
 
 @pytest.mark.parametrize('call', [
