@@ -224,7 +224,7 @@ def checked(f:Callable, # a function, or a class, whose constructor it is then
         kwargs = {n: fits[n](a) if n in fits else a for n, a in kwargs.items()}
         y = f(*args, **kwargs)
         for n in parts:
-            if args[0]._modules.get(n) is None:
+            if n not in dict(args[0].named_children()):
                 raise TypeError(f'{n} must be a module, and its constructor made none')
         return y
 
