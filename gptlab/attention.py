@@ -258,7 +258,9 @@ def rotate_halves(x:torch.Tensor, # (B,H,T,D)
                   cos:torch.Tensor, # (B,1,T,D/2)
                   sin:torch.Tensor, # (B,1,T,D/2)
                   ) -> torch.Tensor: # (B,H,T,D)
-    "Each pair (channel i, channel i+D/2) rotated by its angle (Su et al. 2021, eq. 34)"
+    """Each pair (channel i, channel i+D/2) rotated by its angle (Su et al. 2021, eq. 34)
+
+    Raises ValueError for another number of angles."""
     a, b = x.chunk(2, -1)                                             # (B,H,T,D/2)
     if not a.shape[-1] == cos.shape[-1] == sin.shape[-1]:
         raise ValueError(f'{a.shape[-1]} pairs of channels need an angle each')
@@ -456,6 +458,7 @@ def first_cache(part:nn.Module) -> LayerCache|None:
 
 # methods `add` that give all tokens that were read, or the newest of them, the oldest first
 in_order = {Cache.add}
+LayerCache.past = None                                    # what it has read, and how many tokens
 
 @patch
 def keys_of(self:Seq, held:dict) -> tuple:
@@ -468,10 +471,10 @@ def keys_of(self:Seq, held:dict) -> tuple:
 
 def _past(cache, T, S):
     "What S keys depend on, after T new ones: all that was read before; None if they may be any"
-    window, seen = getattr(cache, 'window', None), cache.seen
-    newest = seen if window is None else min(seen, window-1+T)
-    if type(cache).add not in in_order or S != newest: return None
-    past, end = getattr(cache, 'past', None) or (None, 0)
+    if type(cache).add not in in_order: return None
+    window, seen = cache.window, cache.seen
+    if S != (seen if window is None else min(seen, window-1+T)): return None
+    past, end = cache.past or (None, 0)
     return ('empty' if seen == T else None) if end != seen-T or past is None else past
 
 checked(LearnedPositions)

@@ -173,7 +173,7 @@ def build_part(part:Callable, # a constructor
                ):
     """Call a constructor with its positional contract, plus the offers that its signature names
 
-    What `partial` fixed stays fixed."""
+    What `partial` fixed stays fixed. Raises TypeError for what is no constructor."""
     if not callable(part): raise TypeError(f'part must be a constructor, not {part!r:.60}')
     names, fixed = inspect.signature(part).parameters, getattr(part, 'keywords', {})
     wanted = {k: v for k, v in offers.items() if k in names and k not in fixed}
@@ -224,8 +224,8 @@ def checked(f:Callable, # a function, or a class, whose constructor it is then
         kwargs = {n: fits[n](a) if n in fits else a for n, a in kwargs.items()}
         y = f(*args, **kwargs)
         for n in parts:
-            if not isinstance(getattr(args[0], n), nn.Module):
-                raise TypeError(f'{n} must be made a module, not {getattr(args[0], n)!r}')
+            if n not in dict(args[0].named_children()):
+                raise TypeError(f'{n} must be a module, and its constructor made none')
         return y
 
     if not isinstance(made, type): return safe

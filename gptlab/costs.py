@@ -156,7 +156,7 @@ def costs(model:GPT, # unchanged
           ) -> Rows:
     """A table of operations per token and of bytes, those of `memory`
 
-    Raises what a training step raises.
+    Raises TypeError for what is no GPT, and what a training step raises.
     """
     model = unwrapped(model)
     if not isinstance(model, GPT):

@@ -119,7 +119,8 @@ def delta_rule(q:torch.Tensor, # (B,H,T,D) what is read
                ) -> tuple[torch.Tensor, torch.Tensor]: # (B,H,T,Dv), (B,H,D,Dv)
     """Linear attention with the delta rule (Schlag et al. 2021, eq. 24), in float32
 
-    Chunk by chunk, as in Yang et al. 2024, section 3."""
+    Chunk by chunk, as in Yang et al. 2024, section 3. Raises ValueError for a chunk below 1, and
+    for flags of another shape."""
     if chunk < 1: raise ValueError(f'chunk is a number of tokens, at least 1, not {chunk!r}')
     dtype, (q, k, v, beta) = v.dtype, (t.float() for t in (q, k, v, beta))
     if state is None: state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])
@@ -243,7 +244,8 @@ def check_grid(attentions:dict[str, Callable], # name → attn constructor
                ) -> Grid:
     """Run `check_attn` on all combinations; one whose constructor says no makes no sense
 
-    A constructor says no by ValueError. An attention with a cache of its own is tried once."""
+    A constructor says no by ValueError. An attention with a cache of its own is tried once. Raises
+    ValueError where there is nothing to combine."""
     for name, d in dict(attentions=attentions, positions=positions, caches=caches).items():
         if not d: raise ValueError(f'{name} are none: give at least one, by name')
     pairs = list(product(attentions.items(), positions.items()))

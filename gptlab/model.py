@@ -114,7 +114,7 @@ def gpt2_init(model:nn.Module):
 
 # %% ../nbs/08_model.ipynb #84936d00
 class GPT(nn.Module):
-    "A decoder-only transformer, as its config describes it"
+    "A decoder-only transformer, as its config describes it; raises TypeError for what is no config"
     remat, loss_chunk = False, None                # how it runs, not what it is: see Memory
     def __init__(self, cfg:GPTConfig):
         super().__init__()
@@ -178,7 +178,7 @@ def token_nll(logits:torch.Tensor, # (…,V)
     """Negative log-likelihood of each target in nats, 0 where there is none
 
     Raises ValueError for targets of another shape than the logits."""
-    if getattr(targets, 'shape', None) != logits.shape[:-1]:
+    if not isinstance(targets, torch.Tensor) or targets.shape != logits.shape[:-1]:
         raise ValueError(f'targets must be a tensor of the shape {tuple(logits.shape[:-1])}')
     y = targets.flatten().long()                                      # (N,)
     nll = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), y, reduction='none',
@@ -221,7 +221,9 @@ def lm_loss(model:nn.Module, # called as model(**batch)
             batch:dict, # ids, targets and what else the model takes
             aux_weight:float=.01, # weight of auxiliary losses, per token
             ) -> tuple[torch.Tensor, torch.Tensor]:
-    "Next-token loss: (sum in nats, number of targets)"
+    """Next-token loss: (sum in nats, number of targets)
+
+    Raises TypeError for a batch without targets."""
     if not isinstance(batch, dict) or 'targets' not in batch:
         raise TypeError(f'a batch is a dict with ids and targets, not {batch!r:.60}')
     check_number('aux_weight', aux_weight, low=0)
@@ -326,7 +328,8 @@ def _check_part(name, part):
 
 def _python_number(v):
     "NumPy's numbers as Python's, which JSON knows; all else as it is"
-    return v.item() if isinstance(v, numbers.Real) and hasattr(v, 'item') else v
+    if not isinstance(v, numbers.Real) or isinstance(v, (bool, int)): return v
+    return int(v) if isinstance(v, numbers.Integral) else float(v)
 
 @patch
 def __post_init__(self:GPTConfig): _check_config(self)
@@ -335,7 +338,7 @@ def __post_init__(self:GPTConfig): _check_config(self)
 def __eq__(self:GPTConfig, other):
     "Are all fields the same? Partials are compared by what they hold, lists and tuples by items"
     if type(other) is not type(self): return NotImplemented
-    return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+    return _same(vars(self), vars(other))
 
 def _same(a, b):
     if isinstance(a, partial) and isinstance(b, partial):
@@ -350,7 +353,7 @@ def _same(a, b):
 
 @patch
 def __repr__(self:GPTConfig):
-    values = ', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self))
+    values = ', '.join(f'{f.name}={vars(self)[f.name]!r}' for f in fields(self))
     return plain_text(f'{type(self).__qualname__}({values})')
 
 # %% ../nbs/08_model.ipynb #e538b8a2
@@ -628,7 +631,8 @@ def from_dict(cls:GPTConfig,
               ) -> GPTConfig:
     """The config of `to_dict`
 
-    Raises ValueError for unknown fields, naming the nearest, and for parts it may not look up."""
+    Raises ValueError for unknown fields, naming the nearest, and for parts it may not look up;
+    TypeError if `parts` are no dict."""
     if not isinstance(d, dict):
         raise ValueError(f'a config is a dictionary of fields, not {d!r:.80}')
     if not isinstance(parts, (dict, type(None))):

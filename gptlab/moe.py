@@ -28,7 +28,7 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
                  ) -> tuple[torch.Tensor, torch.Tensor]: # weights (N,k), experts (N,k)
     """Choose k experts per token, best first; say how much each counts (Shazeer et al. 2017)
 
-    The bias: Wang et al. 2024."""
+    The bias: Wang et al. 2024. Raises ValueError for a k or a bias that does not fit."""
     if bias is not None and bias.shape != scores.shape[-1:]:
         raise ValueError(f'a bias for each of {scores.shape[-1]} experts, not {tuple(bias.shape)}')
     if not 0 < k <= scores.shape[-1]:
@@ -126,7 +126,7 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
                  ) -> torch.Tensor:
     """1 when the load is even, up to E when one expert has it all
 
-    Fedus et al. 2021, eq. 4; Lepikhin et al. 2020."""
+    Fedus et al. 2021, eq. 4; Lepikhin et al. 2020. Raises ValueError for other tokens' scores."""
     N, E = scores.shape
     if len(chosen) != N: raise ValueError(f'{len(chosen)} choices for {N} tokens')
     return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
@@ -134,7 +134,7 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
 def load_of(chosen:torch.Tensor, # (N,k) the experts asked
             E:int, # how many there are
             ) -> torch.Tensor: # (E,)
-    "Each expert's share of all that was asked"
+    "Each expert's share of all that was asked; raises ValueError for fewer than one expert"
     if E < 1: raise ValueError(f'E is how many experts there are, at least 1, not {E!r}')
     return F.one_hot(chosen.flatten(), E).float().mean(0)
 
@@ -213,7 +213,9 @@ def active_params(model:nn.Module) -> int:
 def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
-    "True for the best share of each row, at least one: it looks at the future (Raposo et al. 2024)"
+    """True for the best share of each row, at least one: it looks at the future
+
+    Raposo et al. 2024. Raises ValueError for a share outside 0 to 1."""
     if share is True or not 0 < share <= 1:
         raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)

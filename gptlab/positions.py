@@ -162,7 +162,8 @@ def extend_context(model:GPT, # changed in place, its config too
                    scheme:Callable=YaRN, # ScaledRoPE, NTK, YaRN or Llama3RoPE
                    ) -> int:
     """Stretch the rotary positions of a trained model; returns in how many layers;
-    raises ValueError where there are none, or of a kind it does not know"""
+    raises ValueError where there are none, or of a kind it does not know,
+    TypeError for a scheme that makes none"""
     model = unwrapped(model)
     turned, cfg = _turned(model), model.cfg
     attns = [next((m for m in b.modules() if m in turned), None) for b in model.blocks]

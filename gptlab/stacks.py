@@ -100,7 +100,7 @@ def draw_by_role(model:nn.Module, # changed in place
                  ):
     """Fill each weight by its role, biases with zero;
     all else, such as a norm's gain, keeps its own start;
-    raises ValueError for a role that does not exist"""
+    raises ValueError for a role that does not exist, TypeError for what is no function"""
     if (odd := draws.keys() - set(_ROLES)):
         raise ValueError(f'no role is called {", ".join(sorted(odd))}; '
                          f'there are {", ".join(_ROLES)}')

@@ -42,7 +42,7 @@ def require_described(model:GPT):
 def _gpt(model):
     "The GPT itself, where it is compiled or wrapped; raises TypeError for what is none"
     inside = unwrapped(model)
-    if isinstance(getattr(inside, 'cfg', None), GPTConfig): return inside
+    if isinstance(inside, GPT): return inside
     raise TypeError(f'a GPT is expected, a model with a config, not {type(inside).__name__}')
 
 def _state(model): return {plain_name(n): t for n, t in model.state_dict().items()}
@@ -216,7 +216,8 @@ def load_lora(model:nn.Module, # with corrections of the same rank of the same m
               ):
     """Copy corrections into a model
 
-    Raises ValueError that lists what is missing, unknown or of another shape."""
+    Raises ValueError that lists what is missing, unknown or of another shape; TypeError for what is
+    no dict."""
     model, own = unwrapped(model), lora_state(model)
     if not isinstance(state, dict):
         raise TypeError(f'corrections are a dict, as lora_state gives, not {state!r:.60}')
