@@ -1,0 +1,1088 @@
+"""Every public function, class and method is called with wrong values, one argument at a time.
+
+CALLS has one good call a line. For each argument of it in turn the sweep passes every value of
+VALUES and looks at what happens:
+
+clear     an exception that our own code raises, and that names the argument or what was given
+raw       any other exception: raised by Python or a library, or one that does not say what is wrong
+nonsense  it returned, although the value fits neither the annotation nor the documented range
+hang      no answer within TIME seconds, or the process died
+broken    the good call itself fails: the table is to be mended
+
+A value fits if the annotation allows it: whole numbers of at least 1 where it says int, numbers of
+at least 0 where it says float, any text where it says str, and so on (`fits`). Where the documents
+say otherwise, the line says so behind `#`, as `argument: condition on v`; RULES does it for names
+that mean the same everywhere. What is of the right type may return or be refused; it may not be
+raw. Flags (bool) are taken by their truth, and not swept.
+
+By hand: python tests/test_wrong_calls.py [-v] [MODULE ...]; it sweeps the gptlab that is imported.
+"""
+import ast
+import contextlib
+import importlib
+import inspect
+import json
+import math
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+from dis import opmap
+from pathlib import Path
+
+import pytest
+
+TIME, MEMORY = 10, 8 << 30                                  # seconds a call, bytes a process
+
+VALUES = {
+    'None': lambda: None, "'x'": lambda: 'x', "''": lambda: '', '-1': lambda: -1, '0': lambda: 0,
+    '1.5': lambda: 1.5, 'nan': lambda: math.nan, 'inf': lambda: math.inf, 'True': lambda: True,
+    '10**9': lambda: 10**9, '[]': lambda: [], '[None]': lambda: [None], '{}': lambda: {},
+    'object()': object, 'lambda': lambda: lambda *a, **k: None, "b'x'": lambda: b'x',
+    'no path': lambda: Path('no')/'such'/'path', 'tensor': lambda: tensor_23()}
+
+# names that mean the same wherever they stand: which of the values of the right type fit
+RULES = dict(
+    seed='True', lr='v >= 0', wd='v >= 0', dropout='0 <= v < 1', warmup='0 <= v <= 1',
+    momentum='0 <= v < 1', eps='v >= 0', softcap='v > 0', rank='v == 0', start='v >= 0',
+    timeout='v > 0', backoff='v >= 0', tries='v >= 1', B='v >= 1', T='v >= 1', k='v >= 1',
+    device='False', dtype='False', parts='v == {}', path="v != ''", folder="v != ''",
+    dir="v != ''", text="True", source='True', tok='False', model='False', valid='True',
+    errors='False', layer='v >= 0', every='v >= 1', workers='v >= 0', step='v >= 1',
+    name='any', doing='any', unit='any', alt='any', licence='any', column='True', factor='v > 0', theta='v > 0', lang='True', at="isinstance(v, str)")
+
+# 10**9 of these is much memory, or a long time, and not wrong
+SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent d_rope
+    d_value d_expert vocab_size context_length vocab_multiple n_experts k shared steps tokens
+    docs_per_shard workers depth size buffer ns_steps tries backoff timeout layers width vocab
+    n_docs window chunk bins heads r out gate_width tokens n_bytes layer'''.split())
+
+# hooks: the library calls these, with what it made itself
+HOOKS = set('''forward extra_repr enter prepare add rotate bias slopes speeds before after measure
+    attach named show update before_fit before_step after_backward after_step before_eval after_eval
+    after_fit open log close mask mix_flops new_cache choose call one_step get_batch get_loss
+    backward gradients become once at rate detach record show_sample entry'''.split())
+
+# what functions of the library return, made by nobody else
+RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews BadSteps
+    Overlap RunTable Report Grid Replay'''.split()
+
+# public, and not swept, and why
+EXEMPT = dict(
+    end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
+    push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA', Stateful='a protocol', flex='a backend',
+    sdpa='a backend', matmul='a backend', **dict.fromkeys(RECORDS, 'a record'))
+
+CALLS = dict(
+core='''
+    set_seed(1)                                      # seed: v >= 0
+    step_limit()
+    svg_image('<svg/>', alt='a picture', width='9%') # width: False
+    flow_map('start')                                # key: False
+    assert_equal(torch.ones(2), torch.ones(2), tol=.1) # tol: v >= 0
+    evaluating(model())
+    best_device('cpu')
+    needs('cuda')                                    # what: False
+    in_kernel()
+    show_progress([1], doing='x', total=1, unit='x', delay=1., file=io.StringIO()) # file: False
+    cache_dir()
+    sync_to_disk(file('a.txt'))                      # path: False
+    atomic_path(folder('.')/'a')
+    atomic_write('a', 'text')                        # data: True
+    file_sha256(file('a.txt'))                       # path: False
+    check_contract(model(), nn.Module)               # part: False
+    dotted_name(GPT)
+    resolve_name('gptlab.model.GPT', parts={})       # name: False
+    run_info({})
+''',
+tokenizer='''
+    Tokenizer()
+    tok().encode('text')
+    tok().decode_bytes([65])                         # ids: isinstance(v, (list, bytes)) and v != [None]
+    tok().settings()
+    tok().as_ids([65])
+    tok().start(True)
+    tok().decode([65], errors='strict')
+    tok().decode_stream([65])
+    tok().encode_batch(['text'])
+    tok().normal('text')
+    tok().byte_counts('text')
+    tok().to_dict()
+    tok().save('tok.json')
+    utf8('text')
+    ByteTokenizer()
+    CharTokenizer('abc')                             # alphabet: v == 'x'
+    CharTokenizer.train('abc')                       # text: v == 'x'
+    load_tokenizer(tok().save('tok.json'))           # path: False
+    show_tokens(tok(), 'text')
+    fuzz_texts(3, alphabet='ab')                     # n: v >= 0; alphabet: v == 'x'
+    check_tokenizer(tok(), ['text'])
+''',
+bpe='''
+    merge_pair([1, 2, 3], pair=(1, 2), new=5)        # ids: any; pair: False; new: any
+    learn_merges({'abab': 3}, n=1)                   # n: v >= 0; order: False
+    count_pieces('a text', workers=0, n_characters=6) # n_characters: v >= 0; pattern: v == 'x'
+    BPE([(97, 98)])                                  # pattern: False; special: v in ([], '', 'x', {}); merges: v == []
+    BPE.train(docs(), 260)                           # text: v == 'x'; vocab_size: v >= 257; pattern: False; special: v in ([], '', 'x', {}); boundaries: v in ([], '', 'x', {}); engine: callable(v)
+    bpe().encode('text', special='text')             # special: False
+    bpe().decode_bytes([65])
+    bpe().settings()
+    bpe().to_tokenizer_json('a.json')
+    bpe().to_tiktoken('a')
+    bpe().encode_batch(['text'])
+    learn(docs(), 1, GPT2_PATTERN, workers=0)        # docs: isinstance(v, (str, list)); n: v >= 0; pattern: False; n_characters: v >= 0
+    find_pattern('gpt2')                             # name: False
+    show_vocab(bpe(), 5)                             # n: v >= 1
+''',
+data='''
+    Corpus('mine', docs(), docs())                   # train: v != {}; valid: v != {}
+    split_docs(docs(), valid=.1)                     # docs: False; valid: 0 < v < 1
+    Source(lambda n: iter(docs()[n:]))               # n_docs: v >= 0; n_bytes: v >= 0; sha256: True
+    Source(lambda n: iter(docs()[n:])).skip(1)       # n: v >= 0
+    skip_documents(docs(), 1)                        # n: v >= 0
+    repeatable(lambda: docs())
+    corpus(docs(), valid=.1)                         # text: False; valid: 0 < v < 1
+    make_stories(3)                                  # n_docs: v >= 0
+    story_bits(make_stories(1)[0])                   # doc: False
+    stories_bpb()
+    read_text(file('a.txt'))                         # path: False
+    text_files(file('a.txt'))                        # path: False
+    jsonl(file('a.jsonl', '{"text": "one"}'))        # path: False
+    hf_dataset(dataset())                            # ds: False
+    parquet(shard_file())                            # path: False
+''',
+packing='''
+    Tokens(ids(), np.array([0, 50]), tok())          # ids: False; starts: False; sizes: v is None
+    tokens().block(0)                                # k: v >= 0
+    tokenize(docs(), tok())                          # docs: v == [] or v == {}
+    concat(np.array([0, 50]), 8, None)               # starts: False; rng: v is None
+    Batches(tokens(), B=2, T=8)                      # tokens: False
+    stream().state_dict()
+    stream().load_state_dict(stream().state_dict())  # state: False
+    stream().reseed(1)
+    stream().resize(B=2, T=8)
+    FixedBatches([batch()])                          # items: v == []
+    fixed().head(1)
+    fixed_batches(tokens(), B=2, T=8, rows=2)        # tokens: False
+    batches(docs(), tok(), B=2, T=8, valid_rows=2)   # text: False
+    best_fit(np.array([0, 9, 50]), 8, None, buffer=9) # starts: False
+    sliding_windows(np.array([0, 50]), 8, None, stride=4) # starts: False; rng: any
+    crop_rate(concat, np.array([0, 9, 50]), 8)       # starts: False; pack: False
+    Blocks(docs(), tok(), size=2)                    # source: v == []
+    Blocks(docs(), tok(), size=2).block(0)           # k: v >= 0
+    check_data(stream(), n=2)                        # data: False
+''',
+score='''
+    bits_per_byte(1., 4)
+    perplexity(1.)
+    uniform_bpb()
+    unigram_bpb(docs(), docs())                      # train: v == []; valid: False
+    ngram_bpb(docs(), docs(), 2)                     # train: v == []; valid: False
+    evaluate(model(), fixed(), tok())                # batches: False; tok: v is None
+    gzip_bpb(docs(), docs())                         # train: v == []; valid: False
+    xz_bpb(docs(), docs())                           # train: v == []; valid: False
+    baselines(docs(), most=1000)                     # text: False
+''',
+blocks='''
+    RMSNorm(8)
+    LayerNorm(8)
+    relu2(torch.ones(3))
+    gelu(torch.ones(3))
+    gelu_tanh(torch.ones(3))
+    silu(torch.ones(3))
+    MLP(8, 16)                                       # act: False
+    GLU(8, 16)                                       # act: False
+    no_gradient(model())                             # module: False
+    perturb_parameters(model(), std=.1)              # module: False
+    check_part(partial(MLP, d_ff=8), C=8)            # make: False
+    build_part(MLP, 8, d_ff=8)                       # part: False
+''',
+attention='''
+    plain_attention(qkv(), qkv(), qkv())             # q: False; k: False; v: False; mask: False
+    visible_mask(torch.arange(3)[None], torch.arange(3)[None]) # qpos: True; kpos: True; qdocs: True; kdocs: True
+    Seq(id_rows())                                   # ids: False; docs: False; pos: False; caches: False
+    Position()
+    LayerCache()
+    Layer()
+    LearnedPositions(8, 16)
+    rotate_halves(torch.ones(3, 8), torch.ones(3, 4), torch.ones(3, 4)) # x: False; cos: False; sin: False
+    RoPE(8)                                          # D: v % 2 == 0; n_heads: any
+    Cache(window=4)
+    Attention(8, 2, window=4)                        # C: v % 2 == 0; pos: False; n_heads: 8 % v == 0; n_kv_heads: 2 % v == 0
+    check_attn(Attention, C=32, n_heads=4, n_kv_heads=1) # make: False; C: False; n_heads: v in (1, 2, 4); n_kv_heads: v in (1, 2, 4)
+''',
+model='''
+    Block(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm) # attn: False; mlp: False; norm: False
+    GPTConfig(vocab_size=9, n_layers=1, n_heads=2, d_model=8) # d_model: v % 4 == 0; n_heads: v in (1, 2); n_kv_heads: v in (1, 2)
+    cfg().to_dict()
+    modern_init(model())
+    gpt2_init(model())
+    GPT(cfg())                                       # cfg: False
+    model()(id_rows(), targets=id_rows())            # ids: False; targets: False; docs: False; pos: False; caches: False
+    model().new_caches()
+    model().n_params()
+    model().flops_per_token(T=8)
+    model().memory(B=1, T=8)
+    lm_loss(model(), batch())                        # batch: False; aux_weight: v >= 0
+    gpt2_config(n_layers=1)
+    llama_config(n_layers=1)
+    swap(model(), MLP, lambda old: MLP(16, 8))       # cls: False; make: False
+    check_model(cfg())                               # make: False
+    run_eagerly(model())
+''',
+optimizers='''
+    sgd_rule(torch.ones(3), {}, momentum=.9)         # state: v == {}
+    adamw_rule(torch.ones(3), {}, 1, betas=(.9, .9)) # state: v == {}; betas: False
+    polar_factor(torch.randn(3, 4), series='jordan') # steps: v >= 0; series: False; precision: False
+    muon_rule(torch.randn(3, 4), {}, series='jordan') # state: v == {}; ns_steps: v >= 0; series: False; scale: False; precision: False
+    Group(sgd_rule)                                  # rule: False; at: callable(v); schedule: v == {}
+    hidden('blocks.0', parameter(), nn.Linear(2, 2)) # param: any; module: any
+    sgd()                                            # at: callable(v); schedule: v == {}
+    adamw(betas=(.9, .95))                           # at: callable(v); schedule: v == {}; betas: False
+    muon(series='jordan', precision=None)            # at: callable(v); ns_steps: v >= 0; series: False; precision: False
+    Opt(model(), adamw())
+    opt().step()                                     # closure: True
+    opt().settings()
+    opt().lrs()
+    opt().state_dict()
+    opt().load_state_dict(opt().state_dict())        # state_dict: False
+    kept_opt().check(kept())                         # model: False
+    check_rule(adamw())                              # group: False
+''',
+schedules='''
+    Curve(lambda p: 1., 'one')                       # f: callable(v)
+    constant()(.5)                                   # progress: True
+    piecewise_linear((0, 0), (1, 1), name='up')
+    constant(.1)
+    linear(.1, .1)
+    wsd(.1, .2)                                      # cooldown: 0 <= v <= .9
+    cosine(.1)                                       # warmup: 0 <= v < 1
+    inverse_sqrt(.1)                                 # warmup: 0 < v <= 1
+    plot_curves(one=constant())                      # one: False
+    apply_schedule(opt(), constant(), .5)            # opt: False; schedule: v is None or v == {}; progress: True
+''',
+checkpoints='''
+    rng_state()
+    set_rng_state(rng_state())                       # state: False
+    flatten_tree(dict(a=torch.ones(1)), {})
+    unflatten_tree(flatten_tree(dict(a=1), {}), {})  # tensors: any
+    save_checkpoint('step', a=dict(b=1))
+    load_checkpoint(checkpoint())                    # path: False
+    checkpoints_in('runs')                           # folder: v != ''
+    find_checkpoint(saved(), 'latest')               # path: False; which: v == 1
+    latest_checkpoint(saved())                       # folder: False
+    load_found(saved(), 'latest')                    # path: False; which: v == 1
+    load_weights(model(), model().state_dict())      # state: False
+    check_weights(model(), model().state_dict())     # state: False
+    non_finite(model().state_dict())
+    load_model(saved(), which='latest')              # path: False; which: v == 1
+    prune_checkpoints(saved(), keep=1)               # best: v >= 0; every: v >= 0
+    run_lock(folder('a'))                            # folder: v != ''
+    new_folder('a/b')
+    CheckpointWriter()
+    CheckpointWriter().save('step', a=dict(b=1))     # keep: v == {}
+    CheckpointWriter().wait()
+    CheckpointWriter().poll()
+    join_ranks()
+    Ranks()
+    Ranks().sum(torch.ones(2))                       # t: any
+    Ranks().first(1.)                                # x: any
+    Ranks().gather(dict(a=1))
+''',
+trainer='''
+    Trainer(kept(), kept_opt(), stream(), fixed())   # opt: False; train: False; valid: v == []; loss: callable(v); schedule: v == {} or callable(v); callbacks: v == []; clip: v > 0; eval_every: v >= 0; save_every: v >= 0; save_seconds: v >= 0; on_nan: False; spike: v > 1; keep: v == {} or v >= 1; accumulate: v >= 1
+    run().fit(steps=1)
+    run().fit(seconds=.01)                           # seconds: 0 < v < 10**9
+    run().fit(tokens=1)
+    run().fit(flops=1)
+    run().call('before_fit')                         # event: False
+    fitted().evaluate()
+    run().state_dict()
+    run().save()
+    run().load_state_dict(run().state_dict())        # state: False
+    run().resume(saved(), which='latest')            # path: False; which: v == 1
+    fitted().series('loss')                          # key: False; x: False
+    fitted().plot('loss')                            # key: False; x: False; ax: False
+''',
+watching='''
+    format_duration(3.)
+    lines_read(fitted())                             # trainer: False
+    status_line(fitted())                            # trainer: False
+    View()
+    Bar()
+    Lines()
+    curve_svg(dict(loss=([1., 2.], [3., 2.])))       # lines: v == {}
+    WidgetView(every=.5)                             # every: v >= 0; sample: callable(v)
+    LiveView(every=.5)                               # every: v >= 0; sample: callable(v)
+    PageView('run.html', every=.5)                   # every: v >= 0
+    matmul_peak('cpu', torch.float32, 8)
+    flops_utilization(fitted(), peak=1e12)           # trainer: False; peak: v > 0
+    LayerStats()                                     # pick: callable(v)
+    Silent()
+    default_watcher()
+    Trackio('mine', every=10)
+''',
+generation='''
+    temperature(1.)
+    top_k(3)
+    top_p(.9)                                        # p: 0 < v <= 1
+    min_p(.1)                                        # p: 0 <= v <= 1
+    draw_token(torch.randn(1, 9), [top_k(3)])        # filters: v == [] or v == {}; generator: False; logits: True
+    make_generator(1)
+    generate_rows(model(), [[1, 2]], 3)              # rows: False; n: v >= 0
+    generate(model(), [1, 2], 3, stop=[3])           # ids: v == []; n: v >= 0; stop: v in ([], {}, b'x')
+    generate_text(model(), tok(), 'text', 3)         # prompt: True; n: v >= 0
+    sample_from(run(), 'text', 3)                    # trainer: False; n: v >= 0
+''',
+ablation='''
+    t_factor(3)                                      # n: v >= 2; alpha: 0 < v < 1
+    Runs(records())                                  # records: v == []
+    Runs(records()).has('a', 0)                      # variant: True
+    Runs(records()).final('bpb')                     # key: False
+    Runs(records()).plot('bpb')                      # key: False; x: False; ax: False
+    Runs(records()).table('bpb', 'a')                # key: False; vs: False; alpha: 0 < v < 1; correct: False
+    Runs(records()).to_json('runs.json')
+    Runs.from_json(Runs(records()).to_json('runs.json')) # path: False
+    ablate(lambda v, s: dict(bpb=1.), dict(a=1), seeds=[1, 2], path='runs.json') # run: False; variants: False; seeds: False
+''',
+stacks='''
+    ParallelBlock(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm) # attn: False; mlp: False; norm: False
+    ScaledBlock(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm) # attn: False; mlp: False; norm: False; h: False; z: False
+    parameter_roles(model())
+    draw_by_role(model(), nn.init.normal_)           # matrix: callable(v)
+    nanochat_init(model())
+    hlb_init(model())
+    mup_init(model(), head=0.)
+    mup_groups(model(), cfg(), lr=1e-3)              # base: False; make: False
+''',
+surgery='''
+    require_described(model())
+    check_config(model())
+    to_gqa(Attention(8, 2), 1)                       # attn: False; n_kv_heads: v in (1, 2)
+    LoRA(nn.Linear(4, 4), r=2)                       # old: False; r: v <= 4; alpha: v > 0
+    LoRA(nn.Linear(4, 4), r=2).merged()
+    n_learning(model())
+    add_lora(model(), r=2)                           # at: callable(v); alpha: v > 0; r: v <= 16
+    lora_state(lora())
+    load_lora(lora(), lora_state(lora()))            # state: False
+    rebuild(model(), n_layers=1)                     # fill: callable(v)
+    mean_rows(torch.randn(3, 4), 2)
+    widen_vocab(model(), 300)                        # n: v >= 257; rows: callable(v)
+    add_layers(model(), 2)                           # n_layers: v >= 1
+''',
+loader='''
+    write_tokens(docs(), tok(), 'tokens')            # source: False
+    open_tokens(token_folder())                      # folder: False
+    Slices(tokens(), size=2)                         # tokens: False
+    Slices(tokens(), size=2).block(0)                # k: v >= 0
+    Ahead(Blocks(docs(), tok(), size=5), workers=1)  # blocks: False; workers: v >= 1; depth: v >= 1
+    Prefetch(stream(), depth=2)                      # stream: False; put: callable(v)
+    Prefetch(stream()).state_dict()
+    Prefetch(stream()).load_state_dict(stream().state_dict()) # state: False
+    Prefetch(stream()).resize(B=2, T=8)
+    Prefetch(stream()).reseed(1)
+    Ring(2, lambda b: b)                             # send: callable(v)
+    shard(fixed(), 0, 1)                             # fixed: False; world_size: v >= 1
+    fast_batches(docs(), tok(), B=2, T=8, size=5)    # text: False; pack: False; device: v is None
+    Grow({10: (2, 8)})                               # plan: False
+''',
+tokenizers='''
+    TableTokenizer()
+    ByT5Tokenizer()
+    CharwiseTokenizer()
+    AsciiTokenizer().report('text')
+    AsciiTokenizer()                                 # vocab: False
+    StrippedAsciiTokenizer()
+    RankTokenizer(ranks())                           # ranks: False; pattern: False; special: v == {}
+    RankTokenizer(ranks()).to_tokenizer_json('t.json')
+    add_special(RankTokenizer(ranks()), ['<|x|>'])   # names: v == [] or v == {}
+    truncate_vocab(bpe(), 258)                       # vocab_size: v >= 257
+    rustbpe_engine(docs(), 2, GPT2_PATTERN)          # docs: False; n: v >= 0; pattern: False
+    tokenizers_engine(docs(), 2, GPT2_PATTERN)       # docs: False; n: v >= 0; pattern: False
+    HFTokenizer(tokenizer_json())                    # source: False; engine: False
+    SentencePieceTokenizer(pieces())                 # model: False
+    hf().encode('text')
+    hf().encode_batch(['text'])
+    hf().byte_counts('text')
+    sp().encode('text')
+    ByT5Tokenizer().encode('text')
+    AsciiTokenizer().encode('text')
+    AsciiTokenizer().normal('text')
+    AsciiTokenizer().byte_counts('text')
+    AsciiTokenizer().decode_bytes([65])              # ids: v in ([], b'x')
+    AsciiTokenizer().settings()
+    StrippedAsciiTokenizer().encode('text')
+    SentencePieceTokenizer.load(file('t.model', pieces())) # path: False
+    encode_special(bpe(), 'text', allowed='all')     # allowed: v in ([], {}); refused: v in ([], {})
+    text_kinds(100)                                  # size: v >= 1
+    bytes_per_token(tok(), 'text')                   # text: v == 'x'
+    renyi_efficiency(tok(), 'text', alpha=2.5)       # text: v == 'x'; alpha: v > 0
+    compare_tokenizers(dict(a=tok()), 'text')        # toks: False; texts: v == 'x'
+    show_all(dict(a=tok()), 'text')                  # toks: False
+    open_tokenizer('bytes')                          # name: False
+''',
+corpora='''
+    clip_bytes('text', 3)                            # n_bytes: v >= 0
+    cap_documents(docs(), 100)                       # source: v == []
+    Mixture(dict(a=docs()), np.array([1.]))          # sources: False; p: False; n_bytes: v >= 1
+    mixture(dict(a=docs()), dict(a=1.))              # sources: False; weights: False; alpha: v >= 0
+    mixture(dict(a=docs()), dict(a=1.)).labelled(0)
+    mixture(dict(a=docs()), dict(a=1.)).shares(10)
+    Rows([dict(a=1)])                                # rows: v == [] or v == {}
+    four_recipe('deu_Latn')                          # languages: False
+    four_sources(100, recipe=list(four_recipe('deu_Latn')), load=lambda *a, **k: docs()) # recipe: False; load: callable(v); alpha: v >= 0
+    reshard(docs(), 'shards', docs_per_shard=5)      # source: False; bytes_per_shard: v >= 1; licence: True
+    fetch_file(server('a.txt'), 'a', tries=1)        # url: False; sha256: False
+    count_shards(server(''), tries=1)                # base_url: False
+    download_shards(server(''), 'a', n=1, tries=1)   # base_url: False
+    provenance(docs_corpus())                        # what: False
+    corpus_overlap(docs_corpus(), n=3)               # what: False; near: 0 < v <= 1
+    corpus_overlap(docs_corpus(), n=3).rows()
+    corpus_overlap(docs_corpus(), n=3).worst(2)
+    dump_text(fixed(), tok(), 1)                     # what: v == []
+''',
+positions='''
+    Sinusoids(8, 16)                                 # C: v % 2 == 0; base: v > 0
+    ScaledRoPE(8)                                    # D: v % 2 == 0; n_heads: any
+    halves_to_pairs(torch.ones(8, 4), 4)             # D: v in (2, 4, 8); weight: True
+    pairs_to_halves(torch.ones(8, 4), 4)             # D: v in (2, 4, 8); weight: True
+    NTK(8, factor=2.)                                # D: v % 2 == 0; n_heads: any
+    YaRN(8, factor=2., context_length=16)            # D: v % 2 == 0; n_heads: any
+    Llama3RoPE(8, factor=2., context_length=16)      # D: v % 2 == 0; n_heads: any
+    extend_context(model(), 2.)                      # factor: v > 1; scheme: False
+    ALiBi(8, 2)                                      # D: any
+    LinearBias(8, 2)                                 # D: any
+''',
+attentions='''
+    OpenAttention(8, 2)                              # C: v % 2 == 0; pos: False; adds: v == []; backend: callable(v); cache: callable(v); n_heads: v <= 4; n_kv_heads: v <= 2; qk_expand: v > 0; v_expand: v > 0; vocab_size: any; layer: any; n_layers: any; context_length: any
+    Add()
+    Gate(8, 2, 2, 8)                                 # n_kv_heads: any
+    ValueEmbedding(16, 2, 2, 8, vocab_size=9)        # gate_width: v <= 16; n_heads: any
+    QKGain(8, 2, 2, 8, d_head=4)                     # C: any; n_heads: any; n_kv_heads: any; d_value: any
+    window_pattern('SL', 2, 4)                       # pattern: False; attn: callable(v)
+    StaticCache(16)
+    RingCache(4)
+    cache_bytes(model().new_caches())                # caches: v == []
+''',
+moe='''
+    route_tokens(torch.rand(3, 4), 2, bias=torch.zeros(4)) # scores: False; k: v <= 4; bias: False
+    MoE(8, 16, n_experts=4)                          # k: v <= 4; shared: v >= 0; expert: callable(v); gate: False; balance: False; capacity: v > 0
+    balance_loss(torch.zeros(3, 1, dtype=torch.long), torch.rand(3, 4)) # chosen: False; scores: False
+    load_of(torch.zeros(3, 1, dtype=torch.long), 4)  # chosen: True
+    balance_rule(torch.ones(3), {})                  # state: any
+    balance_bias('bias', parameter(), nn.Linear(2, 2)) # param: any; module: any
+    balance_experts()                                # at: callable(v)
+    expert_load(moe(), batch())                      # batch: False
+    dropped_share(torch.ones(4)/4, 1.25)             # load: True; capacity: v > 0
+    active_params(moe())
+    top_share(torch.rand(1, 8), .5)                  # r: True; share: 0 < v <= 1
+    MoD(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm) # attn: False; mlp: False; norm: False; share: 0 < v <= 1; inner: callable(v)
+''',
+diagnostics='''
+    match_names(dict(a=1), '*')                      # named: v == {}
+    Probe('*')
+    Probe('*').plot('std')                           # key: False; ax: False
+    Probe('*').write('a.jsonl')
+    ForwardProbe('*')
+    Activations('*', bins=2)                         # bins: v >= 0
+    OutputGradients('*')
+    ParameterGradients('*')
+    UpdateRatios('*')
+    attention_weights(model(), batch())              # batch: False
+    attention_entropy(torch.ones(2, 3, 3)/3)         # weights: True
+    AttentionMaps('*attn', batch=batch())            # batch: False
+    ForwardHook(lambda name, x: None)                # f: callable(v)
+    GradientHooks([centralize])                      # hooks: v == []
+    clip_by_value(1.)                                # limit: v > 0
+    clip_by_norm(1.)                                 # limit: v > 0
+    centralize(torch.ones(2, 3))
+    make_hooks([dict(hook='centralize')])            # config: v == [] or v == {}
+    replay(fitted(), 1, run)                         # run: False; make: False
+    bad_steps('runs')                                # folder: False
+''',
+hub='''
+    HubLlama3(8)                                     # D: v % 2 == 0; low: v > 0; high: v > 1; n_heads: any
+    HubYaRN(8)                                       # D: v % 2 == 0; slow: v > 0; fast: v > 1; n_heads: any
+    NormedLinear(8, 8, 4)                            # D: 8 % v == 0
+    HubAttention(8, 2)                               # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: False
+    model_traits(cfg())                              # cfg: False
+    family_obstacles(cfg())                          # cfg: False
+    family_of(cfg())                                 # cfg: False
+    read_config(hub_config())                        # d: False
+    write_config(llama_cfg(), 'llama')               # cfg: False; family: False
+    tensor_names(llama_cfg(), 'llama')               # cfg: False; family: False
+    empty_model(cfg())                               # cfg: False
+    load(hub_folder())                               # source: False; revision: True
+    save(llama(), bpe(), 'out')                      # family: False; shard: v >= 1; tok: v is None
+    register_in_transformers()
+''',
+linear_attentions='''
+    MLA(8, 2)                                        # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: False; backend: callable(v); cache: callable(v); d_rope: v % 2 == 0; vocab_size: any; layer: any; n_layers: any; context_length: any
+    delta_rule(qkv(), qkv(), qkv(), torch.rand(1, 2, 3), chunk=2) # q: False; k: False; v: False; beta: False; state: False; fresh: False
+    StateCache()
+    DeltaAttention(8, 2)                             # C: v % 2 == 0; n_heads: v <= 8; n_kv_heads: v <= 2; pos: callable(v)
+    check_grid(dict(plain=Attention), dict(rope=RoPE), dict(plain=Cache)) # attentions: False; positions: False; caches: False
+''',
+formats='''
+    model_card(model(), tok(), prompts=['text'])     # run: False; data: False; prompts: v == [] or v == {}
+    save_gguf(llama(), bpe(), 'a.gguf')
+''',
+costs='''
+    MemoryTracker(torch.ones(2))
+    costs(model(), B=1, T=8)
+''',
+trackers='''
+    plain_value(1)
+    run_config(run())                                # trainer: False
+    run_name(run())                                  # trainer: False
+    Backend()
+    JSONL('runs')
+    Tracker(JSONL('runs'), every=10)
+    TensorBoard('runs')
+    WandB('mine', dir='runs', mode='offline')        # mode: False; project: v == 'x'
+    wandb_history('runs')                            # path: False
+    TrackioRun('mine', every=10)                     # project: v == 'x'
+''',
+steering='''
+    WeightAverage(.9)                                # decay: 0 <= v < 1
+    WeightAverage(.9).reset()
+    WeightAverage(.9).update(model())
+    average().weights(model())
+    average().copy_to(model())
+    average().state_dict()
+    average().load_state_dict(average().state_dict()) # state: False
+    TailAverage(.2)                                  # fraction: 0 < v <= 1
+    load_average(saved_average())                    # path: False; which: v == 1; name: False
+    EarlyStop(patience=3, key='bpb')                 # key: v == 'x'
+    EarlyStop().state_dict()
+    EarlyStop().load_state_dict(EarlyStop().state_dict()) # state: False
+''',
+runs='''
+    list_runs(folder('runs'))
+    find_run('a', run_folder())                      # run: False; folder: False
+    run_identity('a', run_folder())                  # run: False; folder: False
+    compare_runs('a', 'a', run_folder())             # a: False; b: False; folder: False
+    rename_run(run_folder()/'a', 'b')                # folder: False; name: v == 'x'
+    delete_run(run_folder()/'a')                     # folder: False
+    RankRows(stream(), 0, 1)                         # stream: False; world_size: v >= 1
+    RankRows(stream(), 0, 1).state_dict()
+    RankRows(stream(), 0, 1).load_state_dict(RankRows(stream(), 0, 1).state_dict()) # state: False
+    RankRows(stream(), 0, 1).resize(B=2, T=8)
+''',
+cli='''
+    command('train', text=file('a.txt', LONG), steps='1', vocab='260', layers='1', width='32', dir='r') # text: False; steps: v == '1000000000'; dir: True; device: v == ''; layers: False; width: False; seconds: False
+    command('sample', dir=saved(), n='3')            # prompt: True; dir: False; which: False; device: False; temp: v in ('0', '1.5', '1000000000'); n: v in ('0', '1000000000')
+    command('runs', dir=folder('runs'))
+    command('runs compare', a='a', b='a', dir=run_folder()) # a: False; b: False; dir: False
+    command('runs rename', run='a', name='b', dir=run_folder()) # run: False; dir: False
+    command('runs delete', run='a', dir=run_folder()) # run: False; dir: False
+    command('tokenizer train', text=file('a.txt', LONG), vocab='260') # text: False; pattern: v == 'x'; out: v != ''; vocab: False
+    command('tokenizer show', tok='bytes', text='a text') # tok: False
+    command('tokenizer compare', toks='bytes', text=file('a.txt')) # toks: False; text: v == ''
+''')
+
+# a module's raw errors as last counted: they may only become fewer
+RAW = dict()
+
+# the entry points of the seams, README's names, the command line: at most 5 % raw errors each
+ENTRIES = '''set_seed corpus train batches fast_batches GPT GPTConfig gpt2_config llama_config Opt Group
+    sgd adamw muon check_rule Trainer fit resume save generate generate_text temperature top_k top_p
+    min_p ablate evaluate check_tokenizer check_data check_part check_attn check_model swap load
+    load_model load_tokenizer open_tokenizer write_tokens open_tokens Tracker command constant
+    linear wsd cosine inverse_sqrt apply_schedule'''.split()
+
+
+# ---- objects for the calls, small ones
+
+def namespace():
+    "What the calls may use: all of gptlab, and the makers of small objects below"
+    found = {}
+    for name in CALLS: found |= vars(importlib.import_module(f'gptlab.{name}'))
+    found |= vars(importlib.import_module('gptlab.all'))
+    found.update({k: v for k, v in vars(sys.modules[__name__]).items() if k in MAKERS})
+    import io
+    import numpy as np
+    return found | dict(io=io, np=np, LONG='A line of a text, and more. \n'*300)
+
+MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder file
+    dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
+    tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora average
+    saved_average run_folder command kept kept_opt hf sp'''.split())
+
+def lab():
+    import gptlab.all
+    return gptlab.all
+
+def tensor_23():
+    import torch
+    return torch.zeros(2, 3)
+
+def docs(): return [f'Once upon a time, {i} cats sat on the mat. ' for i in range(20)]
+def docs_corpus(): return lab().corpus(docs())
+def tok(): return lab().ByteTokenizer()
+def bpe(): return lab().BPE.train(docs(), 264)
+def ids(): return lab().tokenize(docs(), tok()).ids
+def tokens(): return lab().tokenize(docs(), tok())
+def stream(): return lab().Batches(tokens(), B=2, T=8)
+def fixed(): return lab().fixed_batches(tokens(), B=2, T=8, rows=2)
+def batch(): return next(stream())
+def id_rows(): return lab().torch.ones(1, 3, dtype=lab().torch.long)
+def seq(): return lab().Seq(id_rows())
+def qkv(): return lab().torch.randn(1, 2, 3, 4)
+def parameter(): return lab().nn.Parameter(lab().torch.ones(2, 2))
+
+def cfg(**kw):
+    sizes = dict(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=16)
+    return lab().GPTConfig(**sizes | kw)
+
+def model(**kw): return lab().GPT(cfg(**kw))
+def opt(): return lab().Opt(model(), lab().adamw())
+def kept(made=[]):
+    "One model for the whole process"
+    if not made: made.append(model())
+    return made[0]
+
+def kept_opt(): return lab().Opt(kept(), lab().adamw())
+def moe(): return model(mlp=lab().partial(lab().MoE, n_experts=4))
+
+def llama_cfg():
+    return lab().llama_config(vocab_size=264, context_length=16, n_layers=1, n_heads=2, d_model=16,
+                              d_ff=16)
+
+def llama(): return lab().GPT(llama_cfg())
+
+def lora():
+    made = model()
+    lab().add_lora(made, r=2)
+    return made
+
+def run(**kw):
+    made = model()
+    kw = dict(callbacks=[], eval_every=0, device='cpu', dir='run') | kw
+    return lab().Trainer(made, lab().Opt(made, lab().adamw()), stream(), fixed(), **kw)
+
+def fitted(): return run().fit(2)
+
+def saved():
+    run(dir='saved', save_every=1).fit(2)
+    return 'saved'
+
+def average():
+    made = lab().WeightAverage(.9)
+    made.update(model())
+    return made
+
+def saved_average():
+    run(dir='saved', callbacks=[lab().WeightAverage(.9)]).fit(2)
+    return 'saved'
+
+def folder(name):
+    Path(name).mkdir(exist_ok=True)
+    return Path(name)
+
+def file(name, content='A line of a text.\n'):
+    data = content if isinstance(content, bytes) else content.encode()
+    Path(name).write_bytes(data)
+    return str(Path(name).absolute())
+
+def run_folder():
+    run(dir='runs/a').fit(1)
+    return Path('runs').absolute()
+
+def checkpoint(): return lab().save_checkpoint('step', a=dict(b=1))
+def records(): return [dict(variant=v, seed=s, log=[dict(step=1, bpb=s)]) for v in 'ab' for s in (0, 1)]
+def token_folder(): return lab().write_tokens(docs(), tok(), 'tokens', progress=False)
+def dataset():
+    import datasets
+    return datasets.Dataset.from_dict(dict(text=docs()))
+
+def shard_file():
+    return next(lab().reshard(docs(), 'made', docs_per_shard=9, progress=False).glob('*.parquet'))
+
+def ranks(): return {bytes([i]): i for i in range(256)} | {b'ab': 256}
+
+def tokenizer_json():
+    return json.loads(bpe().to_tokenizer_json('tokenizer.json').read_text(encoding='utf-8'))
+
+def hf(): return lab().HFTokenizer(tokenizer_json())
+def sp(): return lab().SentencePieceTokenizer(pieces())
+
+def pieces():
+    import io
+    import sentencepiece
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(docs()), model_writer=made,
+                                             vocab_size=30, minloglevel=9)
+    return made.getvalue()
+
+def hub_folder():
+    with contextlib.redirect_stdout(None): return lab().save(llama(), bpe(), 'hub')
+
+def hub_config(): return json.loads((hub_folder()/'config.json').read_text())
+
+def server(name):
+    "The address of a folder that a thread serves: it holds a.txt and one shard"
+    import functools
+    import http.server
+    import threading
+    shutil.copy(file('a.txt'), folder('www')/'a.txt')
+    for i in range(2): shutil.copy(shard_file(), f'www/shard_{i:05}.parquet')
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+
+    made = http.server.ThreadingHTTPServer(('127.0.0.1', 0),
+                                           functools.partial(Quiet, directory='www'))
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    return f'http://127.0.0.1:{made.server_address[1]}/{name}'
+
+def command(command_name, **options):
+    "One command of the command line; what it raises is not yet made one line on stderr"
+    from gptlab import cli
+    bare = POSITIONAL.get(command_name, ())
+    argv = [w for k, v in options.items() if k not in bare for w in (f'--{k}', str(v))]
+    argv += [str(options[k]) for k in bare]
+    return cli.COMMANDS[command_name](**vars(cli._parser(command_name).parse_args(argv)))
+
+POSITIONAL = {'runs compare': ('a', 'b'), 'runs rename': ('run', 'name'), 'runs delete': ('run',),
+              'tokenizer show': ('tok', 'text'), 'tokenizer compare': ('toks',)}
+
+
+# ---- which values fit
+
+def split_union(annotation):
+    "The alternatives of an annotation as text, such as ['list[int]', 'None']"
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r'Optional\[(.*)\]', r'\1|None', text)
+    out, depth = [''], 0
+    for c in text:
+        depth += (c in '[(') - (c in '])')
+        if c == '|' and not depth: out.append('')
+        else: out[-1] += c
+    return [re.sub(r'\w+\.', '', a.strip()) for a in out]
+
+
+def allowed(value, kinds):
+    "Does a value have one of these types, as a reader takes the annotation?"
+    heads = {k.split('[')[0] for k in kinds}
+    if heads & {'Any', 'object', 'bool', '_empty'}: return True
+    if isinstance(value, (bool, type(None))): return False
+    if isinstance(value, (int, float)):
+        if not math.isfinite(value): return False
+        return 'float' in heads or ('int' in heads and isinstance(value, int))
+    if isinstance(value, str): return bool(heads & {'str', 'Path'})
+    if isinstance(value, bytes): return 'bytes' in heads or 'Iterable[int]' in kinds
+    if isinstance(value, Path): return 'Path' in heads
+    if isinstance(value, list):
+        bare = heads & {'list', 'Iterable', 'Sequence', 'tuple'}
+        return bool(bare and (not value or bare & set(kinds)))
+    if isinstance(value, dict): return bool(heads & {'dict', 'Iterable'})
+    if type(value).__name__ == 'Tensor': return 'Tensor' in heads
+    return callable(value) and 'Callable' in heads and type(value) is not object
+
+
+def fits(value, param, rules):
+    "Is a value no wrong one for this parameter?"
+    kinds = split_union(param.annotation)
+    rule = rules.get(param.name, RULES.get(param.name))
+    if rule == 'any': return True
+    if value is None and (param.default is None or 'None' in kinds): return True
+    if not allowed(value, kinds): return False
+    if rule is not None:
+        try: return bool(eval(rule, dict(v=value, Path=Path)))
+        except Exception: return False
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value >= (0 if 'float' in {k.split('[')[0] for k in kinds} else 1)
+    return True
+
+
+# ---- the sweep
+
+class TimeUp(BaseException): "Raised by the alarm clock"
+
+
+def lines(module): return [line.strip() for line in CALLS[module].strip().splitlines()]
+
+
+def calls_of(module):
+    "(source, rules, function, parameters) of each good call of a module's table"
+    space = namespace()
+    for line in lines(module):
+        source, _, comment = line.partition(' #')
+        rules = dict(r.strip().split(': ', 1) for r in comment.split(';') if ':' in r)
+        tree = ast.parse(source.strip(), mode='eval').body
+        yield source.strip(), rules, tree, space
+
+
+def compile_part(node): return compile(ast.Expression(node), '<call>', 'eval')
+
+
+def make_call(tree, space):
+    "The function of a call, and its arguments as the signature knows them"
+    f = eval(compile_part(tree.func), space)
+    args = [eval(compile_part(a), space) for a in tree.args]
+    kw = {k.arg: eval(compile_part(k.value), space) for k in tree.keywords}
+    return f, args, kw
+
+
+def parameters(f, args, kw):
+    "name -> Parameter of what can be given, keywords of ** included"
+    found = {}
+    for p in inspect.signature(f).parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            named = {k: inspect.Parameter(k, p.KEYWORD_ONLY, annotation=kind_of(kw[k]))
+                     for k in kw if k not in found}
+            found |= named
+        else: found[p.name] = p
+    return {k: p for k, p in found.items() if split_union(p.annotation) != ['bool']}
+
+
+def kind_of(x): return {float: 'float', int: 'int', str: 'str'}.get(type(x), 'Any')
+
+
+def used(result):
+    "Begin to use what a call returned, as its caller would"
+    if isinstance(result, contextlib._GeneratorContextManager):
+        with result as inside:
+            if isinstance(inside, Path): inside.write_text('text')     # atomic_path's
+    elif isinstance(result, types.GeneratorType):
+        for _ in zip(range(3), result): pass
+
+
+def call_with(tree, space, name, value):
+    "The call with one argument replaced; name None makes the good one"
+    f, args, kw = make_call(tree, space)
+    if name is not None:
+        signature = inspect.signature(f)
+        bound = signature.bind(*args, **kw)
+        p = signature.parameters.get(name)
+        if p is None: kw = kw | {name: value}
+        elif p.kind is p.VAR_POSITIONAL:
+            bound.arguments[name] = (value,)
+            args, kw = bound.args, bound.kwargs
+        else:
+            bound.arguments[name] = value
+            bound.arguments = {k: bound.arguments[k] for k in signature.parameters
+                               if k in bound.arguments}
+            args, kw = bound.args, bound.kwargs
+    used(f(*args, **kw))
+
+
+def judge(error, name, value):
+    "clear, or raw"
+    said, tb = str(error), error.__traceback__
+    while tb.tb_next: tb = tb.tb_next
+    code = tb.tb_frame.f_code
+    ours = 'gptlab' in Path(code.co_filename).parts
+    raised = code.co_code[tb.tb_lasti] == opmap['RAISE_VARARGS']
+    scalar = value is None or isinstance(value, (int, float, str, bytes, Path))
+    shown = [name.replace('_', ' '), name, type(value).__name__, repr(value)[:20], str(value)]
+    names_it = any(re.search(rf'(?<!\w){re.escape(w)}(?!\w)', said) for w in shown if w)
+    names_it = names_it or not scalar or value in ('', None, b'x')
+    if isinstance(error, SystemExit): return 'clear'                   # argparse has said it
+    if isinstance(error, OSError) and error.filename is not None and names_it: return 'clear'
+    kinds = (ValueError, TypeError, OSError, ImportError, AssertionError)
+    good = isinstance(error, kinds) and ours and raised and names_it and len(said) > 20
+    if good: return 'clear'
+    if os.environ.get('SWEEP_WHY') and ours and raised: return 'near'
+    return 'clear' if good else 'raw'
+
+
+def try_call(tree, space, name, label, value, fit):
+    "(kind, message) of one call, in a folder of its own"
+    here, where = os.getcwd(), tempfile.mkdtemp()
+    os.chdir(where)
+    signal.setitimer(signal.ITIMER_REAL, TIME if name else 6*TIME)     # first calls import
+    try:
+        call_with(tree, space, name, value)
+        return ('fine', '') if fit else ('nonsense', 'returned')
+    except TimeUp: return 'hang', f'more than {TIME} s'
+    except (Exception, SystemExit, KeyboardInterrupt) as e:
+        message = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        if name is None: return 'broken', message
+        return judge(e, name, value), message
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.chdir(here)
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def work(module, start):
+    "Make the calls of a module from number `start` on; a line of JSON before and after each"
+    out = os.fdopen(os.dup(1), 'w')
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    if "SWEEP_STDERR" not in os.environ: os.dup2(nothing, 2)
+    import torch
+    torch.set_num_threads(1)
+    os.chdir(tempfile.mkdtemp())
+    os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', HOME=os.getcwd(), GPTLAB_CACHE='cache', GPTLAB_SILENT='1', MPLBACKEND='agg')
+    number, only = 0, os.environ.get('SWEEP_ONLY', '')
+    for source, rules, tree, space in calls_of(module):
+        if only not in source: continue
+        for name, label, value, fit in cases(source, rules, tree, space):
+            number += 1
+            if number <= start: continue
+            signal.signal(signal.SIGALRM, ring)
+            case = dict(number=number, call=source, argument=name, value=label)
+            print(json.dumps(case), file=out, flush=True)
+            kind, message = try_call(tree, space, name, label, value(), fit)
+            print(json.dumps(case | dict(kind=kind, message=message)), file=out, flush=True)
+            close_figures()
+
+
+def ring(*_): raise TimeUp
+
+
+def close_figures():
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
+
+def cases(source, rules, tree, space):
+    "(argument, label, maker of the value, does it fit) of one line; the good call first"
+    yield None, '', lambda: None, True
+    where, here = tempfile.mkdtemp(), os.getcwd()
+    os.chdir(where)
+    try: f, args, kw = make_call(tree, space)
+    except Exception: return                                           # told as broken
+    finally:
+        os.chdir(here)
+        shutil.rmtree(where, ignore_errors=True)
+    strings = f is command
+    if strings: kw |= {k: p.default for k, p in command_options(args[0]).items()} | kw
+    try: found = parameters(f, args, kw)
+    except ValueError: return                                          # a builtin's, such as dict's
+    for name, p in found.items():
+        if name == 'command_name': continue
+        if strings: p = p.replace(annotation='str')
+        for label, value in (STRINGS if strings else VALUES).items():
+            if label == '10**9' and name in SIZES: continue
+            yield name, label, value, fits(value(), p, rules)
+
+
+STRINGS = {s: (lambda s=s: s) for s in ('x', '', '-1', '0', '1.5', 'nan', 'inf', '1000000000',
+                                        '\ud800', 'no/such/path')}
+
+
+def command_options(name):
+    from gptlab import cli
+    found = inspect.signature(cli.COMMANDS[name]).parameters
+    return {k: p for k, p in found.items() if p.annotation is not bool and p.default is not p.empty}
+
+
+def limit_memory(): resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def sweep(module):
+    "All cases of a module with what came of them; a process that hangs or dies is begun anew"
+    done, start = [], 0
+    while True:
+        p = subprocess.Popen([sys.executable, __file__, '--work', module, str(start)], text=True,
+                             stdout=subprocess.PIPE, preexec_fn=limit_memory)
+        last, died = watch(p, done)
+        if last is None: return done
+        done.append(last | dict(kind='hang', message=died))
+        start = last['number']
+
+
+def watch(process, done):
+    "Read what a process says; returns the case in which it was lost, or None"
+    last = None
+    while select.select([process.stdout], [], [], 9*TIME)[0]:
+        line = process.stdout.readline()
+        if not line: break
+        last = json.loads(line)
+        if 'kind' in last: done.append(last)
+    else:
+        process.kill()
+        return last, 'did not answer, and was killed'
+    status = process.wait()
+    if status == 0: return None, ''
+    if last is None or 'kind' in last:
+        raise RuntimeError(f'the process ended with {status} between two calls, after {last}')
+    return last, f'the process ended with status {status}'
+
+
+# ---- what it found
+
+def findings(cases):
+    "The cases that are to be mended"
+    return [c for c in cases if c['kind'] in ('raw', 'nonsense', 'hang', 'broken', 'near')]
+
+
+def told(c):
+    "A finding as one line"
+    return f"{c['kind']:8} {c['call']} | {c['argument']} = {c['value']} | {c['message']}"
+
+
+def count(cases, kind): return sum(c['kind'] == kind for c in cases)
+
+
+def summary(module, cases):
+    kinds = ('clear', 'fine', 'raw', 'nonsense', 'hang', 'broken')
+    return f'{module:18} {len(cases):5} calls: ' + ', '.join(f'{count(cases, k)} {k}' for k in kinds)
+
+
+def called_name(source):
+    "The name of the function, class or method of a good call"
+    f = ast.parse(source, mode='eval').body.func
+    return getattr(f, 'attr', None) or getattr(f, 'id', '')
+
+
+def public(module):
+    "What a module offers: (name, qualified name) of functions, classes and their own methods"
+    home = importlib.import_module(f'gptlab.{module}')
+    for name in getattr(home, '__all__', ()):
+        part = getattr(home, name)
+        if inspect.isfunction(part) or inspect.isclass(part): yield name, name
+        if not inspect.isclass(part): continue
+        for k, v in vars(part).items():
+            inner = getattr(v, '__func__', v)
+            if not k.startswith('_') and inspect.isfunction(inner): yield k, f'{name}.{k}'
+
+
+def test_every_public_name_is_called():
+    missing = []
+    for module in CALLS:
+        called = {called_name(line.split(' #')[0]) for line in lines(module)}
+        missing += [q for name, q in public(module)
+                    if name not in called | HOOKS and q not in EXEMPT and module != 'cli']
+    assert not missing, f'CALLS has no line for {missing}'
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('module', CALLS)
+def test_wrong_calls(module):
+    cases = sweep(module)
+    bad = [told(c) for c in cases if c['kind'] in ('nonsense', 'hang', 'broken')]
+    assert not bad, '\n'.join(bad)
+    raw = [c for c in cases if c['kind'] == 'raw']
+    assert len(raw) <= RAW.get(module, 0), '\n'.join(map(told, raw))
+    for name in ENTRIES:
+        mine = [c for c in cases if called_name(c['call']) == name]
+        raw = [told(c) for c in mine if c['kind'] == 'raw']
+        assert len(raw) <= .05*len(mine), '\n'.join(raw)
+
+
+def by_hand(argv):
+    "Sweep modules and print, or write into the folder behind -o, what is found"
+    where = Path(argv[argv.index('-o')+1]).absolute() if '-o' in argv else None
+    if '-k' in argv: os.environ['SWEEP_ONLY'] = argv[argv.index('-k')+1]
+    chosen = [a for a in argv if a in CALLS] or list(CALLS)
+    for module in chosen:
+        cases = sweep(module)
+        lines = [told(c) for c in sorted(findings(cases), key=lambda c: c['kind'])]
+        if where: (where/f'{module}.txt').write_text('\n'.join([summary(module, cases), *lines, '']))
+        else: print('\n'.join(lines))
+        print(summary(module, cases), flush=True)
+
+
+if __name__ == '__main__':
+    if sys.argv[1:2] == ['--work']: work(sys.argv[2], int(sys.argv[3]))
+    else: by_hand(sys.argv[1:])
