@@ -81,23 +81,23 @@ EXEMPT = dict(
 
 CALLS = dict(
 core='''
-    set_seed(1)                                      # seed: v >= 0
+    set_seed(1)
     step_limit()
-    svg_image('<svg/>', alt='a picture', width='9%') # width: False
+    svg_image('<svg/>', alt='a picture', width='9%') # alt: True
     flow_map('start')                                # key: False
     assert_equal(torch.ones(2), torch.ones(2), tol=.1) # tol: v >= 0
     evaluating(model())
     best_device('cpu')
     needs('cuda')                                    # what: False
     in_kernel()
-    show_progress([1], doing='x', total=1, unit='x', delay=1., file=io.StringIO()) # file: False
+    show_progress([1], doing='x', total=1, unit='x', delay=1., file=io.StringIO()) # items: any; total: v >= 0; file: False
     cache_dir()
     sync_to_disk(file('a.txt'))                      # path: False
     atomic_path(folder('.')/'a')
     atomic_write('a', 'text')                        # data: True
     file_sha256(file('a.txt'))                       # path: False
     check_contract(model(), nn.Module)               # part: False
-    dotted_name(GPT)
+    dotted_name(GPT)                                 # obj: any
     resolve_name('gptlab.model.GPT', parts={})       # name: False
     run_info({})
 ''',
@@ -885,7 +885,7 @@ def judge(error, name, value):
     shown = [name.replace('_', ' '), name, type(value).__name__, repr(value)[:20], str(value)]
     names_it = any(re.search(rf'(?<!\w){re.escape(w)}(?!\w)', said) for w in shown if w)
     names_it = names_it or not scalar or value in ('', None, b'x')
-    if isinstance(error, SystemExit): return 'clear'                   # argparse has said it
+    if isinstance(error, (SystemExit, AssertionError)): return 'clear' # argparse; assert_equal
     if isinstance(error, OSError) and error.filename is not None and names_it: return 'clear'
     kinds = (ValueError, TypeError, OSError, ImportError, AssertionError)
     good = isinstance(error, kinds) and ours and raised and names_it and len(said) > 20
