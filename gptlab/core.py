@@ -264,13 +264,14 @@ def check_number(name:str, # what it is called where it was given
                  low:float|None=None, # at least this
                  above:float|None=None, # more than this
                  high:float|None=None, # at most this
+                 below:float|None=None, # less than this
                  whole:bool=False, # no fractions
                  ) -> int|float:
     """The value as a Python number; NumPy's numbers count, True and False do not
 
     Raises TypeError for what is no number, ValueError for NaN, infinity and what is out of bounds.
     """
-    bounds = [('of at least', low), ('above', above), ('of at most', high)]
+    bounds = [('of at least', low), ('above', above), ('of at most', high), ('below', below)]
     said = ' and '.join(f'{word} {b}' for word, b in bounds if b is not None)
     wanted = f'{name} must be a {"whole " if whole else ""}number {said}'.rstrip()
     message = f'{wanted}, not {reprlib.repr(value)}'
@@ -278,6 +279,7 @@ def check_number(name:str, # what it is called where it was given
     if isinstance(value, bool) or not isinstance(value, kind): raise TypeError(message)
     inside = low is None or value >= low
     inside = inside and (above is None or value > above) and (high is None or value <= high)
+    inside = inside and (below is None or value < below)
     if not (math.isfinite(value) and inside): raise ValueError(message)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
