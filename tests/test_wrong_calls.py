@@ -77,7 +77,9 @@ RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparis
 EXEMPT = dict(
     end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
     push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA', Stateful='a protocol', flex='a backend',
-    sdpa='a backend', matmul='a backend', **dict.fromkeys(RECORDS, 'a record'))
+    sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
+    adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
+    balance_bias='a choice', **dict.fromkeys(RECORDS, 'a record'))
 
 CALLS = dict(
 core='''
@@ -237,15 +239,11 @@ model='''
     run_eagerly(model())
 ''',
 optimizers='''
-    sgd_rule(torch.ones(3), {}, momentum=.9)         # state: v == {}
-    adamw_rule(torch.ones(3), {}, 1, betas=(.9, .9)) # state: v == {}; betas: False
     polar_factor(torch.randn(3, 4), series='jordan') # steps: v >= 0; series: False; precision: False
-    muon_rule(torch.randn(3, 4), {}, series='jordan') # state: v == {}; ns_steps: v >= 0; series: False; scale: False; precision: False
-    Group(sgd_rule)                                  # rule: False; at: callable(v); schedule: v == {}
-    hidden('blocks.0', parameter(), nn.Linear(2, 2)) # param: any; module: any
-    sgd()                                            # at: callable(v); schedule: v == {}
-    adamw(betas=(.9, .95))                           # at: callable(v); schedule: v == {}; betas: False
-    muon(series='jordan', precision=None)            # at: callable(v); ns_steps: v >= 0; series: False; precision: False
+    Group(sgd_rule)                                  # rule: callable(v); at: callable(v); schedule: callable(v) or v == {}
+    sgd()                                            # at: callable(v); schedule: callable(v) or v == {}
+    adamw(betas=(.9, .95))                           # at: callable(v); schedule: callable(v) or v == {}; betas: False
+    muon(series='jordan', precision=None)            # at: callable(v); ns_steps: v >= 0; series: False; precision: v is None
     Opt(model(), adamw())
     opt().step()                                     # closure: True
     opt().settings()
@@ -475,8 +473,6 @@ moe='''
     MoE(8, 16, n_experts=4)                          # k: v <= 4; shared: v >= 0; expert: callable(v); gate: False; balance: False; capacity: v > 0
     balance_loss(torch.zeros(3, 1, dtype=torch.long), torch.rand(3, 4)) # chosen: False; scores: False
     load_of(torch.zeros(3, 1, dtype=torch.long), 4)  # chosen: True
-    balance_rule(torch.ones(3), {})                  # state: any
-    balance_bias('bias', parameter(), nn.Linear(2, 2)) # param: any; module: any
     balance_experts()                                # at: callable(v)
     expert_load(moe(), batch())                      # batch: False
     dropped_share(torch.ones(4)/4, 1.25)             # load: True; capacity: v > 0
@@ -1078,7 +1074,8 @@ def by_hand(argv):
     for module in chosen:
         cases = sweep(module)
         lines = [told(c) for c in sorted(findings(cases), key=lambda c: c['kind'])]
-        if where: (where/f'{module}.txt').write_text('\n'.join([summary(module, cases), *lines, '']))
+        if where: (where/f'{module}.txt').write_text('\n'.join([summary(module, cases), *lines, '']),
+                                                 errors='backslashreplace')
         else: print('\n'.join(lines))
         print(summary(module, cases), flush=True)
 
