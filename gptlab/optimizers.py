@@ -15,12 +15,11 @@ from numbers import Real
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.optim.adamw import adamw as torch_adamw
 from .blocks import Report
 from .core import check_type
 # private interfaces of torch, all in this place; a table near the end says what would replace each
 from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp_, _foreach_mul_,
-                   _foreach_sqrt)
+                   _foreach_sqrt, _fused_adamw_)
 _has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)         # bool() is False
 
 # %% ../nbs/09_optimizers.ipynb #4064e417
@@ -288,6 +287,7 @@ class Opt(torch.optim.Optimizer):
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 def _checked(rule, grads, directions): return directions              # see Refuse at once
 
+@torch.enable_grad()
 def _loss_of(closure): return closure()
 
 @patch
@@ -296,8 +296,9 @@ def _inputs(self:Opt, group, params, rule):
     asks = _signature(rule)
     grads, states = [p.grad for p in params], [self.state[p] for p in params]
     for s in states: s['step'] = s.get('step', 0) + 1
-    offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
-    extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
+    offers = dict(param=params, step=[s['step'] for s in states])
+    offers |= {k: [f(p) for p in params] for k, f in self.extras.items() if k in asks}
+    extras = {k: values for k, values in offers.items() if k in asks}
     settings = {k: v for k, v in group.items() if k in asks and k not in extras}
     return grads, states, extras, settings
 
@@ -321,7 +322,7 @@ def step(self:Opt,
 
     Changes every parameter that has a gradient; returns the closure's loss.
     """
-    with torch.enable_grad(): loss = None if closure is None else _loss_of(closure)
+    loss = None if closure is None else _loss_of(closure)
     for g in self.param_groups:
         params = [p for p in g['params'] if p.grad is not None]
         if not params or self._in_place(g, params): continue          # AdamW's way, see below
@@ -367,11 +368,14 @@ def _parts(params, limit=2**18):
     yield slice(start, len(params))
 
 def _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps):
-    "The whole step in one pass over the memory, by torch's kernel"
-    before = torch.tensor([t - 1. for t in step], device=weights[0].device)
-    torch_adamw(weights, grads, ms, vs, [], [*before.unbind()], fused=True,
-                lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=wd,
-                amsgrad=False, maximize=False)
+    "The whole step in one pass over the memory, by torch's kernel: it takes one dtype at a time"
+    alike = defaultdict(list)
+    for i, (p, t) in enumerate(zip(weights, step)): alike[p.dtype, t].append(i)
+    for (_, t), which in alike.items():
+        lists = [[tensors[i] for i in which] for tensors in (weights, grads, ms, vs)]
+        steps = [torch.tensor(float(t), device=weights[0].device)] * len(which)
+        _fused_adamw_(*lists, [], steps, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps,
+                      weight_decay=wd, amsgrad=False, maximize=False)
 
 def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e-8, fused=False):
     """The whole step of AdamW, decay included, on lists of tensors
@@ -563,6 +567,7 @@ def _checked(rule, grads, directions):
                              f'gradient of shape {tuple(grad.shape)}; the shapes must be equal')
     return directions
 
+@torch.enable_grad()
 def _loss_of(closure):
     return check_type('closure', closure, Callable, 'a function that computes the loss')()
 

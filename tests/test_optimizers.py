@@ -547,3 +547,21 @@ def test_r11_many_that_answers_too_few():
 def test_r11_a_state_that_is_none(state):
     opt = Opt(with_gradients(), adamw())
     with pytest.raises(TypeError, match='state_dict'): opt.load_state_dict(state)
+
+
+def test_the_fused_step_is_that_of_torchs_own_bit_for_bit():
+    "Also for parameters of two dtypes, of which one joined later"
+    def made():
+        set_seed(1)
+        return [nn.Parameter(torch.randn(n, 3).to(t)) for n, t in
+                ((4, torch.float32), (5, torch.float64), (6, torch.float32))]
+    ours, theirs = made(), made()
+    a = Opt(ours, adamw(lr=.1, wd=.1, fused=True))
+    b = torch.optim.AdamW(theirs, lr=.1, betas=(.9, .95), weight_decay=.1, fused=True)
+    for step in range(4):
+        for p, q in list(zip(ours, theirs))[:2 + (step > 1)]:
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs)), step
