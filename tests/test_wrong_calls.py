@@ -339,15 +339,15 @@ generation='''
     sample_from(run(), 'text', 3)                    # trainer: False; n: v >= 0
 ''',
 ablation='''
-    t_factor(3)                                      # n: v >= 2; alpha: 0 < v < 1
+    t_factor(3)                                      # n: v >= 0; alpha: 0 < v < 1
     Runs(records())                                  # records: v == []
-    Runs(records()).has('a', 0)                      # variant: True
+    Runs(records()).has('a', 0)                      # variant: any; seed: any
     Runs(records()).final('bpb')                     # key: False
     Runs(records()).plot('bpb')                      # key: False; x: False; ax: False
     Runs(records()).table('bpb', 'a')                # key: False; vs: False; alpha: 0 < v < 1; correct: False
     Runs(records()).to_json('runs.json')
     Runs.from_json(Runs(records()).to_json('runs.json')) # path: False
-    ablate(lambda v, s: dict(bpb=1.), dict(a=1), seeds=[1, 2], path='runs.json') # run: False; variants: False; seeds: False
+    ablate(lambda v, s: dict(bpb=1.), dict(a=1), seeds=[1, 2], path='runs.json') # run: callable(v); variants: v == [None]; seeds: v == [None]
 ''',
 stacks='''
     ParallelBlock(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm) # attn: False; mlp: False; norm: False
