@@ -158,66 +158,6 @@ def needs(what:str # 'cuda', 'mps', or the name of a server, such as 'huggingfac
     print(f'this cell needs {kind}, which is not to be had here: it was passed over')
     return False
 
-# %% ../nbs/00_start.ipynb #5d0c7a32
-class _CellLine:
-    "A file whose last line is shown below the notebook's cell"
-    encoding, handle = 'utf-8', None
-
-    def isatty(self): return True
-    def flush(self): pass
-
-    def write(self, text):
-        if not text.startswith('\r'): return                          # movements of a cursor
-        from IPython.display import display
-        line = {'text/plain': text.strip()}
-        if self.handle: self.handle.update(line, raw=True)
-        else: self.handle = display(line, raw=True, display_id=True)
-
-class _NoBar:
-    "Goes through the items, and shows nothing"
-    def __init__(self, items): self.items = items
-    def __iter__(self): return iter(self.items)
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
-    def update(self, n=1): pass
-
-def in_kernel() -> bool:
-    "Is this a live Jupyter kernel?"
-    if 'IPython' not in sys.modules: return False
-    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
-
-def show_progress(items:Iterable|None=None, # what to go through; None: count with `update(n)`
-                  doing:str='', # what is done, such as 'reading'
-                  total:int|None=None, # how many items; None: as many as `items` says it has
-                  unit:str='', # what is counted, such as 'documents'; 'B' counts kB and MB
-                  verbose:bool=True, # False is silent
-                  delay:float=2., # seconds before anything is shown
-                  file:Any=None, # a terminal; None: the notebook, or stderr
-                  ) -> Iterable:
-    """Go through `items`, and show how far we are, and how long it will still take
-
-    Returns a tqdm: loop over it, or open it by `with` and call its `update(n)`. Nothing is shown
-    in pipes and log files, while notebooks are tested, and where `GPTLAB_SILENT` is set. Raises
-    TypeError and ValueError for what cannot be gone through or counted.
-    """
-    if items is not None: check_type('items', items, Iterable, 'an iterable, or None')
-    if total is not None: total = check_number('total', total, low=0, whole=True)
-    delay = check_number('delay', delay, low=0)
-    if file is not None and not callable(getattr(file, 'write', None)):
-        raise TypeError(f'file is a terminal or a file, not {reprlib.repr(file)}')
-    try: from tqdm import tqdm
-    except ImportError: return _NoBar(items)                          # a bare machine
-    quiet = file is None and (os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'))
-    if file is None and in_kernel(): file = _CellLine()
-    if total is None and hasattr(items, '__len__'): total = len(items)
-    unit_name = unit if unit in ('', 'B') else f' {unit}'
-    far = '{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt}' if total else '{n_fmt}'
-    when = '{remaining} left' if total else '{elapsed} so far'
-    disable = None if verbose and not quiet else True                 # None: unless a terminal
-    return tqdm(items, doing, total, leave=False, file=file, miniters=1, disable=disable,
-                unit=unit, unit_scale=unit == 'B', delay=delay,
-                bar_format='{desc}: ' + f'{far}{unit_name}, {when}')
-
 # %% ../nbs/00_start.ipynb #c0de1202
 _controls = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 
@@ -282,6 +222,66 @@ def check_number(name:str, # what it is called where it was given
     inside = inside and (below is None or value < below)
     if not (math.isfinite(value) and inside): raise ValueError(message)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+# %% ../nbs/00_start.ipynb #5d0c7a32
+class _CellLine:
+    "A file whose last line is shown below the notebook's cell"
+    encoding, handle = 'utf-8', None
+
+    def isatty(self): return True
+    def flush(self): pass
+
+    def write(self, text):
+        if not text.startswith('\r'): return                          # movements of a cursor
+        from IPython.display import display
+        line = {'text/plain': text.strip()}
+        if self.handle: self.handle.update(line, raw=True)
+        else: self.handle = display(line, raw=True, display_id=True)
+
+class _NoBar:
+    "Goes through the items, and shows nothing"
+    def __init__(self, items): self.items = items
+    def __iter__(self): return iter(self.items)
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def update(self, n=1): pass
+
+def in_kernel() -> bool:
+    "Is this a live Jupyter kernel?"
+    if 'IPython' not in sys.modules: return False
+    return getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
+
+def show_progress(items:Iterable|None=None, # what to go through; None: count with `update(n)`
+                  doing:str='', # what is done, such as 'reading'
+                  total:int|None=None, # how many items; None: as many as `items` says it has
+                  unit:str='', # what is counted, such as 'documents'; 'B' counts kB and MB
+                  verbose:bool=True, # False is silent
+                  delay:float=2., # seconds before anything is shown
+                  file:Any=None, # a terminal; None: the notebook, or stderr
+                  ) -> Iterable:
+    """Go through `items`, and show how far we are, and how long it will still take
+
+    Returns a tqdm: loop over it, or open it by `with` and call its `update(n)`. Nothing is shown
+    in pipes and log files, while notebooks are tested, and where `GPTLAB_SILENT` is set. Raises
+    TypeError and ValueError for what cannot be gone through or counted.
+    """
+    if items is not None: check_type('items', items, Iterable, 'an iterable, or None')
+    if total is not None: total = check_number('total', total, low=0, whole=True)
+    delay = check_number('delay', delay, low=0)
+    if file is not None and not callable(getattr(file, 'write', None)):
+        raise TypeError(f'file is a terminal or a file, not {reprlib.repr(file)}')
+    try: from tqdm import tqdm
+    except ImportError: return _NoBar(items)                          # a bare machine
+    quiet = file is None and (os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'))
+    if file is None and in_kernel(): file = _CellLine()
+    if total is None and hasattr(items, '__len__'): total = len(items)
+    unit_name = unit if unit in ('', 'B') else f' {unit}'
+    far = '{percentage:3.0f}%|{bar:20}| {n_fmt} of {total_fmt}' if total else '{n_fmt}'
+    when = '{remaining} left' if total else '{elapsed} so far'
+    disable = None if verbose and not quiet else True                 # None: unless a terminal
+    return tqdm(items, doing, total, leave=False, file=file, miniters=1, disable=disable,
+                unit=unit, unit_scale=unit == 'B', delay=delay,
+                bar_format='{desc}: ' + f'{far}{unit_name}, {when}')
 
 # %% ../nbs/00_start.ipynb #740e6a25
 def cache_dir() -> Path:
