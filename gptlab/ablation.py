@@ -124,7 +124,7 @@ def _check_study(run, variants, seeds):
     "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
     check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
     for name, given in dict(variants=variants, seeds=seeds).items():
-        rows = getattr(given, 'ndim', 1) != 1                         # an array of them
+        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
         if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
             raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
         if isinstance(given, Sized) and not len(given):
@@ -140,7 +140,7 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
 
     An interrupt ends the study with the runs that are finished; a run that returns its trainer
     tells of it. Raises RuntimeError for an error in a run: it names variant and seed, and the
-    finished runs are in its `.runs` and in `path`; ValueError and TypeError where nothing is to run.
+    finished runs are in its `.runs` and in `path`; ValueError, TypeError where nothing is to run.
     """
     _check_study(run, variants, seeds)
     path = None if path is None else user_path(path)
@@ -281,7 +281,7 @@ def table(self:Runs,
           ) -> Verdicts:
     """Paired differences to `vs` per seed, with intervals and verdicts
 
-    Raises ValueError for a variant, key or correction that is not there, and an alpha outside (0,1).
+    Raises ValueError for a variant, key or correction that is not there, an alpha outside (0,1).
     """
     alpha = check_number('alpha', alpha, above=0, below=1)
     final = self.final(key)

@@ -67,7 +67,10 @@ def svg_image(svg:str, # a whole `<svg>` element
               alt:str, # what the picture shows, in words
               width:str='', # of the image in HTML, such as 100%; empty is the picture's own
               ) -> str:
-    "HTML that shows an SVG as an image: JupyterLab hides bare SVG in notebooks it does not trust"
+    """HTML that shows an SVG as an image: JupyterLab hides bare SVG in notebooks it does not trust
+
+    Raises TypeError for what is no text.
+    """
     if not all(isinstance(text, str) for text in (svg, alt, width)):
         raise TypeError('svg, alt and width are text, not '
                         + reprlib.repr([svg, alt, width]))
@@ -113,7 +116,10 @@ def assert_equal(a:torch.Tensor, # what was computed
 
 @contextlib.contextmanager
 def evaluating(model:nn.Module):
-    "Evaluation mode inside `with`; afterwards every module has the mode it had"
+    """Evaluation mode inside `with`; afterwards every module has the mode it had
+
+    Raises TypeError for what is no module.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is a torch module, not {reprlib.repr(model)}')
     modes = [(m, m.training) for m in model.modules()]
@@ -268,8 +274,9 @@ def show_progress(items:Iterable|None=None, # what to go through; None: count wi
     if items is not None: check_type('items', items, Iterable, 'an iterable, or None')
     if total is not None: total = check_number('total', total, low=0, whole=True)
     delay = check_number('delay', delay, low=0)
-    if file is not None and not callable(getattr(file, 'write', None)):
-        raise TypeError(f'file is a terminal or a file, not {reprlib.repr(file)}')
+    try: file is None or file.write
+    except AttributeError:
+        raise TypeError(f'file is a terminal or a file, not {reprlib.repr(file)}') from None
     try: from tqdm import tqdm
     except ImportError: return _NoBar(items)                          # a bare machine
     quiet = file is None and (os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'))

@@ -57,10 +57,10 @@ def recorded(): return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 # the entry points of the seams, README's names, the command line: at most 5 % raw errors each
 ENTRIES = '''set_seed corpus train batches fast_batches GPT GPTConfig gpt2_config llama_config Opt
-    Group sgd adamw muon check_rule Trainer fit resume save generate generate_text temperature top_k top_p
-    min_p ablate evaluate check_tokenizer check_data check_part check_attn check_model swap load
-    load_model load_tokenizer open_tokenizer write_tokens open_tokens Tracker command constant
-    linear wsd cosine inverse_sqrt apply_schedule'''.split()
+    Group sgd adamw muon check_rule Trainer fit resume save generate generate_text
+    temperature top_k top_p min_p ablate evaluate check_tokenizer check_data check_part
+    check_attn check_model swap load load_model load_tokenizer open_tokenizer write_tokens
+    open_tokens Tracker command constant linear wsd cosine inverse_sqrt apply_schedule'''.split()
 
 
 # ---- which values fit
@@ -392,7 +392,8 @@ def by_hand(argv):
         if where: (where/f'{module}.txt').write_text(text, errors='backslashreplace')
         print(text if not where else summary(module, cases), flush=True)
         if '--write' in argv:
-            TABLE.write_text(json.dumps(recorded() | {module: count(cases, 'raw')}, indent=1) + '\n')
+            now = recorded() | {module: count(cases, 'raw')}
+            TABLE.write_text(json.dumps(now, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -29,10 +29,11 @@ RULES = dict(
     theta='v > 0', lang='True', at='isinstance(v, str)')
 
 # 10**9 of these is much memory, or a long time, and not wrong
-SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent d_rope
-    d_value d_expert vocab_size context_length vocab_multiple n_experts k shared steps tokens
-    docs_per_shard flops seconds workers depth size buffer ns_steps tries backoff timeout layers width
-    vocab     n_docs window chunk bins heads r out gate_width tokens n_bytes layer'''.split())
+SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent
+    d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k
+    shared steps tokens docs_per_shard flops seconds workers depth size buffer
+    ns_steps tries backoff timeout layers width vocab n_docs window chunk bins heads
+    r out gate_width tokens n_bytes layer'''.split())
 
 # hooks: the library calls these, with what it made itself
 HOOKS = set('''forward extra_repr enter prepare add rotate bias slopes speeds before after measure
@@ -292,7 +293,7 @@ checkpoints='''
 ''',
 trainer='''
     Trainer(kept(), kept_opt(), stream(), fixed())
-        # opt: False; train: False; valid: v == []; loss: callable(v);
+        # opt: False; train: v == []; valid: v == []; loss: callable(v);
         # schedule: v == {} or callable(v); callbacks: v == []; clip: v > 0; eval_every: v >= 0;
         # save_every: v >= 0; save_seconds: v >= 0; on_nan: False; spike: v > 1;
         # keep: v == {} or v >= 1; accumulate: v >= 1
@@ -408,10 +409,12 @@ tokenizers='''
     RankTokenizer(ranks())
         # ranks: False; pattern: False; special: v == {}
     RankTokenizer(ranks()).to_tokenizer_json('t.json')
-    add_special(RankTokenizer(ranks()), ['<|x|>'])   # names: v == [] or v == {}
+    add_special(RankTokenizer(ranks()), ['<|x|>'])   # names: v in ([], {}, '', 'x')
     truncate_vocab(bpe(), 258)                       # vocab_size: v >= 257
-    rustbpe_engine(docs(), 2, GPT2_PATTERN)          # docs: False; n: v >= 0; pattern: False
-    tokenizers_engine(docs(), 2, GPT2_PATTERN)       # docs: False; n: v >= 0; pattern: False
+    rustbpe_engine(docs(), 2, GPT2_PATTERN)
+        # docs: v in ('', 'x', [], {}); n: v >= 0; pattern: False
+    tokenizers_engine(docs(), 2, GPT2_PATTERN)
+        # docs: v in ('', 'x', [], {}); n: v >= 0; pattern: False
     HFTokenizer(tokenizer_json())                    # source: False; engine: False
     SentencePieceTokenizer(pieces())                 # model: False
     hf().encode('text')
@@ -427,10 +430,10 @@ tokenizers='''
     StrippedAsciiTokenizer().encode('text')
     SentencePieceTokenizer.load(file('t.model', pieces())) # path: False
     encode_special(bpe(), 'text', allowed='all')
-        # allowed: v in ([], {}); refused: v in ([], {})
+        # allowed: v in ([], {}, ''); refused: v in ([], {}, '')
     text_kinds(100)                                  # size: v >= 1
-    bytes_per_token(tok(), 'text')                   # text: v == 'x'
-    renyi_efficiency(tok(), 'text', alpha=2.5)       # text: v == 'x'; alpha: v > 0
+    bytes_per_token(tok(), 'text')                   # text: v in ('', 'x', [], {})
+    renyi_efficiency(tok(), 'text', alpha=2.5)       # text: v == 'x'; alpha: v >= 0
     compare_tokenizers(dict(a=tok()), 'text')        # toks: False; texts: v == 'x'
     show_all(dict(a=tok()), 'text')                  # toks: False
     open_tokenizer('bytes')                          # name: False
@@ -493,7 +496,7 @@ moe='''
     balance_loss(torch.zeros(3, 1, dtype=torch.long), torch.rand(3, 4))
         # chosen: False; scores: False
     load_of(torch.zeros(3, 1, dtype=torch.long), 4)  # chosen: True
-    balance_experts()                                # at: callable(v)
+    balance_experts()                                # at: v is None or callable(v)
     expert_load(moe(), batch())                      # batch: False
     dropped_share(torch.ones(4)/4, 1.25)             # load: True; capacity: v > 0
     active_params(moe())
