@@ -610,14 +610,14 @@ cli='''
         # text: False; steps: v == '1000000000'; dir: True; device: v == ''; layers: False;
         # width: False; seconds: False
     command('sample', dir=saved(), n='3')
-        # prompt: True; dir: False; which: False; device: False;
+        # prompt: True; dir: False; which: v == '-1'; k: v == '1000000000'; device: False;
         # temp: v in ('0', '1.5', '1000000000'); n: v in ('0', '1000000000')
     command('runs', dir=folder('runs'))
     command('runs compare', a='a', b='a', dir=run_folder()) # a: False; b: False; dir: False
     command('runs rename', run='a', name='b', dir=run_folder()) # run: False; dir: False
     command('runs delete', run='a', dir=run_folder()) # run: False; dir: False
     command('tokenizer train', text=file('a.txt', LONG), vocab='260')
-        # text: False; pattern: v == 'x'; out: v != ''; vocab: False
+        # text: False; pattern: v == 'x'; out: v != ''; vocab: v == '1000000000'
     command('tokenizer show', tok='bytes', text='a text') # tok: False
     command('tokenizer compare', toks='bytes', text=file('a.txt')) # toks: False; text: v == ''
 ''')
