@@ -301,7 +301,6 @@ trainer='''
     run().fit(seconds=.01)                           # seconds: 0 < v
     run().fit(tokens=1)
     run().fit(flops=1)                               # flops: 0 < v
-    run().call('before_fit')                         # event: False
     fitted().evaluate()
     run().state_dict()
     run().save()
@@ -533,7 +532,7 @@ hub='''
         # D: v % 2 == 0; slow: v > 0; fast: v > 1; n_heads: any
     NormedLinear(8, 8, 4)                            # D: 8 % v == 0
     HubAttention(8, 2)
-        # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: False
+        # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: callable(v)
     model_traits(cfg())                              # cfg: False
     family_obstacles(cfg())                          # cfg: False
     family_of(cfg())                                 # cfg: False
