@@ -40,7 +40,7 @@ from pathlib import Path
 
 import pytest
 
-from wrong_calls import CALLS, EXEMPT, HOOKS, RULES, SIZES, command, namespace
+from wrong_calls import CALLS, EXEMPT, HOOKS, RULES, SIZES, command, namespace, plain
 
 TIME, MEMORY = 10, 8 << 30                                  # seconds a call, bytes a process
 
@@ -102,10 +102,10 @@ def fits(value, param, rules):
     rule = rules.get(param.name, RULES.get(param.name))
     if rule == 'any': return True
     if value is None and (param.default is None or 'None' in kinds): return True
-    named = rule and re.search(r'v (in|==)|isinstance', rule) and not isinstance(value, bool)
+    named = rule and re.search(r'v (in|==)|\(v', rule) and not isinstance(value, bool)
     if not named and not allowed(value, kinds): return False
     if rule is not None:
-        try: return bool(eval(rule, dict(v=value, Path=Path)))
+        try: return bool(eval(rule, dict(v=value, plain=plain)))
         except Exception: return False
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value >= (0 if 'float' in {k.split('[')[0] for k in kinds} else 1)
@@ -119,7 +119,8 @@ class TimeUp(BaseException): "Raised by the alarm clock"
 
 def lines(module):
     "The good calls of a module, each with its comment in one line"
-    return re.sub(r'\n +#', ' #', CALLS[module]).strip().splitlines()
+    joined = re.sub(r'\n +#', ' #', CALLS[module])
+    return [line.strip() for line in joined.strip().splitlines()]
 
 
 def calls_of(module):

@@ -28,6 +28,10 @@ RULES = dict(
     name='any', doing='any', unit='any', alt='any', licence='any', column='True', factor='v > 0',
     theta='v > 0', lang='True', at='isinstance(v, str)')
 
+def plain(v):
+    "May a tree of a checkpoint be this?"
+    return type(v).__name__ in 'NoneType bool int float str list dict Tensor'.split()
+
 # 10**9 of these is much memory, or a long time, and not wrong
 SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent
     d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k
@@ -261,12 +265,10 @@ schedules='''
 checkpoints='''
     rng_state()
     set_rng_state(rng_state())                       # state: False
-    flatten_tree(dict(a=torch.ones(1)), {})
-        # tree: v is None or isinstance(v, (int, float, str))
+    flatten_tree(dict(a=torch.ones(1)), {})          # tree: plain(v)
     unflatten_tree(flatten_tree(dict(a=1), {}), {})
-        # tree: v is None or isinstance(v, (int, float, str)); tensors: any
-    save_checkpoint('step', a=dict(b=1))
-        # a: v is None or isinstance(v, (int, float, str))
+        # tree: any; tensors: any
+    save_checkpoint('step', a=dict(b=1))             # a: plain(v)
     load_checkpoint(checkpoint())                    # path: False
     checkpoints_in('runs')                           # folder: v != ''
     find_checkpoint(saved(), 'latest')               # path: False; which: v in (1, -1)
@@ -281,15 +283,14 @@ checkpoints='''
     new_folder('a/b')
     CheckpointWriter()
     CheckpointWriter().save('step', a=dict(b=1))
-        # keep: v == {}; a: v is None or isinstance(v, (int, float, str))
+        # keep: v == {}; a: plain(v)
     CheckpointWriter().wait()
     CheckpointWriter().poll()
     join_ranks()
     Ranks()
     Ranks().sum(torch.ones(2))                       # t: any
     Ranks().first(1.)                                # x: any
-    Ranks().gather(dict(a=1))
-        # tree: v is None or isinstance(v, (int, float, str))
+    Ranks().gather(dict(a=1))                        # tree: any
 ''',
 trainer='''
     Trainer(kept(), kept_opt(), stream(), fixed())
