@@ -311,7 +311,7 @@ trainer='''
     fitted().plot('loss')                            # key: False; x: False; ax: False
 ''',
 watching='''
-    format_duration(3.)
+    format_duration(3.)                              # seconds: any
     lines_read(fitted())                             # trainer: False
     status_line(fitted())                            # trainer: False
     View()
@@ -507,7 +507,7 @@ moe='''
 diagnostics='''
     match_names(dict(a=1), '*')                      # named: v == {}
     Probe('*')
-    Probe('*').plot('std')                           # key: False; ax: False
+    probed().plot('std')                             # key: False; ax: False
     Probe('*').write('a.jsonl')
     ForwardProbe('*')
     Activations('*', bins=2)                         # bins: v >= 0
@@ -635,7 +635,7 @@ def namespace():
 MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder
     file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
     tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora average
-    saved_average run_folder command kept kept_opt hf sp'''.split())
+    saved_average run_folder command kept kept_opt hf sp probed'''.split())
 
 def lab():
     import gptlab.all
@@ -686,6 +686,11 @@ def run(**kw):
     return lab().Trainer(made, lab().Opt(made, lab().adamw()), stream(), fixed(), **kw)
 
 def fitted(): return run().fit(2)
+
+def probed():
+    made = lab().Activations('*', every=1)
+    run(callbacks=[made]).fit(2)
+    return made
 
 def saved():
     run(dir='saved', save_every=1).fit(2)
