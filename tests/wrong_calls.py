@@ -568,7 +568,7 @@ costs='''
     costs(model(), B=1, T=8)
 ''',
 trackers='''
-    plain_value(1)
+    plain_value(1)                                   # v: any
     run_config(run())                                # trainer: False
     run_name(run())                                  # trainer: False
     Backend()
@@ -576,7 +576,7 @@ trackers='''
     Tracker(JSONL('runs'), every=10)
     TensorBoard('runs')
     WandB('mine', dir='runs', mode='offline')        # mode: False; project: v == 'x'
-    wandb_history('runs')                            # path: False
+    wandb_history(folder('runs'))                    # path: False
     TrackioRun('mine', every=10)                     # project: v == 'x'
 ''',
 steering='''
