@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np, torch
 from fastcore.basics import patch
-from .core import atomic_write, show_progress
+from .core import (atomic_write, check_number, check_type, markdown_text, plain_text,
+                         show_progress, user_path)
 
 # %% ../nbs/15_ablation.ipynb #50c45813
 def t_factor(n:int, # number of runs
@@ -22,8 +23,11 @@ def t_factor(n:int, # number of runs
              ) -> float:
     """How many standard errors a confidence interval reaches (Student 1908)
 
-    The deviation comes from the `n` runs themselves; nan for fewer than two.
+    The deviation comes from the `n` runs themselves; nan for fewer than two. Raises ValueError for
+    an alpha outside (0,1).
     """
+    n = check_number('n', n, low=0, whole=True)
+    alpha = check_number('alpha', alpha, above=0, below=1)
     from scipy import stats
     return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
 
@@ -56,10 +60,22 @@ def _log(result):
     return rows
 
 # %% ../nbs/15_ablation.ipynb #4619c51c
+def _check_record(r):
+    "Raises TypeError for what is no record of a run"
+    whole = isinstance(r, dict) and {'variant', 'seed', 'log'} <= r.keys()
+    whole = whole and isinstance(r['log'], list) and all(isinstance(row, dict) for row in r['log'])
+    if not whole:
+        raise TypeError('a record is a dict of variant, seed and log, a list of dicts; '
+                        f'not {r!r:.80}')
+
 @dataclass(repr=False)
 class Runs:
-    "The logs of several variants, several seeds each"
+    "The logs of several variants, several seeds each; raises TypeError for what is no record"
     records: list                                                     # dicts: variant, seed, log
+
+    def __post_init__(self):
+        check_type('records', self.records, list, 'a list of dicts of variant, seed and log')
+        for r in self.records: _check_record(r)
 
     @property
     def variants(self) -> list:
@@ -78,6 +94,7 @@ class Runs:
 
         Raises ValueError for a key that a run never logged.
         """
+        check_type('key', key, str, 'the name of a number in the logs')
         last = {v: {} for v in self.variants}
         for r in self.records:
             name, seed, log = r['variant'], r['seed'], r['log']
@@ -103,6 +120,16 @@ def _one_run(run, variant, name, seed, runs):
         error.runs = runs
         raise error from e
 
+def _check_study(run, variants, seeds):
+    "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
+    check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
+    for name, given in dict(variants=variants, seeds=seeds).items():
+        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
+            raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
+        if isinstance(given, Sized) and not len(given):
+            raise ValueError(f'{name} is empty: there is nothing to run')
+
 def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a number
            variants:dict|Iterable, # {name: whatever run needs}, or names
            seeds:Iterable=range(3), # the same for every variant
@@ -113,11 +140,13 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
 
     An interrupt ends the study with the runs that are finished; a run that returns its trainer
     tells of it. Raises RuntimeError for an error in a run: it names variant and seed, and the
-    finished runs are in its `.runs` and in `path`.
+    finished runs are in its `.runs` and in `path`; ValueError, TypeError where nothing is to run.
     """
+    _check_study(run, variants, seeds)
+    path = None if path is None else user_path(path)
     named = variants if isinstance(variants, dict) else {str(v): v for v in variants}
     variants = {_plain(name): v for name, v in named.items()}
-    runs = Runs.from_json(path) if path and Path(path).exists() else Runs([])
+    runs = Runs.from_json(path) if path and path.exists() else Runs([])
     def pending():
         return ((s, n) for s in map(_plain, seeds) for n in variants if not runs.has(n, s))
     total = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None
@@ -166,7 +195,10 @@ def plot(self:Runs,
     Raises ValueError if a run did not log `key` together with `x`.
     """
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6,2.8))[1]
+    for name, given in dict(key=key, x=x).items():
+        check_type(name, given, str, 'the name of a number in the logs')
+    if ax is None: ax = plt.subplots(figsize=(6,2.8))[1]
+    check_type('ax', ax, plt.Axes, 'axes of matplotlib, or None')
     for name in self.variants:
         logs = [r['log'] for r in self.records if r['variant'] == name]
         xs, mean, half = _band(logs, key, x)
@@ -236,7 +268,8 @@ class Verdicts:
                 compared = difference, f'{r["p"]:.2g}', r['verdict']
             yield str(name), f'{r["mean"]:.4g}', *compared
 
-    def __repr__(self): return '\n'.join(' · '.join(c for c in row if c) for row in self._cells())
+    def __repr__(self):
+        return plain_text('\n'.join(' · '.join(c for c in row if c) for row in self._cells()))
 
 # %% ../nbs/15_ablation.ipynb #ce53617d
 @patch
@@ -248,10 +281,11 @@ def table(self:Runs,
           ) -> Verdicts:
     """Paired differences to `vs` per seed, with intervals and verdicts
 
-    Raises ValueError for a variant, key or correction that is not there.
+    Raises ValueError for a variant, key or correction that is not there, an alpha outside (0,1).
     """
+    alpha = check_number('alpha', alpha, above=0, below=1)
     final = self.final(key)
-    if vs not in final:
+    if vs not in list(final):
         raise ValueError(f'there is no variant {vs!r}; there are {", ".join(map(str, final))}')
     rows = {v: dict(mean=sum(f.values())/len(f)) for v, f in final.items()}
     others = [v for v in final if v != vs]
@@ -275,10 +309,11 @@ def _tuples(v):
 @patch(cls_method=True)
 def from_json(cls:Runs, path:str|Path) -> Runs:
     "What `to_json` saved; raises ValueError for a file that is something else"
+    path = user_path(path)
     try:
-        records = json.loads(Path(path).read_text())['records']
+        records = cls(json.loads(path.read_bytes())['records']).records
         return cls([r | {k: _tuples(r[k]) for k in ('variant', 'seed')} for r in records])
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(f'{path} does not hold runs ({e}); '
                          'delete it or give another path') from None
 
@@ -311,11 +346,12 @@ def _table(self:Runs):
         yield [str(v), str(n), *(_mean(list(last[k][v].values())) for k in keys)]
 
 @patch
-def __repr__(self:Runs) -> str: return '\n'.join(' · '.join(row) for row in self._table())
+def __repr__(self:Runs) -> str:
+    return plain_text('\n'.join(' · '.join(row) for row in self._table()))
 
 def _markdown(rows, align):
     "Rows of text as a Markdown table; `align` is its second line"
-    head, *body = ('| ' + ' | '.join(c.replace('|', r'\|') for c in row) + ' |' for row in rows)
+    head, *body = ('| ' + ' | '.join(map(markdown_text, row)) + ' |' for row in rows)
     return '\n'.join([head, align, *body])
 
 @patch

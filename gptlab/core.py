@@ -20,7 +20,10 @@ from torch import nn
 
 # %% ../nbs/00_start.ipynb #03de29cb
 def set_seed(seed:int) -> int:
-    "Seed Python, NumPy and torch (every device); returns the seed"
+    "Seed Python, NumPy and torch (every device); returns the seed. Raises TypeError for no number"
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
+        raise TypeError(f'a seed is a whole number, not {reprlib.repr(seed)}')
+    seed = int(seed)                                                  # of NumPy's numbers, too
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -29,9 +32,12 @@ def set_seed(seed:int) -> int:
 def step_limit() -> int|None:
     """The largest number of training steps allowed here, if there is one
 
-    `GPTLAB_MAX_STEPS`, or 20 while notebooks are tested, else None.
+    `GPTLAB_MAX_STEPS`, or 20 while notebooks are tested, else None. Raises ValueError for what is
+    no number of steps.
     """
-    if (n := os.environ.get('GPTLAB_MAX_STEPS')): return int(n)
+    if (n := os.environ.get('GPTLAB_MAX_STEPS')):
+        if re.fullmatch('[0-9]+', n) and int(n): return int(n)
+        raise ValueError(f'GPTLAB_MAX_STEPS is a whole number of at least 1, not {n!r}')
     return 20 if os.environ.get('IN_TEST') else None
 
 # %% ../nbs/00_start.ipynb #0463be33
@@ -61,9 +67,15 @@ def svg_image(svg:str, # a whole `<svg>` element
               alt:str, # what the picture shows, in words
               width:str='', # of the image in HTML, such as 100%; empty is the picture's own
               ) -> str:
-    "HTML that shows an SVG as an image: JupyterLab hides bare SVG in notebooks it does not trust"
+    """HTML that shows an SVG as an image: JupyterLab hides bare SVG in notebooks it does not trust
+
+    Raises TypeError for what is no text.
+    """
+    if not all(isinstance(text, str) for text in (svg, alt, width)):
+        raise TypeError('svg, alt and width are text, not '
+                        + reprlib.repr([svg, alt, width]))
     data = base64.b64encode(svg.encode()).decode()
-    size = f' width="{width}"' if width else ''
+    size = f' width="{html.escape(width)}"' if width else ''
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(alt)}"{size}>'
 
 class FlowMap:
@@ -80,7 +92,7 @@ class FlowMap:
 
 def flow_map(key:str) -> FlowMap:
     "The map that opens the chapter `key`; raises ValueError for a key that is not on it"
-    if key not in _boxes and key not in ('start', 'cli'):
+    if key not in (*_boxes, 'start', 'cli'):
         raise ValueError(f'no part of the map is called {key!r}; there are {", ".join(_boxes)}')
     return FlowMap(key)
 
@@ -91,14 +103,25 @@ def assert_equal(a:torch.Tensor, # what was computed
                  ):
     """Check that two tensors agree in shape, dtype and value
 
-    Raises AssertionError that says where they differ.
+    Raises AssertionError that says where they differ, TypeError for what is no tensor, ValueError
+    for a tolerance that is none.
     """
+    for x in (a, b):
+        if not isinstance(x, torch.Tensor): raise TypeError(f'a tensor is expected, not {x!r:.80}')
+    number = isinstance(tol, numbers.Real) and not isinstance(tol, bool)
+    if tol is not None and not (number and 0 <= tol < math.inf):
+        raise ValueError(f'tol is a number of at least 0, not {tol!r:.80}')
     tolerance = {} if tol is None else dict(atol=tol, rtol=0)
     torch.testing.assert_close(a, b, **tolerance)
 
 @contextlib.contextmanager
 def evaluating(model:nn.Module):
-    "Evaluation mode inside `with`; afterwards every module has the mode it had"
+    """Evaluation mode inside `with`; afterwards every module has the mode it had
+
+    Raises TypeError for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model is a torch module, not {reprlib.repr(model)}')
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
@@ -114,9 +137,10 @@ def best_device(name:str|None=None) -> torch.device:
     """
     works = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     here = [k for k, ok in works.items() if ok]
-    name = name or here[0]
-    if not works.get(str(name).split(':')[0]):
-        raise ValueError(f'device {str(name)!r} cannot be used here; there is {", ".join(here)}')
+    name = here[0] if name is None else str(name)
+    kind, _, number = name.partition(':')
+    if not works.get(kind) or (':' in name and not re.fullmatch('[0-9]+', number)):
+        raise ValueError(f'device {name[:80]!r} cannot be used here; there is {", ".join(here)}')
     return torch.device(name)
 
 def _answers(host):
@@ -133,12 +157,77 @@ def needs(what:str # 'cuda', 'mps', or the name of a server, such as 'huggingfac
     Use it as `if needs('cuda'):`. Raises ValueError for a word that is neither device nor server.
     """
     devices = dict(cuda=torch.cuda.is_available, mps=torch.backends.mps.is_available)
-    if what not in devices and '.' not in what:
-        raise ValueError(f"needs takes 'cuda', 'mps' or the name of a server, not {what!r}")
+    if not isinstance(what, str) or (what not in devices and '.' not in what):
+        raise ValueError(f"needs takes 'cuda', 'mps' or the name of a server, not {what!r:.80}")
     if devices.get(what, lambda: _answers(what))(): return True
     kind = f'a device of the kind {what}' if what in devices else f'an answer from {what}'
     print(f'this cell needs {kind}, which is not to be had here: it was passed over')
     return False
+
+# %% ../nbs/00_start.ipynb #c0de1202
+_controls = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+
+def plain_text(text:object, # what a file, a server or a model gave
+               ) -> str:
+    r"""Text for a terminal: control characters stand as escapes, such as `\x1b`
+
+    Newlines and tabs stay. Marks that turn the direction of writing are escaped too.
+    """
+    return _controls.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
+
+def html_text(text:object) -> str:
+    "Text for HTML and SVG: nothing in it is markup, and no control character is left"
+    return html.escape(plain_text(text))
+
+def markdown_text(text:object) -> str:
+    "Text for one line or table cell of Markdown: nothing in it is markup, and no line ends"
+    line = ' '.join(plain_text(text).split('\n'))
+    return re.sub(r'([\\`*_|~$\[\]#])', r'\\\1', html.escape(line, quote=False))
+
+def user_path(path:str|Path) -> Path:
+    """A path as the user means it: `~` is the home folder
+
+    Raises TypeError for what is no path, ValueError for an empty one.
+    """
+    if not isinstance(path, (str, os.PathLike)) or isinstance(name := os.fspath(path), bytes):
+        raise TypeError(f'a path is expected, not {reprlib.repr(path)}')
+    if not name: raise ValueError('the path is empty: give a file or a folder')
+    if '\0' in name: raise ValueError(f'{name[:80]!r} is no path: it holds the character NUL')
+    try: return Path(name).expanduser()
+    except RuntimeError as e: raise ValueError(f'{name}: {e}; give the whole path') from None
+
+def check_type(name:str, # what it is called where it was given
+               value:object, # what was given
+               kinds:type|tuple, # what it may be
+               wanted:str, # the same in words, such as 'a list of str'
+               ) -> object:
+    "The value, if it is of such a kind; raises TypeError"
+    if isinstance(value, kinds): return value
+    raise TypeError(f'{name} must be {wanted}, not {reprlib.repr(value)}')
+
+def check_number(name:str, # what it is called where it was given
+                 value:object, # what was given
+                 low:float|None=None, # at least this
+                 above:float|None=None, # more than this
+                 high:float|None=None, # at most this
+                 below:float|None=None, # less than this
+                 whole:bool=False, # no fractions
+                 ) -> int|float:
+    """The value as a Python number; NumPy's numbers count, True and False do not
+
+    Raises TypeError for what is no number, ValueError for NaN, infinity and what is out of bounds.
+    """
+    bounds = [('of at least', low), ('above', above), ('of at most', high), ('below', below)]
+    said = ' and '.join(f'{word} {b}' for word, b in bounds if b is not None)
+    wanted = f'{name} must be a {"whole " if whole else ""}number {said}'.rstrip()
+    message = f'{wanted}, not {reprlib.repr(value)}'
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind): raise TypeError(message)
+    inside = low is None or value >= low
+    inside = inside and (above is None or value > above) and (high is None or value <= high)
+    inside = inside and (below is None or value < below)
+    if not (math.isfinite(value) and inside): raise ValueError(message)
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 # %% ../nbs/00_start.ipynb #5d0c7a32
 class _CellLine:
@@ -179,8 +268,15 @@ def show_progress(items:Iterable|None=None, # what to go through; None: count wi
     """Go through `items`, and show how far we are, and how long it will still take
 
     Returns a tqdm: loop over it, or open it by `with` and call its `update(n)`. Nothing is shown
-    in pipes and log files, while notebooks are tested, and where `GPTLAB_SILENT` is set.
+    in pipes and log files, while notebooks are tested, and where `GPTLAB_SILENT` is set. Raises
+    TypeError and ValueError for what cannot be gone through or counted.
     """
+    if items is not None: check_type('items', items, Iterable, 'an iterable, or None')
+    if total is not None: total = check_number('total', total, low=0, whole=True)
+    delay = check_number('delay', delay, low=0)
+    try: file is None or file.write
+    except AttributeError:
+        raise TypeError(f'file is a terminal or a file, not {reprlib.repr(file)}') from None
     try: from tqdm import tqdm
     except ImportError: return _NoBar(items)                          # a bare machine
     quiet = file is None and (os.environ.get('IN_TEST') or os.environ.get('GPTLAB_SILENT'))
@@ -194,66 +290,21 @@ def show_progress(items:Iterable|None=None, # what to go through; None: count wi
                 unit=unit, unit_scale=unit == 'B', delay=delay,
                 bar_format='{desc}: ' + f'{far}{unit_name}, {when}')
 
-# %% ../nbs/00_start.ipynb #c0de1202
-_controls = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
-
-def plain_text(text:object, # what a file, a server or a model gave
-               ) -> str:
-    r"""Text for a terminal: control characters stand as escapes, such as `\x1b`
-
-    Newlines and tabs stay. Marks that turn the direction of writing are escaped too.
-    """
-    return _controls.sub(lambda m: m[0].encode('unicode_escape').decode(), str(text))
-
-def html_text(text:object) -> str:
-    "Text for HTML and SVG: nothing in it is markup, and no control character is left"
-    return html.escape(plain_text(text))
-
-def markdown_text(text:object) -> str:
-    "Text for one line or table cell of Markdown: nothing in it is markup, and no line ends"
-    line = ' '.join(plain_text(text).split('\n'))
-    return re.sub(r'([\\`*_|~$\[\]#])', r'\\\1', html.escape(line, quote=False))
-
-def user_path(path:str|Path) -> Path:
-    """A path as the user means it: `~` is the home folder
-
-    Raises TypeError for what is no path, ValueError for an empty one.
-    """
-    try: name = os.fspath(path)
-    except TypeError: raise TypeError(f'a path is expected, not {path!r:.80}') from None
-    if not name: raise ValueError('the path is empty: give a file or a folder')
-    try: return Path(name).expanduser()
-    except RuntimeError as e: raise ValueError(f'{name}: {e}; give the whole path') from None
-
-def check_number(name:str, # what it is called where it was given
-                 value:object, # what was given
-                 low:float|None=None, # at least this
-                 above:float|None=None, # more than this
-                 high:float|None=None, # at most this
-                 whole:bool=False, # no fractions
-                 ) -> int|float:
-    """The value as a Python number; NumPy's numbers count, True and False do not
-
-    Raises TypeError for what is no number, ValueError for NaN, infinity and what is out of bounds.
-    """
-    bounds = [('of at least', low), ('above', above), ('of at most', high)]
-    said = ' and '.join(f'{word} {b}' for word, b in bounds if b is not None)
-    wanted = f'{name} must be a {"whole " if whole else ""}number {said}'.rstrip()
-    message = f'{wanted}, not {reprlib.repr(value)}'
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, kind): raise TypeError(message)
-    inside = low is None or value >= low
-    inside = inside and (above is None or value > above) and (high is None or value <= high)
-    if not (math.isfinite(value) and inside): raise ValueError(message)
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
-
 # %% ../nbs/00_start.ipynb #740e6a25
 def cache_dir() -> Path:
-    "Where downloads are kept: `GPTLAB_CACHE`, or `~/.cache/gptlab`"
-    return Path(os.environ.get('GPTLAB_CACHE') or Path.home()/'.cache'/'gptlab')
+    """Where downloads are kept: `GPTLAB_CACHE`, or `~/.cache/gptlab`
+
+    Raises OSError where there is no home folder and the variable is not set.
+    """
+    if (named := os.environ.get('GPTLAB_CACHE')): return user_path(named)
+    try: return Path.home()/'.cache'/'gptlab'
+    except RuntimeError:
+        raise OSError('there is no home folder to keep downloads in: name a folder in '
+                      'GPTLAB_CACHE') from None
 
 def sync_to_disk(path:Path):
     "Force a file to disk; a folder too, where the system can open one"
+    path = user_path(path)
     if os.name == 'nt' and path.is_dir(): return
     fd = os.open(path, os.O_RDONLY if os.name != 'nt' else os.O_RDWR)
     try: os.fsync(fd)
@@ -302,7 +353,11 @@ def _beside(path):
 def atomic_write(path:str|Path, # the file to write; its folder is made
                  data:str|bytes, # all of its content
                  ) -> Path:
-    "Write a whole file by `atomic_path`; raises OSError naming the file"
+    """Write a whole file by `atomic_path`
+
+    Raises OSError naming the file, TypeError for what is neither text nor bytes.
+    """
+    check_type('data', data, (str, bytes, bytearray, memoryview), 'text or bytes')
     with atomic_path(path) as scratch:
         scratch.write_bytes(data.encode() if isinstance(data, str) else data)
     return user_path(path)
@@ -310,7 +365,7 @@ def atomic_write(path:str|Path, # the file to write; its folder is made
 def file_sha256(path:str|Path) -> str:
     "The SHA-256 of a file's bytes, in hex; read in pieces, so that size does not matter"
     digest = hashlib.sha256()
-    with open(path, 'rb') as f:
+    with open(user_path(path), 'rb') as f:
         while piece := f.read(2**20): digest.update(piece)
     return digest.hexdigest()
 
@@ -335,6 +390,7 @@ def check_contract(part:object, # what comes in
     Raises TypeError for a method whose name is near one that is called, and for a part
     that has such methods, or needs them, but does not derive from the contract."""
     kind = type(part)
+    check_type('contract', contract, type, 'a class')
     for c in kind.__mro__: _check_names(c, contract)
     if isinstance(part, contract): return part
     has = [n for n in _methods(contract) if any(n in vars(c) for c in kind.__mro__)]
@@ -361,8 +417,14 @@ def _check_names(c, contract):
 
 # %% ../nbs/00_start.ipynb #2753d37e
 def dotted_name(obj:type) -> str:
-    "The name under which a class or function can be found again, as `module.name`"
-    return f'{obj.__module__}.{obj.__qualname__}'
+    """The name under which a class or function can be found again, as `module.name`
+
+    Raises TypeError for anything else.
+    """
+    try: return f'{obj.__module__}.{obj.__qualname__}'
+    except AttributeError:
+        raise TypeError('a class or a function has a name; this is '
+                        + reprlib.repr(obj)) from None
 
 # names that saved models of 0.1 hold
 _moved = {f'gptlab.attentions.{n}': f'gptlab.linear_attentions.{n}'
@@ -375,6 +437,8 @@ def resolve_name(name:str, # a dotted name, as `dotted_name` gives
 
     Raises ValueError for anything else, and says what to pass.
     """
+    check_type('name', name, str, 'a dotted name')
+    check_type('parts', parts, (dict, type(None)), 'a dict from names to your own parts')
     name = _moved.get(name, name)
     mod, _, short = name.rpartition('.')
     if parts and (short in parts or name in parts): return parts.get(name, parts.get(short))
@@ -398,7 +462,11 @@ def _git_commit():
 
 def run_info(config:dict|None=None # any settings that JSON can hold; equal ones, equal hashes
              ) -> dict:
-    "The identity of a run: id, date, commit, versions, machine, and a hash of its settings"
+    """The identity of a run: id, date, commit, versions, machine, and a hash of its settings
+
+    Raises TypeError for settings that are no dict.
+    """
+    check_type('config', config, (dict, type(None)), 'a dict of settings')
     settings = json.dumps(config or {}, sort_keys=True, default=str).encode()
     return dict(run_id=uuid.uuid4().hex[:12],
                 date=datetime.datetime.now().isoformat(timespec='seconds'),

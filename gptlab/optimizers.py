@@ -15,11 +15,11 @@ from numbers import Real
 import torch
 from fastcore.basics import patch
 from torch import nn
-from torch.optim.adamw import adamw as torch_adamw
 from .blocks import Report
+from .core import check_type
 # private interfaces of torch, all in this place; a table near the end says what would replace each
 from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp_, _foreach_mul_,
-                   _foreach_sqrt)
+                   _foreach_sqrt, _fused_adamw_)
 _has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)         # bool() is False
 
 # %% ../nbs/09_optimizers.ipynb #4064e417
@@ -82,7 +82,7 @@ def _coefficients(series, steps):
 # %% ../nbs/09_optimizers.ipynb #ce60e1dc
 def _fast_dtype(G, precision=None):
     "What is asked for; else bfloat16 where that is fast, or float32; float64 stays"
-    if precision: return getattr(torch, precision)
+    if precision is not None: return getattr(torch, precision)
     if G.dtype == torch.float64: return G.dtype
     fast = G.is_cuda or (G.device.type == 'cpu' and _has_amx())
     return torch.bfloat16 if fast else torch.float32
@@ -92,28 +92,32 @@ def _need_matrix(shape):
         raise ValueError(f'only a matrix can be made orthogonal, and this has shape '
                          f'{tuple(shape)}; let another group claim it')
 
-def _unit(G):
+def _unit(G, safety=None):
     """A stack (N,m,n) with m ≤ n and singular values of at most 1, and whether it was transposed
 
-    A Frobenius norm of 1/1.01 bounds them; the 1 % leaves room for rounding.
+    A Frobenius norm of 1/1.01 bounds them; the 1 %, unless `safety` says otherwise, leaves room
+    for rounding.
     """
     tall, X = G.shape[-2] > G.shape[-1], G.reshape(-1, *G.shape[-2:])
     X = X.mT if tall else X
     norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
-    return X / (1.01 * norm).clamp(min=1e-12), tall
+    return X / ((1.01 if safety is None else safety) * norm).clamp(min=1e-12), tall
+
+def _check_polar(G, *settings): _need_matrix(G.shape)                 # more below: Refuse at once
 
 def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n)
                  steps:int=5, # steps of the polynomial
                  series:str='polar_express', # its coefficients: a key of `polar_series`
                  precision:str|None=None, # 'float32', 'bfloat16'; None: bfloat16 where it is fast
+                 safety:float|None=None, # G is divided by its norm times this; None: 1.01
                  ) -> torch.Tensor: # of the shape and dtype of G
     """About UVᵀ of G = USVᵀ, by matrix products alone (Jordan et al. 2024; Amsel et al. 2025)
 
     Each step computes X ← aX + b(XXᵀ)X + c(XXᵀ)²X. Raises ValueError for what is not a matrix,
     and for a series that is not in the table.
     """
-    _need_matrix(G.shape)
-    X, tall = _unit(G)                                                # (N,m,n)
+    _check_polar(G, steps, series, precision, safety)
+    X, tall = _unit(G, safety)                                        # (N,m,n)
     X = X.to(_fast_dtype(G, precision))
     for a, b, c in _coefficients(series, steps):
         A = X @ X.mT                                                  # (N,m,m), the smaller square
@@ -138,6 +142,7 @@ def muon_rule(grad:torch.Tensor, # gradient of a matrix (m,n); never changed
               series:str='polar_express', # its coefficients, or 'jordan'
               scale:str='original', # √max(1, m/n), or 'match_rms_adamw': 0.2·√max(m, n)
               precision:str|None=None, # as in `polar_factor`
+              safety:float|None=None, # as in `polar_factor`
               ) -> torch.Tensor: # the direction (m,n)
     """Muon's direction: Nesterov momentum made orthogonal (Jordan et al. 2024)
 
@@ -145,7 +150,7 @@ def muon_rule(grad:torch.Tensor, # gradient of a matrix (m,n); never changed
     """
     average = _buffer(state, 'momentum', grad).lerp_(grad, 1 - momentum)
     ahead = grad.lerp(average, momentum)                              # Nesterov's look ahead
-    orthogonal = polar_factor(ahead, ns_steps, series, precision)
+    orthogonal = polar_factor(ahead, ns_steps, series, precision, safety)
     return orthogonal * _muon_scale(grad.shape, scale)
 
 # %% ../nbs/09_optimizers.ipynb #2b03e98b
@@ -213,7 +218,7 @@ def muon(lr:float=.02, # learning rate: length of a step of an orthogonal matrix
          ns_steps:int=5, # steps of `polar_factor`
          wd:float=0., # weight decay
          at:Callable|None=hidden, # which matrices
-         **settings, # others of `muon_rule` (series, scale, precision), and `schedule`
+         **settings, # others of `muon_rule` (series, scale, precision, safety), and `schedule`
          ) -> Group:
     """A group that follows `muon_rule`, for the matrices inside the blocks
 
@@ -252,36 +257,48 @@ def _assign(model, groups):
     return taken
 
 # %% ../nbs/09_optimizers.ipynb #4dbae206
+def _plain_groups(model, groups): return model, groups                # more below
+
 class Opt(torch.optim.Optimizer):
     """Rules applied to groups of a model's parameters
 
     A compiled model's parameters have the names of the uncompiled one. Raises ValueError naming the
-    parameters that no group claims; warns of a group without any.
+    parameters that no group claims; warns of a group without any. A list may hold parameters, pairs
+    (name, parameter), or torch's groups, dicts of `params` and settings that replace those given.
     """
     extras = {}          # more that a rule may ask for by name: {'hessian': f(param)}
 
     def __init__(self,
-                 model:nn.Module|Iterable, # whose parameters; or these, or pairs with names
+                 model:nn.Module|Iterable, # whose parameters; or these, or torch's dicts of them
                  *groups:Group|Callable): # first come, first served; a bare rule keeps its defaults
         groups = [g if isinstance(g, Group) else Group(g) for g in groups]
+        model, groups = _plain_groups(model, groups)
         taken = _assign(model, groups)
         for g, mine in zip(groups, taken):
             if not mine: warnings.warn(f'{g} claims no parameter')
         used = [(g, mine) for g, mine in zip(groups, taken) if mine]
+        if not used: raise ValueError('there is no parameter to learn: the model, or the list, has '
+                                      'none that requires a gradient')
         super().__init__([dict(params=mine, rule=g.rule, many=g.many) | g.settings
                           for g, mine in used], {})
 
     def _in_place(self, group, params): "Filled in below, under the heading Many tensors at once"
 
 # %% ../nbs/09_optimizers.ipynb #99280a7e
+def _checked(rule, grads, directions): return directions              # see Refuse at once
+
+@torch.enable_grad()
+def _loss_of(closure): return closure()
+
 @patch
 def _inputs(self:Opt, group, params, rule):
     "What a rule asks for: gradients and states, lists of values per parameter, settings"
     asks = _signature(rule)
     grads, states = [p.grad for p in params], [self.state[p] for p in params]
     for s in states: s['step'] = s.get('step', 0) + 1
-    offers = dict(param=lambda p: p, step=lambda p: self.state[p]['step']) | self.extras
-    extras = {k: [f(p) for p in params] for k, f in offers.items() if k in asks}
+    offers = dict(param=params, step=[s['step'] for s in states])
+    offers |= {k: [f(p) for p in params] for k, f in self.extras.items() if k in asks}
+    extras = {k: values for k, values in offers.items() if k in asks}
     settings = {k: v for k, v in group.items() if k in asks and k not in extras}
     return grads, states, extras, settings
 
@@ -290,11 +307,11 @@ def _directions(self:Opt, group, params):
     "What the group's rule answers for `params`, all at once where it can"
     rule, many = group['rule'], group.get('many')
     grads, states, extras, settings = self._inputs(group, params, rule)
-    if many: return many(grads, states, **extras, **settings)
+    if many: return _checked(many, grads, many(grads, states, **extras, **settings))
     directions = []
     for grad, state, *values in zip(grads, states, *extras.values()):
         directions.append(rule(grad, state, **dict(zip(extras, values)), **settings))
-    return directions
+    return _checked(rule, grads, directions)
 
 @patch
 @torch.no_grad()
@@ -305,7 +322,7 @@ def step(self:Opt,
 
     Changes every parameter that has a gradient; returns the closure's loss.
     """
-    with torch.enable_grad(): loss = closure() if closure else None
+    loss = None if closure is None else _loss_of(closure)
     for g in self.param_groups:
         params = [p for p in g['params'] if p.grad is not None]
         if not params or self._in_place(g, params): continue          # AdamW's way, see below
@@ -351,11 +368,14 @@ def _parts(params, limit=2**18):
     yield slice(start, len(params))
 
 def _adamw_fused(weights, grads, ms, vs, lr, wd, step, betas, eps):
-    "The whole step in one pass over the memory, by torch's kernel"
-    before = torch.tensor([t - 1. for t in step], device=weights[0].device)
-    torch_adamw(weights, grads, ms, vs, [], [*before.unbind()], fused=True,
-                lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=wd,
-                amsgrad=False, maximize=False)
+    "The whole step in one pass over the memory, by torch's kernel: it takes one dtype at a time"
+    alike = defaultdict(list)
+    for i, (p, t) in enumerate(zip(weights, step)): alike[p.dtype, t].append(i)
+    for (_, t), which in alike.items():
+        lists = [[tensors[i] for i in which] for tensors in (weights, grads, ms, vs)]
+        steps = [torch.tensor(float(t), device=weights[0].device)] * len(which)
+        _fused_adamw_(*lists, [], steps, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps,
+                      weight_decay=wd, amsgrad=False, maximize=False)
 
 def _adamw_in_place(weights, grads, states, lr, wd, step, betas=(.9,.95), eps=1e-8, fused=False):
     """The whole step of AdamW, decay included, on lists of tensors
@@ -384,12 +404,12 @@ def _in_place(self:Opt, group, params):
     return True
 
 # %% ../nbs/09_optimizers.ipynb #5bd0e7a1
-def _polar_in_place(G, steps, series, precision):
+def _polar_in_place(G, steps, series, precision, safety=None):
     "`polar_factor` of a stack (N,m,n), bit for bit, written over it; the products share buffers"
     tall = G.shape[-2] > G.shape[-1]
     X = G.mT if tall else G
     norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
-    X = X.div_((1.01 * norm).clamp(min=1e-12))
+    X = X.div_(((1.01 if safety is None else safety) * norm).clamp(min=1e-12))
     X = X.to(_fast_dtype(G, precision))
     A = X.new_empty(*X.shape[:2], X.shape[1])                         # (N,m,m), the smaller square
     B, new, old = torch.empty_like(A), X.new_empty(X.shape), X.new_empty(X.shape)
@@ -401,7 +421,7 @@ def _polar_in_place(G, steps, series, precision):
     return G.copy_(X.mT if tall else X)
 
 def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
-               scale='original', precision=None):
+               scale='original', precision=None, safety=None):
     "`muon_rule` for a list of matrices: those of one shape, dtype and device as one stack"
     averages = [_buffer(s, 'momentum', g) for s, g in zip(states, grads)]
     _foreach_lerp_(averages, grads, 1 - momentum)
@@ -412,7 +432,7 @@ def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
         stack = torch.stack([grads[i] for i in which])                # (N,m,n)
         ahead = [*stack.unbind()]                                     # views: the stack changes too
         _foreach_lerp_(ahead, [averages[i] for i in which], momentum)
-        _polar_in_place(stack, ns_steps, series, precision).mul_(scaling)
+        _polar_in_place(stack, ns_steps, series, precision, safety).mul_(scaling)
         for i, direction in zip(which, ahead): directions[i] = direction
     return directions
 
@@ -439,12 +459,22 @@ _limits = {sgd_rule: dict(momentum=_fraction),
            adamw_rule: dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0,
                             fused=('True or False', lambda x: isinstance(x, bool))),
            muon_rule: dict(momentum=_fraction,
+                           safety=('a finite number, 1 or more, or None',
+                                   lambda x: x is None or _is_number(x) and x >= 1),
                            ns_steps=('a whole number, 0 or more', _is_count),
                            series=('a key of polar_series',
                                    lambda x: isinstance(x, str) and _coefficients(x, 1)),
                            scale=('the name of a scale',
                                   lambda x: isinstance(x, str) and _muon_scale((1,1), x)),
                            precision=('the name of a float dtype, or None', _is_float))}
+
+def _check_polar(G, steps, series, precision, safety):
+    "Raises TypeError and ValueError for what `polar_factor` cannot use"
+    check_type('G', G, torch.Tensor, 'a matrix, or a stack of them')
+    _need_matrix(G.shape)
+    if not G.is_floating_point(): raise ValueError(f'G holds {G.dtype}, and no floats')
+    _check_values(muon_rule, dict(ns_steps=steps, series=series, precision=precision,
+                                  safety=safety))
 
 def _inner(rule): return rule.func if isinstance(rule, functools.partial) else rule
 
@@ -518,10 +548,28 @@ def _check(self:Group, given, schedule):
     _check_values(self.rule, given)
     if self.at is not None and not callable(self.at):
         raise TypeError('at is a function (name, param, module) → bool, not ' + _short(self.at))
-    curves = schedule.values() if isinstance(schedule, dict) else [schedule] if schedule else []
+    if schedule is None: return
+    curves = schedule.values() if isinstance(schedule, dict) else [schedule]
     if not all(map(callable, curves)):
         raise TypeError('schedule is a curve, progress → multiplier, or {setting: curve}, not '
                         + _short(schedule))
+
+def _checked(rule, grads, directions):
+    "The directions of a rule; raises TypeError or ValueError if they are none for these gradients"
+    if not isinstance(directions, (list, tuple)) or len(directions) != len(grads):
+        raise TypeError(f'{_name(rule)} gives a list of directions, one for each of {len(grads)} '
+                        f'gradients, not {_short(directions)}')
+    for grad, d in zip(grads, directions):
+        if not isinstance(d, torch.Tensor):
+            raise TypeError(f'{_name(rule)} gives a direction, a tensor, not {_short(d)}')
+        if d.shape != grad.shape:
+            raise ValueError(f'{_name(rule)} gives a direction of shape {tuple(d.shape)} for a '
+                             f'gradient of shape {tuple(grad.shape)}; the shapes must be equal')
+    return directions
+
+@torch.enable_grad()
+def _loss_of(closure):
+    return check_type('closure', closure, Callable, 'a function that computes the loss')()
 
 def _listed(params):
     """Each parameter of a list once: its name or else its number, itself, and no module
@@ -538,6 +586,35 @@ def _listed(params):
             raise TypeError(f'Opt takes parameters, or pairs (name, parameter), not {_short(item)}')
         if p not in seen: yield name, p, None
         seen.add(p)
+
+def _plain_groups(model, groups):
+    """The pairs (name, parameter) in torch's groups, and our groups with the settings of each
+
+    Anything else comes back as it is. Raises TypeError for a group without `params`.
+    """
+    if isinstance(model, (nn.Module, torch.Tensor)) or not isinstance(model, Iterable):
+        return model, groups
+    one = isinstance(model, dict) and 'params' in model
+    given = [model] if one else model if isinstance(model, dict) else [*model]
+    if not any(isinstance(d, dict) for d in given): return given, groups
+    pairs, made = [], []
+    for d in given:
+        if not isinstance(d, dict) or 'params' not in d:
+            raise TypeError(f"a group of torch's is a dict with 'params', not {_short(d)}")
+        mine = [*_listed([d['params']] if isinstance(d['params'], torch.Tensor) else d['params'])]
+        start = len(pairs)                                            # a number names a bare one
+        pairs += [(str(start + int(n)) if n.isdigit() else n, p) for n, p, _ in mine]
+        own = {_also.get(k, k): v for k, v in d.items() if k not in ('params', 'param_names')}
+        made += [_narrowed(g, {p for _, p, _ in mine}, own) for g in groups]
+    return pairs, [g for g in made if any(g.at(n, p, None) for n, p in pairs)] or made
+
+_also = dict(weight_decay='wd')                                       # torch's name, and ours
+
+def _narrowed(group, params, own):
+    "A group of some parameters alone, with settings of their own"
+    at = group.at
+    def of_these(name, p, module): return p in params and (at is None or at(name, p, module))
+    return Group(group.rule, of_these, **group.settings | own)
 
 # %% ../nbs/09_optimizers.ipynb #3c9862ad
 def _precision(group):
@@ -631,22 +708,32 @@ def state_dict(self:Opt) -> dict:
     plain = [{k: v for k, v in g.items() if not _live(k, v)} for g in state['param_groups']]
     return state | dict(param_groups=plain)
 
+def _groups_of(state):
+    "The groups of a state dict; raises TypeError for what is none of `Opt`'s"
+    groups = state.get('param_groups') if isinstance(state, dict) else None
+    whole = isinstance(groups, list) and 'state' in state
+    if not whole or not all(isinstance(g, dict) and 'param_names' in g for g in groups):
+        raise TypeError("state_dict is what an Opt's state_dict() gave, not " + _short(state))
+    return groups
+
 def _group_names(groups): return [g['param_names'] for g in groups]
 
 @patch
 def load_state_dict(self:Opt, state_dict:dict):
     """Copy in what `state_dict` gave, keeping the functions of this object
 
-    Raises ValueError if it was saved for other parameters.
+    A setting that it does not hold stays as it is. Raises ValueError if it was saved for other
+    parameters, TypeError for what is no such dict.
     """
     live = self.param_groups
-    saved, mine = _group_names(state_dict['param_groups']), _group_names(live)
+    saved, mine = _group_names(_groups_of(state_dict)), _group_names(live)
     if mine != saved:
         raise ValueError(f'saved for the groups {saved}, this optimizer has {mine}; '
                          'build it with the same groups')
     super(Opt, self).load_state_dict(copy.deepcopy(state_dict))
     for new, old in zip(self.param_groups, live):
-        new.update({k: v for k, v in old.items() if _live(k, v)})
+        later = {k for k in old if k not in new and not k.startswith('initial_')}
+        new.update({k: v for k, v in old.items() if _live(k, v) or k in later})
 
 @patch
 def check(self:Opt, model:nn.Module|Iterable):

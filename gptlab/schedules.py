@@ -9,23 +9,26 @@ __all__ = ['Curve', 'piecewise_linear', 'constant', 'linear', 'wsd', 'cosine', '
 import bisect, functools, html, inspect, math
 from collections.abc import Callable
 import torch
-from .core import svg_image
+from .core import check_number, check_type, svg_image
 
 # %% ../nbs/10_schedules.ipynb #c51a9e9c
 class Curve:
     """A function of progress that draws itself
 
     Progress is 0 at the first moment of training and 1 at the last; beyond them the curve is flat.
+    Raises TypeError for what is no function.
     """
     def __init__(self,
                  f:Callable, # progress in [0,1] → multiplier
                  name:str): # shown to the reader
-        self.f, self.name = f, name
+        self.f, self.name = check_type('f', f, Callable, 'a function: progress → multiplier'), name
 
     def __call__(self, progress:float) -> float:
+        progress = check_number('progress', progress)
         return float(self.f(min(max(progress, 0.), 1.)))
 
     def __mul__(self, other:Callable) -> 'Curve':
+        check_type('a curve is multiplied by a curve: other', other, Callable, 'a function')
         return Curve(lambda p: self(p) * other(p), f'{self} * {other}')
 
     def __repr__(self): return self.name
@@ -43,14 +46,22 @@ class Curve:
         return svg_image(svg, f'The curve {self.name}')
 
 # %% ../nbs/10_schedules.ipynb #2cef6c0f
+def _corner(pair):
+    "(progress, multiplier) as two numbers; raises TypeError and ValueError"
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f'corners are pairs (progress, multiplier), not {pair!r:.80}')
+    x, y = pair
+    return check_number('progress of a corner', x), check_number('multiplier', y, low=0)
+
 def piecewise_linear(*corners:tuple, # (progress, multiplier), from left to right
                      name:str|None=None, # shown to the reader
                      ) -> Curve:
     """Straight lines from corner to corner
 
-    Raises ValueError if the corners do not run from left to right within [0,1].
+    Raises ValueError if the corners do not run from left to right within [0,1], or go below 0.
     """
-    xs, ys = zip(*corners)
+    xs, ys = zip(*map(_corner, corners)) if corners else ((), ())
+    if not xs: raise ValueError('give corners (progress, multiplier), such as (0, 1), (1, 0)')
     if list(xs) != sorted(xs) or xs[0] < 0 or xs[-1] > 1:
         raise ValueError(f'the corners of {name or "piecewise_linear"} lie at {xs}; '
                          'they must go from left to right between 0 and 1')
@@ -60,18 +71,23 @@ def piecewise_linear(*corners:tuple, # (progress, multiplier), from left to righ
         if i == len(xs): return ys[-1]
         fraction = (p - xs[i-1]) / (xs[i] - xs[i-1])
         return ys[i-1] + fraction * (ys[i] - ys[i-1])
-    return Curve(f, name or f'points{corners}')
+    return Curve(f, f'points{corners}' if name is None else name)
 
 # %% ../nbs/10_schedules.ipynb #8fe20de8
 def constant(warmup:float=0. # fraction of training that climbs from 0
              ) -> Curve:
-    "The base value, after an optional warmup"
+    "The base value, after an optional warmup; raises ValueError for one outside [0,1]"
+    warmup = check_number('warmup', warmup, low=0, high=1)
     return piecewise_linear((0,0), (warmup,1), name=f'constant(warmup={warmup:g})')
 
 def linear(warmup:float=.02, # fraction of training that climbs from 0
            end:float=0., # multiplier at the end
            ) -> Curve:
-    "Up in a line, then down in a line"
+    """Up in a line, then down in a line
+
+    Raises ValueError for a warmup outside [0,1] and an end below 0.
+    """
+    warmup, end = check_number('warmup', warmup, low=0, high=1), check_number('end', end, low=0)
     name = f'linear(warmup={warmup:g}, end={end:g})'
     return piecewise_linear((0,0), (warmup,1), (1,end), name=name)
 
@@ -81,8 +97,10 @@ def wsd(warmup:float=.02, # fraction of training that climbs from 0
         ) -> Curve:
     """The trapezoid: warm up, stay at 1, cool down in a line (Hu et al. 2024; Hägele et al. 2024)
 
-    Raises ValueError if warmup and cooldown overlap.
+    Raises ValueError if warmup and cooldown overlap, or one of the numbers is below 0.
     """
+    warmup, end = check_number('warmup', warmup, low=0, high=1), check_number('end', end, low=0)
+    cooldown = check_number('cooldown', cooldown, low=0, high=1)
     if warmup + cooldown > 1:
         raise ValueError(f'warmup {warmup:g} and cooldown {cooldown:g} take more than the whole '
                          'of training; their sum must be 1 or less')
@@ -95,10 +113,9 @@ def cosine(warmup:float=.02, # fraction of training that climbs from 0
            ) -> Curve:
     """Up in a line, then half a cosine down to `end` (Loshchilov & Hutter 2017)
 
-    Raises ValueError for a warmup outside [0,1).
+    Raises ValueError for a warmup outside [0,1) and an end below 0.
     """
-    if not 0 <= warmup < 1:
-        raise ValueError(f'warmup is a fraction of training and must lie in [0,1), not {warmup:g}')
+    warmup, end = check_number('warmup', warmup, low=0, below=1), check_number('end', end, low=0)
     def f(p):
         if p < warmup: return p/warmup
         angle = math.pi * (p-warmup) / (1-warmup)                     # 0 … π
@@ -110,21 +127,28 @@ def inverse_sqrt(warmup:float=.02, # fraction that climbs from 0; the curve fall
                  ) -> Curve:
     """Up in a line, then (warmup/progress)^power (Vaswani et al. 2017, eq. 3)
 
-    Falls fast, then ever more slowly, without an end. Raises ValueError for a warmup outside (0,1].
+    Falls fast, then ever more slowly, without an end. Raises ValueError for a warmup outside (0,1],
+    which sets the scale of the curve, and a power below 0.
     """
-    if not 0 < warmup <= 1:
-        raise ValueError('warmup sets the scale of the curve and must lie in (0,1], '
-                         f'not {warmup:g}')
+    warmup = check_number('warmup', warmup, above=0, high=1)
+    power = check_number('power', power, low=0)
     def f(p): return p/warmup if p < warmup else (warmup/p)**power
     return Curve(f, f'inverse_sqrt(warmup={warmup:g}, power={power:g})')
 
 # %% ../nbs/10_schedules.ipynb #78500c4b
 def plot_curves(**curves:Callable):
-    "Draw curves of progress in one picture; returns the axes"
+    """Draw curves of progress in one picture; returns the axes
+
+    Raises TypeError for what is no curve.
+    """
+    xs = [i/500 for i in range(501)]
+    lines = {}
+    for name, curve in curves.items():
+        check_type(name, curve, Callable, 'a curve, progress → multiplier')
+        lines[name] = [check_number(name, curve(x)) for x in xs]
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6,2.6))
-    xs = [i/500 for i in range(501)]
-    for name, curve in curves.items(): ax.plot(xs, [curve(x) for x in xs], label=name)
+    for name, ys in lines.items(): ax.plot(xs, ys, label=name)
     ax.set(xlabel='progress', ylabel='multiplier')
     ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1,1))
     return ax
@@ -151,8 +175,12 @@ def _scale(group, key, by):
 def _asks_run(curve): return 'run' in inspect.signature(curve).parameters
 
 def _as_dict(schedule):
+    "{setting: curve}; raises TypeError for what is no curve"
     if schedule is None: return {}
-    return schedule if isinstance(schedule, dict) else dict(lr=schedule)
+    curves = schedule if isinstance(schedule, dict) else dict(lr=schedule)
+    for curve in curves.values():
+        check_type('schedule', curve, Callable, 'a curve, progress → multiplier, or a dict of them')
+    return curves
 
 def apply_schedule(opt:torch.optim.Optimizer, # any torch optimizer
                    schedule:Callable|dict|None, # a curve for lr, or {setting: curve}
@@ -161,14 +189,19 @@ def apply_schedule(opt:torch.optim.Optimizer, # any torch optimizer
                    ):
     """Set each setting of each group to its base value times its curve
 
-    A group's own 'schedule' goes first. Raises ValueError for a setting that no group has.
+    A group's own 'schedule' goes first. Raises ValueError for a setting that no group has, and for
+    a curve that goes below 0.
     """
-    p, found, common = min(max(progress, 0.), 1.), set(), _as_dict(schedule)
+    check_type('opt', opt, torch.optim.Optimizer, 'a torch optimizer')
+    check_type('run', run, (dict, type(None)), 'a dict of numbers, or None')
+    progress, found, common = check_number('progress', progress), set(), _as_dict(schedule)
+    p = min(max(progress, 0.), 1.)
     for group in opt.param_groups:
         for setting, curve in (common | _as_dict(group.get('schedule'))).items():
             if (key := _find(group, setting)) is None: continue
             multiplier = curve(p, run=run or {}) if _asks_run(curve) else curve(p)
-            _scale(group, key, multiplier)
+            if isinstance(multiplier, torch.Tensor): multiplier = multiplier.item()
+            _scale(group, key, check_number(f'the curve of {setting}', multiplier, low=0))
             found.add(setting)
     if (missing := common.keys() - found):
         raise ValueError(f'no group has the setting {", ".join(sorted(missing))}')

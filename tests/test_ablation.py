@@ -45,13 +45,13 @@ def test_an_interrupted_run_ends_the_study_and_is_run_again(tmp_path, capsys, en
         calls.append((variant, seed))
         return end() if len(calls) == 4 else Stub(False)
 
-    runs = ablate(run, 'ab', path=path)
+    runs = ablate(run, ['a', 'b'], path=path)
     same([(r['variant'], r['seed']) for r in runs.records], [('a', 0), ('b', 0), ('a', 1)])
     same(Runs.from_json(path), runs)
     told = capsys.readouterr().out
     same(told.splitlines(), ["interrupted in variant 'b', seed 1, which is not recorded; "
                              '3 finished runs are'])
-    whole = ablate(run, 'ab', path=path)
+    whole = ablate(run, ['a', 'b'], path=path)
     same(calls[3:], [('b', 1), ('b', 1), ('a', 2), ('b', 2)])
     same(len(whole.records), 6)
     same(capsys.readouterr().out, '')
@@ -59,7 +59,7 @@ def test_an_interrupted_run_ends_the_study_and_is_run_again(tmp_path, capsys, en
 
 def test_the_first_run_may_be_interrupted(tmp_path, capsys):
     def run(variant, seed): raise KeyboardInterrupt
-    runs = ablate(run, 'ab', path=tmp_path/'runs.json', verbose=False)
+    runs = ablate(run, ['a', 'b'], path=tmp_path/'runs.json', verbose=False)
     same((runs.records, (tmp_path/'runs.json').exists()), ([], False))
     assert '0 finished runs' in capsys.readouterr().out
 
@@ -85,7 +85,7 @@ def test_an_interrupted_trainer_is_not_a_run(capsys):
 def test_an_error_keeps_what_is_finished():
     def run(variant, seed): return 1/(2 - seed)
     with pytest.raises(RuntimeError, match="variant 'a', seed 2: ZeroDivisionError") as e:
-        ablate(run, 'a')
+        ablate(run, ['a'])
     same(len(e.value.runs.records), 2)
 
 
@@ -120,14 +120,14 @@ def test_seeds_without_end_need_a_run_that_stops(capsys):
     def run(variant, seed):
         if seed == 3: raise KeyboardInterrupt
         return 1.
-    same(len(ablate(run, 'ab', itertools.count()).records), 6)
+    same(len(ablate(run, ['a', 'b'], itertools.count()).records), 6)
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{}', '{"records": [{"log": []}]}', '{"records": 3}'])
 def test_a_file_that_holds_something_else_is_refused(tmp_path, text):
     (tmp_path/'runs.json').write_text(text)
     with pytest.raises(ValueError, match='does not hold runs'):
-        ablate(value, 'a', path=tmp_path/'runs.json')
+        ablate(value, ['a'], path=tmp_path/'runs.json')
 
 
 # ---- what a run returns
@@ -151,13 +151,13 @@ def test_all_results_become_a_log_that_json_holds(result, log):
 
 @pytest.mark.parametrize('correct', ['holm', 'bonferroni', None])
 def test_a_single_variant_has_nothing_to_compare_with(correct):
-    table = ablate(lambda v, s: s, 'a').table('value', 'a', correct=correct)
+    table = ablate(lambda v, s: s, ['a']).table('value', 'a', correct=correct)
     same(table['a'], dict(mean=1., verdict='nothing to compare with'))
     same(repr(table), 'a · 1 · nothing to compare with')
     same(table._repr_markdown_().splitlines()[-1], '| a | 1 |  |  | nothing to compare with |')
 
 
-@pytest.mark.parametrize('names', ['a', 'ab'])
+@pytest.mark.parametrize('names', [['a'], ['a', 'b']])
 def test_another_correction_is_refused(names):
     with pytest.raises(ValueError, match="'holm', 'bonferroni' or None"):
         ablate(lambda v, s: s, names).table('value', 'a', correct='none')
@@ -165,7 +165,7 @@ def test_another_correction_is_refused(names):
 
 def test_a_key_that_was_never_logged():
     with pytest.raises(ValueError, match="never logged 'bpb'"):
-        ablate(lambda v, s: s, 'ab').table('bpb', 'a')
+        ablate(lambda v, s: s, ['a', 'b']).table('bpb', 'a')
 
 
 def test_a_bar_in_a_name_keeps_its_cell():
@@ -197,3 +197,62 @@ def test_a_band_is_the_mean_and_its_interval():
     same(list(at), [0, 1, 2, 3])
     assert np.allclose(mean, at + 2)
     assert np.allclose(half, t_factor(3)*np.std([0, 1, 5], ddof=1)/3**.5)
+
+
+# ---- what makes no sense is refused before anything is run
+
+@pytest.mark.parametrize('kw, said', [
+    (dict(run=None), 'run must be'), (dict(variants='ab'), 'variants must be'),
+    (dict(variants=None), 'variants must be'), (dict(variants=[]), 'variants is empty'),
+    (dict(seeds=3), 'seeds must be'), (dict(seeds='012'), 'seeds must be'),
+    (dict(seeds=[]), 'seeds is empty'), (dict(seeds=np.zeros((2, 2))), 'seeds must be'),
+    (dict(path=''), 'path is empty'), (dict(path=3), 'a path is expected')], ids=str)
+def test_r11_a_study_that_cannot_be(kw, said):
+    calls = []
+    study = dict(run=lambda v, s: calls.append(v) or 1., variants=['a'], seeds=range(2)) | kw
+    with pytest.raises((TypeError, ValueError), match=said): ablate(**study)
+    same(calls, [])
+
+
+@pytest.mark.parametrize('alpha', [-1, 0, 1, 1.5, math.nan, math.inf, True, None, 'x'], ids=str)
+def test_r11_an_alpha_that_is_no_probability(alpha):
+    runs = ablate(lambda v, s: s, ['a', 'b'])
+    with pytest.raises((TypeError, ValueError), match='alpha'): t_factor(3, alpha)
+    with pytest.raises((TypeError, ValueError), match='alpha'): runs.table('value', 'a', alpha)
+
+
+@pytest.mark.parametrize('records', [
+    None, 'x', {}, [None], [dict(variant='a', seed=0)], [dict(variant='a', seed=0, log=None)],
+    [dict(variant='a', seed=0, log=[1.])], [dict(variant='a', log=[])]], ids=str)
+def test_u13_records_of_others(records, tmp_path):
+    with pytest.raises(TypeError, match='record'): Runs(records)
+    (tmp_path/'runs.json').write_text(json.dumps(dict(records=records)))
+    with pytest.raises(ValueError, match='runs.json does not hold runs'):
+        Runs.from_json(tmp_path/'runs.json')
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'[' * 100_000, b''])
+def test_u13_a_file_that_is_no_json(content, tmp_path):
+    (tmp_path/'runs.json').write_bytes(content)
+    with pytest.raises(ValueError, match='runs.json does not hold runs'):
+        Runs.from_json(tmp_path/'runs.json')
+
+
+def test_u13_names_of_others_are_only_text():
+    hostile = 'a|b <img src=x onerror=alert(1)> *c* \x1b[2J\nd'
+    runs = ablate(lambda v, s: s, [hostile, 'c'])
+    for shown in (runs, runs.table('value', 'c'), runs.table('value', hostile)):
+        assert '\x1b' not in repr(shown)
+        rows = shown._repr_markdown_().splitlines()
+        same(len(rows), 4)
+        same({len(r.replace(r'\|', '').split('|')) for r in rows}, {len(rows[1].split('|'))})
+        assert '<' not in ''.join(rows) and '\x1b' not in ''.join(rows)
+
+
+def test_a24_the_home_folder_of_a_study(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    ablate(lambda v, s: s, ['a'], path='~/runs.json')
+    same(len(Runs.from_json('~/runs.json').records), 3)
+    calls = []
+    ablate(lambda v, s: calls.append(s) or s, ['a'], path='~/runs.json')
+    same(calls, [])

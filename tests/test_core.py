@@ -218,3 +218,74 @@ def test_a_read_only_file_is_not_replaced(tmp_path):
     (tmp_path/'f').chmod(0o444)
     with pytest.raises(OSError, match='read-only'):
         core.atomic_write(tmp_path/'f', 'y')
+
+
+# ---- R11: what makes no sense is told by name
+
+@pytest.mark.parametrize('given', ['abc', '1.5', '-1', '0', '٣', ' '])
+def test_r11_a_limit_of_steps_that_is_none(monkeypatch, given):
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', given)
+    with pytest.raises(ValueError, match='GPTLAB_MAX_STEPS is a whole number of at least 1'):
+        core.step_limit()
+
+
+def test_a_limit_of_steps(monkeypatch):
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '7')
+    same(core.step_limit(), 7)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '')
+    same(core.step_limit(), None)
+
+
+@pytest.mark.parametrize('seed', ['x', None, 1.5, True, [1], float('nan')], ids=repr)
+def test_r11_a_seed_that_is_no_number(seed):
+    with pytest.raises(TypeError, match='a seed is a whole number'): core.set_seed(seed)
+
+
+def test_a_seed_of_numpys_is_the_same_seed():
+    import random
+    import torch
+    drawn = []
+    for seed in (3, np.int64(3)):
+        same(core.set_seed(seed), 3)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    same(*drawn)
+
+
+@pytest.mark.parametrize('name', ['', 'abacus', 'cpu:', 'cpu:x', 'cuda:x', 0, 'cpu:-1'], ids=repr)
+def test_r11_a_device_that_is_none(name):
+    with pytest.raises(ValueError, match='cannot be used here; there is'): core.best_device(name)
+
+
+@pytest.mark.parametrize('kw, said', [
+    (dict(items=3), 'items'), (dict(total=-1), 'total'), (dict(total='x'), 'total'),
+    (dict(delay='x'), 'delay'), (dict(delay=float('nan')), 'delay'), (dict(file=3), 'file')],
+    ids=str)
+def test_r11_progress_of_nothing(kw, said):
+    with pytest.raises((TypeError, ValueError), match=said): show_progress(**kw)
+
+
+@pytest.mark.parametrize('path, said', [
+    (None, 'a path is expected'), (3, 'a path is expected'), (b'x', 'a path is expected'),
+    ('', 'empty'), ('a\0b', 'NUL')], ids=repr)
+def test_r11_what_is_no_path(path, said):
+    for f in (core.user_path, core.file_sha256, lambda p: core.atomic_write(p, 'x')):
+        with pytest.raises((TypeError, ValueError), match=said): f(path)
+
+
+def test_r12_without_a_home_the_message_names_the_variable(monkeypatch, tmp_path):
+    def none(): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.delenv('GPTLAB_CACHE', raising=False)
+    monkeypatch.setattr(core.Path, 'home', none)
+    with pytest.raises(OSError, match='GPTLAB_CACHE'): core.cache_dir()
+
+
+def test_a24_the_cache_below_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('GPTLAB_CACHE', '~/kept')
+    same(core.cache_dir(), tmp_path/'kept')
+
+
+def test_r11_numbers_below_a_bound():
+    same(core.check_number('p', .5, low=0, below=1), .5)
+    with pytest.raises(ValueError, match='p must be a number of at least 0 and below 1, not 1'):
+        core.check_number('p', 1, low=0, below=1)

@@ -433,3 +433,135 @@ def test_every_rule_passes_its_check():
         assert report.ok, report
     assert check_rule(Sign())['many at once = one by one'] == '–'
     assert check_rule(adamw())['many at once = one by one'] is True
+
+
+# ---- P5: any parameters, any groups; R11: what makes no sense is refused at once
+
+def with_gradients():
+    "A model, always of the same weights, whose parameters have gradients"
+    model = tiny()
+    for p in model.parameters(): p.grad = torch.randn(p.shape, generator=torch.Generator())
+    return model
+
+
+def test_p5_a_list_of_parameters_and_groups_of_torch_learn_as_the_model_does():
+    one, two, three = (with_gradients() for _ in range(3))
+    Opt(one, adamw(lr=.1)).step()
+    Opt(list(two.parameters()), adamw(lr=.1)).step()
+    a, b = list(three.parameters())[:2], list(three.parameters())[2:]
+    opt = Opt([dict(params=a), dict(params=iter(b), lr=.1)], adamw(lr=.1))
+    opt.step()
+    for p, q, r in zip(one.parameters(), two.parameters(), three.parameters()):
+        assert torch.equal(p, q) and torch.equal(p, r)
+    names = [n for g in opt.param_groups for n in g['param_names']]
+    assert len(names) == len(set(names)), names
+
+
+def test_p5_a_group_of_torch_keeps_its_settings_and_rules_share_it():
+    model = with_gradients()
+    big, small = ([p for p in model.parameters() if (p.ndim == 2) == two] for two in (True, False))
+    matrix = lambda name, p, module: p.ndim == 2
+    opt = Opt([dict(params=big, lr=.5), dict(params=small, weight_decay=.1)],
+              muon(lr=.1, at=matrix), adamw(lr=.2))
+    found = [(s['rule'], s['lr'], s['wd']) for s in opt.settings()]
+    assert found == [('muon', .5, 0.), ('adamw', .2, .1)]
+    opt.step()
+
+
+@pytest.mark.parametrize('given', [[dict(lr=.1)], [dict(params=[torch.ones(2)]), torch.ones(2)],
+                                   [dict(params=None)], dict(a=1)], ids=str)
+def test_p5_what_is_no_group_of_torch(given):
+    with pytest.raises(TypeError): Opt(given, adamw())
+
+
+def test_p5_a_setting_of_a_group_that_its_rule_has_not():
+    with pytest.raises(ValueError, match='no setting betaz'):
+        Opt([dict(params=[torch.nn.Parameter(torch.ones(2))], betaz=1)], adamw())
+
+
+def test_p5_the_room_for_rounding_can_be_set():
+    G = torch.randn(6, 4)
+    assert torch.equal(polar_factor(G, safety=1.01), polar_factor(G))
+    norm = polar_factor(G, steps=0, safety=2.).norm().item()
+    assert norm == pytest.approx(.5)
+    opt = Opt(with_gradients(), muon(safety=1.02), adamw())
+    assert opt.settings()[0]['safety'] == 1.02 and 'safety=1.02' in repr(opt)
+    opt.step()
+    with pytest.raises(ValueError, match='safety'): muon(safety=.5)
+
+
+def test_p5_a_state_saved_before_there_was_a_setting_keeps_the_one_asked_for():
+    opt = Opt(with_gradients(), muon(safety=1.5), adamw())
+    old = opt.state_dict()
+    for g in old['param_groups']: g.pop('safety', None)
+    opt.load_state_dict(old)
+    assert opt.param_groups[0]['safety'] == 1.5
+
+
+def test_p4_the_precision_of_the_products_is_shown_and_kept():
+    opt = Opt(with_gradients(), muon(), adamw())
+    said = opt.settings()[0]['precision']
+    assert said in ('float32', 'bfloat16 (AMX)') and f'precision={said}' in repr(opt)
+
+
+@pytest.mark.parametrize('make', [adamw, sgd, muon])
+@pytest.mark.parametrize('kw', [dict(lr='x'), dict(lr=-1), dict(lr=float('nan')), dict(lr=True),
+                                dict(lr=None), dict(wd=-.1), dict(wd=float('inf')),
+                                dict(schedule=''), dict(schedule=0), dict(schedule=dict(lr=3)),
+                                dict(at='head')], ids=str)
+def test_r11_a_group_refuses_nonsense_at_once(make, kw):
+    with pytest.raises((ValueError, TypeError), match=next(iter(kw))): make(**kw)
+
+
+@pytest.mark.parametrize('betas', [(1., .9), (.9, 1.), (-.1, .9), (.9,), .9, 'ab', None,
+                                   (.9, float('nan'))], ids=str)
+def test_r11_betas_outside_0_and_1(betas):
+    with pytest.raises(ValueError, match='betas'): adamw(betas=betas)
+
+
+@pytest.mark.parametrize('model', [None, 3, 'x', '', [], {}, torch.nn.Module()], ids=repr)
+def test_r11_nothing_to_learn(model):
+    with pytest.raises((ValueError, TypeError), match='parameter'): Opt(model, adamw())
+
+
+@pytest.mark.parametrize('answer, said', [
+    (lambda g: None, 'gives a direction'), (lambda g: 1., 'gives a direction'),
+    (lambda g: g[:1], 'shape'), (lambda g: g.sum(), 'shape'), (lambda g: g[None], 'shape')])
+def test_r11_a_rule_that_answers_nonsense(answer, said):
+    def rule(grad, state): return answer(grad)
+    opt = Opt(with_gradients(), rule)
+    with pytest.raises((TypeError, ValueError), match=said): opt.step()
+    rule.many = lambda grads, states: [answer(g) for g in grads]
+    opt = Opt(with_gradients(), rule)
+    with pytest.raises((TypeError, ValueError), match=said): opt.step()
+
+
+def test_r11_many_that_answers_too_few():
+    def rule(grad, state): return grad
+    rule.many = lambda grads, states: grads[1:]
+    with pytest.raises(TypeError, match='one for each of'): Opt(with_gradients(), rule).step()
+
+
+@pytest.mark.parametrize('state', [None, {}, 'x', dict(state={}), dict(param_groups=[{}], state={}),
+                                   dict(param_groups='x', state={})], ids=str)
+def test_r11_a_state_that_is_none(state):
+    opt = Opt(with_gradients(), adamw())
+    with pytest.raises(TypeError, match='state_dict'): opt.load_state_dict(state)
+
+
+def test_the_fused_step_is_that_of_torchs_own_bit_for_bit():
+    "Also for parameters of two dtypes, of which one joined later"
+    def made():
+        set_seed(1)
+        return [nn.Parameter(torch.randn(n, 3).to(t)) for n, t in
+                ((4, torch.float32), (5, torch.float64), (6, torch.float32))]
+    ours, theirs = made(), made()
+    a = Opt(ours, adamw(lr=.1, wd=.1, fused=True))
+    b = torch.optim.AdamW(theirs, lr=.1, betas=(.9, .95), weight_decay=.1, fused=True)
+    for step in range(4):
+        for p, q in list(zip(ours, theirs))[:2 + (step > 1)]:
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours, theirs)), step

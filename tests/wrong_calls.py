@@ -1,0 +1,775 @@
+"""The table of good calls for tests/test_wrong_calls.py: one for every public function, class and
+method, a line each, and small objects to call them with.
+
+Behind `#` stands which of the wrong values (`v`) fit an argument all the same, where its annotation
+does not say so: `argument: condition`, `any` (also of another type) or `False` (none). Such a
+comment may go on in the lines below. RULES says it for names that mean the same everywhere.
+"""
+import contextlib
+import functools
+import http.server
+import importlib
+import io
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+
+# names that mean the same wherever they stand: which of the values of the right type fit
+RULES = dict(
+    seed='True', lr='v >= 0', wd='v >= 0', dropout='0 <= v < 1', warmup='0 <= v <= 1',
+    momentum='0 <= v < 1', eps='v >= 0', softcap='v > 0', rank='v == 0', start='v >= 0',
+    timeout='v > 0', backoff='v >= 0', tries='v >= 1', B='v >= 1', T='v >= 1', k='v >= 1',
+    device='False', dtype='False', parts='v == {}', path="v != ''", folder="v != ''",
+    dir="v != ''", text="True", source='True', tok='False', model='False', valid='True',
+    errors='False', layer='v >= 0', every='v >= 1', workers='v >= 0', step='v >= 1',
+    name='any', doing='any', unit='any', alt='any', licence='any', column='True', factor='v > 0',
+    theta='v > 0', lang='True', at='isinstance(v, str)')
+
+def plain(v):
+    "May a tree of a checkpoint be this?"
+    return type(v).__name__ in 'NoneType bool int float str list dict Tensor'.split()
+
+# 10**9 of these is much memory, or a long time, and not wrong
+SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent
+    d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k
+    shared steps tokens docs_per_shard flops seconds workers depth size buffer
+    ns_steps tries backoff timeout layers width vocab n_docs window chunk bins heads
+    r out gate_width tokens n_bytes layer'''.split())
+
+# hooks: the library calls these, with what it made itself
+HOOKS = set('''forward extra_repr enter prepare add rotate bias slopes speeds before after measure
+    attach named show update before_fit before_step after_backward after_step before_eval after_eval
+    after_fit open log close mask mix_flops new_cache choose call one_step get_batch get_loss
+    backward gradients become once at rate detach record show_sample entry'''.split())
+
+# what functions of the library return, made by nobody else
+RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
+    BadSteps Overlap RunTable Report Grid Replay'''.split()
+
+# public, and not swept, and why
+EXEMPT = dict(
+    end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
+    push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA',
+    Stateful='a protocol', flex='a backend',
+    sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
+    adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
+    balance_bias='a choice', **dict.fromkeys(RECORDS, 'a record'))
+
+CALLS = dict(
+core='''
+    set_seed(1)
+    step_limit()
+    svg_image('<svg/>', alt='a picture', width='9%') # alt: True
+    flow_map('start')                                # key: False
+    assert_equal(torch.ones(2), torch.ones(2), tol=.1) # tol: v >= 0
+    evaluating(model())
+    best_device('cpu')
+    needs('cuda')                                    # what: False
+    in_kernel()
+    show_progress([1], doing='x', total=1, unit='x', delay=1., file=io.StringIO())
+        # items: any; total: v >= 0; file: False
+    cache_dir()
+    sync_to_disk(file('a.txt'))                      # path: False
+    atomic_path(folder('.')/'a')
+    atomic_write('a', 'text')                        # data: True
+    file_sha256(file('a.txt'))                       # path: False
+    check_contract(model(), nn.Module)               # part: False
+    dotted_name(GPT)                                 # obj: any
+    resolve_name('gptlab.model.GPT', parts={})       # name: False
+    run_info({})
+''',
+tokenizer='''
+    Tokenizer()
+    tok().encode('text')
+    tok().decode_bytes([65])
+        # ids: isinstance(v, (list, bytes)) and v != [None]
+    tok().settings()
+    tok().as_ids([65])
+    tok().start(True)
+    tok().decode([65], errors='strict')
+    tok().decode_stream([65])
+    tok().encode_batch(['text'])
+    tok().normal('text')
+    tok().byte_counts('text')
+    tok().to_dict()
+    tok().save('tok.json')
+    utf8('text')
+    ByteTokenizer()
+    CharTokenizer('abc')                             # alphabet: v == 'x'
+    CharTokenizer.train('abc')                       # text: v == 'x'
+    load_tokenizer(tok().save('tok.json'))           # path: False
+    show_tokens(tok(), 'text')
+    fuzz_texts(3, alphabet='ab')                     # n: v >= 0; alphabet: v == 'x'
+    check_tokenizer(tok(), ['text'])
+''',
+bpe='''
+    merge_pair([1, 2, 3], pair=(1, 2), new=5)        # ids: any; pair: False; new: any
+    learn_merges({'abab': 3}, n=1)                   # n: v >= 0; order: False
+    count_pieces('a text', workers=0, n_characters=6) # n_characters: v >= 0; pattern: v == 'x'
+    BPE([(97, 98)])
+        # pattern: False; special: v in ([], '', 'x', {}); merges: v == []
+    BPE.train(docs(), 260)
+        # text: v == 'x'; vocab_size: v >= 257; pattern: False; special: v in ([], '', 'x', {});
+        # boundaries: v in ([], '', 'x', {}); engine: callable(v)
+    bpe().encode('text', special='text')             # special: False
+    bpe().decode_bytes([65])
+    bpe().settings()
+    bpe().to_tokenizer_json('a.json')
+    bpe().to_tiktoken('a')
+    bpe().encode_batch(['text'])
+    learn(docs(), 1, GPT2_PATTERN, workers=0)
+        # docs: isinstance(v, (str, list)); n: v >= 0; pattern: False; n_characters: v >= 0
+    find_pattern('gpt2')                             # name: False
+    show_vocab(bpe(), 5)                             # n: v >= 1
+''',
+data='''
+    Corpus('mine', docs(), docs())                   # train: v != {}; valid: v != {}
+    split_docs(docs(), valid=.1)                     # docs: False; valid: 0 < v < 1
+    Source(lambda n: iter(docs()[n:]))               # n_docs: v >= 0; n_bytes: v >= 0; sha256: True
+    Source(lambda n: iter(docs()[n:])).skip(1)       # n: v >= 0
+    skip_documents(docs(), 1)                        # n: v >= 0
+    repeatable(lambda: docs())
+    corpus(docs(), valid=.1)                         # text: False; valid: 0 < v < 1
+    make_stories(3)                                  # n_docs: v >= 0
+    story_bits(make_stories(1)[0])                   # doc: False
+    stories_bpb()
+    read_text(file('a.txt'))                         # path: False
+    text_files(file('a.txt'))                        # path: False
+    jsonl(file('a.jsonl', '{"text": "one"}'))        # path: False
+    hf_dataset(dataset())                            # ds: False
+    parquet(shard_file())                            # path: False
+''',
+packing='''
+    Tokens(ids(), np.array([0, len(ids())]), tok())  # ids: False; starts: False; sizes: v is None
+    tokens().block(0)                                # k: v >= 0
+    tokenize(docs(), tok())                          # docs: v == [] or v == {}
+    concat(np.array([0, 50]), 8, None)               # starts: False; rng: v is None
+    Batches(tokens(), B=2, T=8)                      # tokens: False
+    stream().state_dict()
+    stream().load_state_dict(stream().state_dict())  # state: False
+    stream().reseed(1)
+    stream().resize(B=2, T=8)
+    FixedBatches([batch()])                          # items: v == []
+    fixed().head(1)
+    fixed_batches(tokens(), B=2, T=8, rows=2)        # tokens: False
+    batches(docs(), tok(), B=2, T=8, valid_rows=2)   # text: False
+    best_fit(np.array([0, 9, 50]), 8, None, buffer=9) # starts: False
+    sliding_windows(np.array([0, 50]), 8, None, stride=4) # starts: False; rng: any
+    crop_rate(concat, np.array([0, 9, 50]), 8)       # starts: False; pack: False
+    Blocks(docs(), tok(), size=2)                    # source: v == []
+    Blocks(docs(), tok(), size=2).block(0)           # k: v >= 0
+    check_data(stream(), n=2)                        # data: False
+''',
+score='''
+    bits_per_byte(1., 4)
+    perplexity(1.)
+    uniform_bpb()
+    unigram_bpb(docs(), docs())                      # train: v == []; valid: False
+    ngram_bpb(docs(), docs(), 2)                     # train: v == []; valid: False
+    evaluate(model(), fixed(), tok())                # batches: False; tok: v is None
+    gzip_bpb(docs(), docs())                         # train: v == []; valid: False
+    xz_bpb(docs(), docs())                           # train: v == []; valid: False
+    baselines(docs(), most=1000)                     # text: False
+''',
+blocks='''
+    RMSNorm(8)
+    LayerNorm(8)
+    relu2(torch.ones(3))
+    gelu(torch.ones(3))
+    gelu_tanh(torch.ones(3))
+    silu(torch.ones(3))
+    MLP(8, 16)                                       # act: callable(v)
+    GLU(8, 16)                                       # act: callable(v)
+    no_gradient(model())                             # module: False
+    perturb_parameters(model(), std=.1)              # module: False
+    check_part(partial(MLP, d_ff=8), C=8)            # make: False
+    build_part(MLP, 8, d_ff=8)                       # part: callable(v)
+''',
+attention='''
+    plain_attention(qkv(), qkv(), qkv())             # q: False; k: False; v: False; mask: False
+    visible_mask(torch.arange(3)[None], torch.arange(3)[None])
+        # qpos: True; kpos: True; qdocs: True; kdocs: True
+    Seq(id_rows())
+        # ids: False; docs: False; pos: False; caches: False
+    Position()
+    LayerCache()
+    Layer()
+    LearnedPositions(8, 16)
+    rotate_halves(torch.ones(3, 8), torch.ones(3, 4), torch.ones(3, 4))
+        # x: False; cos: False; sin: False
+    RoPE(8)                                          # D: v % 2 == 0; n_heads: any
+    Cache(window=4)
+    Attention(8, 2, window=4)
+        # C: v % 2 == 0; pos: False; n_heads: 8 % v == 0; n_kv_heads: 2 % v == 0
+    check_attn(Attention, C=32, n_heads=4, n_kv_heads=1)
+        # make: False; C: False; n_heads: v in (1, 2, 4); n_kv_heads: v in (1, 2, 4)
+''',
+model='''
+    Block(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm)
+        # attn: False; mlp: False; norm: False
+    GPTConfig(vocab_size=9, n_layers=1, n_heads=2, d_model=8)
+        # d_model: v % 4 == 0; n_heads: v in (1, 2); n_kv_heads: v in (1, 2)
+    cfg().to_dict()
+    modern_init(model())
+    gpt2_init(model())
+    GPT(cfg())                                       # cfg: False
+    model()(id_rows(), targets=id_rows())
+        # ids: False; targets: v is None; docs: False; pos: False; caches: False
+    model().new_caches()
+    model().n_params()
+    model().flops_per_token(T=8)
+    model().memory(B=1, T=8)
+    lm_loss(model(), batch())                        # batch: False; aux_weight: v >= 0
+    gpt2_config(n_layers=1)
+    llama_config(n_layers=1)
+    swap(model(), MLP, lambda old: MLP(16, 8))       # cls: False; make: False
+    check_model(cfg())                               # make: False
+    run_eagerly(model())
+''',
+optimizers='''
+    polar_factor(torch.randn(3, 4), series='jordan')
+        # steps: v >= 0; series: False; precision: False
+    Group(sgd_rule)
+        # rule: callable(v); at: callable(v); schedule: callable(v) or v == {}
+    sgd()
+        # at: callable(v); schedule: callable(v) or v == {}
+    adamw(betas=(.9, .95))
+        # at: callable(v); schedule: callable(v) or v == {}; betas: False
+    muon(series='jordan', precision=None)
+        # at: callable(v); ns_steps: v >= 0; series: False; precision: v is None
+    Opt(model(), adamw())
+    opt().step()                                     # closure: True
+    opt().settings()
+    opt().lrs()
+    opt().state_dict()
+    opt().load_state_dict(opt().state_dict())        # state_dict: False
+    kept_opt().check(kept())                         # model: False
+    check_rule(adamw())                              # group: False
+''',
+schedules='''
+    Curve(lambda p: 1., 'one')                       # f: callable(v)
+    constant()(.5)                                   # progress: True
+    piecewise_linear((0, 0), (1, 1), name='up')
+    constant(.1)
+    linear(.1, .1)
+    wsd(.1, .2)                                      # cooldown: 0 <= v <= .9
+    cosine(.1)                                       # warmup: 0 <= v < 1
+    inverse_sqrt(.1)                                 # warmup: 0 < v <= 1
+    plot_curves(one=constant())                      # one: False
+    apply_schedule(opt(), constant(), .5)
+        # opt: False; schedule: v is None or v == {}; progress: True
+''',
+checkpoints='''
+    rng_state()
+    set_rng_state(rng_state())                       # state: False
+    flatten_tree(dict(a=torch.ones(1)), {})          # tree: plain(v)
+    unflatten_tree(flatten_tree(dict(a=1), {}), {})
+        # tree: any; tensors: any
+    save_checkpoint('step', a=dict(b=1))             # a: plain(v)
+    load_checkpoint(checkpoint())                    # path: False
+    checkpoints_in('runs')                           # folder: v != ''
+    find_checkpoint(saved(), 'latest')               # path: False; which: v in (1, -1)
+    latest_checkpoint(saved())                       # folder: False
+    load_found(saved(), 'latest')                    # path: False; which: v in (1, -1)
+    load_weights(model(), model().state_dict())      # state: False
+    check_weights(model(), model().state_dict())     # state: False
+    non_finite(model().state_dict())
+    load_model(saved(), which='latest')              # path: False; which: v in (1, -1)
+    prune_checkpoints(saved(), keep=1)               # best: v >= 0; every: v >= 0
+    run_lock(folder('a'))                            # folder: v != ''
+    new_folder('a/b')
+    CheckpointWriter()
+    CheckpointWriter().save('step', a=dict(b=1))
+        # keep: v == {}; a: plain(v)
+    CheckpointWriter().wait()
+    CheckpointWriter().poll()
+    join_ranks()
+    Ranks()
+    Ranks().sum(torch.ones(2))                       # t: any
+    Ranks().first(1.)                                # x: any
+    Ranks().gather(dict(a=1))                        # tree: any
+''',
+trainer='''
+    Trainer(kept(), kept_opt(), stream(), fixed())
+        # opt: False; train: v == []; valid: v == []; loss: callable(v);
+        # schedule: v == {} or callable(v); callbacks: v == []; clip: v > 0; eval_every: v >= 0;
+        # save_every: v >= 0; save_seconds: v >= 0; on_nan: False; spike: v > 1;
+        # keep: v == {} or v >= 1; accumulate: v >= 1
+    run().fit(steps=1)
+    run().fit(seconds=.01)                           # seconds: 0 < v
+    run().fit(tokens=1)
+    run().fit(flops=1)                               # flops: 0 < v
+    fitted().evaluate()
+    run().state_dict()
+    run().save()
+    run().load_state_dict(run().state_dict())        # state: False
+    run().resume(saved(), which='latest')            # path: False; which: v in (1, -1)
+    fitted().series('loss')                          # key: False; x: False
+    fitted().plot('loss')                            # key: False; x: False; ax: False
+''',
+watching='''
+    format_duration(3.)                              # seconds: any
+    lines_read(fitted())                             # trainer: False
+    status_line(fitted())                            # trainer: False
+    View()
+    Bar()
+    Lines()
+    curve_svg(dict(loss=([1., 2.], [3., 2.])))       # lines: v == {}
+    WidgetView(every=.5)                             # every: v >= 0; sample: callable(v)
+    LiveView(every=.5)                               # every: v >= 0; sample: callable(v)
+    PageView('run.html', every=.5)                   # every: v >= 0
+    matmul_peak('cpu', torch.float32, 8)
+    flops_utilization(fitted(), peak=1e12)           # trainer: False; peak: v > 0
+    LayerStats()                                     # pick: callable(v)
+    Silent()
+    default_watcher()
+    Trackio('mine', every=10)
+''',
+generation='''
+    temperature(1.)
+    top_k(3)
+    top_p(.9)                                        # p: 0 < v <= 1
+    min_p(.1)                                        # p: 0 <= v <= 1
+    draw_token(torch.randn(1, 9), [top_k(3)])
+        # filters: v == [] or v == {}; generator: False; logits: True
+    make_generator(1)
+    generate_rows(model(), [[1, 2]], 3)              # rows: False; n: v >= 0
+    generate(model(), [1, 2], 3, stop=[3])
+        # ids: v == []; n: v >= 0; stop: v in ([], {}, b'x')
+    generate_text(model(), tok(), 'text', 3)         # prompt: True; n: v >= 0
+    sample_from(run(), 'text', 3)                    # trainer: False; n: v >= 0
+''',
+ablation='''
+    t_factor(3)                                      # n: v >= 0; alpha: 0 < v < 1
+    Runs(records())                                  # records: v == []
+    Runs(records()).has('a', 0)                      # variant: any; seed: any
+    Runs(records()).final('bpb')                     # key: False
+    Runs(records()).plot('bpb')                      # key: False; x: False; ax: False
+    Runs(records()).table('bpb', 'a')
+        # key: False; vs: False; alpha: 0 < v < 1; correct: False
+    Runs(records()).to_json('runs.json')
+    Runs.from_json(Runs(records()).to_json('runs.json')) # path: False
+    ablate(lambda v, s: dict(bpb=1.), dict(a=1), seeds=[1, 2], path='runs.json')
+        # run: callable(v); variants: v == [None]; seeds: v == [None]
+''',
+stacks='''
+    ParallelBlock(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm)
+        # attn: False; mlp: False; norm: False
+    ScaledBlock(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm)
+        # attn: False; mlp: False; norm: False; h: False; z: False
+    parameter_roles(model())
+    draw_by_role(model(), nn.init.normal_)           # matrix: callable(v)
+    nanochat_init(model())
+    hlb_init(model())
+    mup_init(model(), head=0.)
+    mup_groups(model(), cfg(), lr=1e-3)              # base: False; make: False
+''',
+surgery='''
+    require_described(model())
+    check_config(model())
+    to_gqa(Attention(8, 2), 1)                       # attn: False; n_kv_heads: v in (1, 2)
+    LoRA(nn.Linear(4, 4), r=2)                       # old: False; r: v <= 4; alpha: v > 0
+    LoRA(nn.Linear(4, 4), r=2).merged()
+    n_learning(model())
+    add_lora(model(), r=2)                           # at: callable(v); alpha: v > 0; r: v <= 16
+    lora_state(lora())
+    load_lora(lora(), lora_state(lora()))            # state: False
+    rebuild(model(), n_layers=1)                     # fill: callable(v)
+    mean_rows(torch.randn(3, 4), 2)                  # k: v >= 0
+    widen_vocab(model(), 300)                        # n: v >= 257; rows: callable(v)
+    add_layers(model(), 2)                           # n_layers: v >= 1
+''',
+loader='''
+    write_tokens(docs(), tok(), 'tokens')            # source: False
+    open_tokens(token_folder())                      # folder: False
+    Slices(tokens(), size=2)                         # tokens: False
+    Slices(tokens(), size=2).block(0)                # k: v >= 0
+    Ahead(Blocks(docs(), tok(), size=5), workers=1)  # blocks: False; workers: v >= 1; depth: v >= 1
+    Prefetch(stream(), depth=2)                      # stream: False; put: callable(v)
+    Prefetch(stream()).state_dict()
+    Prefetch(stream()).load_state_dict(stream().state_dict()) # state: False
+    Prefetch(stream()).resize(B=2, T=8)
+    Prefetch(stream()).reseed(1)
+    Ring(2, lambda b: b)                             # send: callable(v)
+    shard(fixed(), 0, 1)                             # fixed: v == []; world_size: v >= 1
+    fast_batches(docs(), tok(), B=2, T=8, size=5)
+        # text: False; pack: False; depth: v >= 0; device: v is None
+    Grow({10: (2, 8)})                               # plan: False
+''',
+tokenizers='''
+    TableTokenizer()
+    ByT5Tokenizer()
+    CharwiseTokenizer()
+    AsciiTokenizer().report('text')
+    AsciiTokenizer()                                 # vocab: False
+    StrippedAsciiTokenizer()
+    RankTokenizer(ranks())
+        # ranks: False; pattern: False; special: v == {}
+    RankTokenizer(ranks()).to_tokenizer_json('t.json')
+    add_special(RankTokenizer(ranks()), ['<|x|>'])   # names: v in ([], {}, '', 'x')
+    truncate_vocab(bpe(), 258)                       # vocab_size: v >= 257
+    rustbpe_engine(docs(), 2, GPT2_PATTERN)
+        # docs: v in ('', 'x', [], {}); n: v >= 0; pattern: False
+    tokenizers_engine(docs(), 2, GPT2_PATTERN)
+        # docs: v in ('', 'x', [], {}); n: v >= 0; pattern: False
+    HFTokenizer(tokenizer_json())                    # source: False; engine: False
+    SentencePieceTokenizer(pieces())                 # model: False
+    hf().encode('text')
+    hf().encode_batch(['text'])
+    hf().byte_counts('text')
+    sp().encode('text')
+    ByT5Tokenizer().encode('text')
+    AsciiTokenizer().encode('text')
+    AsciiTokenizer().normal('text')
+    AsciiTokenizer().byte_counts('text')
+    AsciiTokenizer().decode_bytes([65])              # ids: v in ([], b'x')
+    AsciiTokenizer().settings()
+    StrippedAsciiTokenizer().encode('text')
+    SentencePieceTokenizer.load(file('t.model', pieces())) # path: False
+    encode_special(bpe(), 'text', allowed='all')
+        # allowed: v in ([], {}, ''); refused: v in ([], {}, '')
+    text_kinds(100)                                  # size: v >= 1
+    bytes_per_token(tok(), 'text')                   # text: v in ('', 'x', [], {})
+    renyi_efficiency(tok(), 'text', alpha=2.5)       # text: v == 'x'; alpha: v >= 0
+    compare_tokenizers(dict(a=tok()), 'text')        # toks: False; texts: v == 'x'
+    show_all(dict(a=tok()), 'text')                  # toks: False
+    open_tokenizer('bytes')                          # name: False
+''',
+corpora='''
+    clip_bytes('text', 3)                            # n_bytes: v >= 0
+    cap_documents(docs(), 100)                       # source: v == []
+    Mixture(dict(a=docs()), np.array([1.]))          # sources: False; p: False; n_bytes: v >= 1
+    mixture(dict(a=docs()), dict(a=1.))              # sources: False; weights: False; alpha: v >= 0
+    mixture(dict(a=docs()), dict(a=1.)).labelled(0)
+    mixture(dict(a=docs()), dict(a=1.)).shares(10)
+    Rows([dict(a=1)])                                # rows: v == [] or v == {}
+    four_recipe('deu_Latn')                          # languages: False
+    four_sources(100, recipe=list(four_recipe('deu_Latn')), load=lambda *a, **k: docs())
+        # recipe: False; load: callable(v); alpha: v >= 0
+    reshard(docs(), 'shards', docs_per_shard=5)
+        # source: False; bytes_per_shard: v >= 1; licence: True
+    fetch_file(server('a.txt'), 'a', tries=1)        # url: False; sha256: False
+    count_shards(server(''), tries=1)                # base_url: False
+    download_shards(server(''), 'a', n=1, tries=1)   # base_url: False
+    provenance(docs_corpus())                        # what: False
+    corpus_overlap(docs_corpus(), n=3)               # what: False; near: 0 < v <= 1
+    corpus_overlap(docs_corpus(), n=3).rows()
+    corpus_overlap(docs_corpus(), n=3).worst(2)
+    dump_text(fixed(), tok(), 1)                     # what: v == []
+''',
+positions='''
+    Sinusoids(8, 16)                                 # C: v % 2 == 0; base: v > 0
+    ScaledRoPE(8)                                    # D: v % 2 == 0; n_heads: any
+    halves_to_pairs(torch.ones(8, 4), 4)             # D: v in (2, 4, 8); weight: True
+    pairs_to_halves(torch.ones(8, 4), 4)             # D: v in (2, 4, 8); weight: True
+    NTK(8, factor=2.)                                # D: v % 2 == 0; n_heads: any
+    YaRN(8, factor=2., context_length=16)            # D: v % 2 == 0; n_heads: any
+    Llama3RoPE(8, factor=2., context_length=16)      # D: v % 2 == 0; n_heads: any
+    extend_context(model(), 2.)                      # factor: v > 1; scheme: False
+    ALiBi(8, 2)                                      # D: any
+    LinearBias(8, 2)                                 # D: any; start: True
+''',
+attentions='''
+    OpenAttention(8, 2)
+        # C: v % 2 == 0; pos: False; adds: v == []; backend: callable(v); cache: callable(v);
+        # n_heads: v <= 4; n_kv_heads: v <= 2; qk_expand: v > 0; v_expand: v > 0; vocab_size: any;
+        # layer: any; n_layers: any; context_length: any
+    Add()
+    Gate(8, 2, 2, 8)                                 # n_kv_heads: any
+    ValueEmbedding(16, 2, 2, 8, vocab_size=9)
+        # gate_width: v <= 16; n_heads: any; scale: True
+    QKGain(8, 2, 2, 8, d_head=4)
+        # C: any; n_heads: any; n_kv_heads: any; d_value: any
+    window_pattern('SL', 2, 4)                       # pattern: False; attn: callable(v)
+    StaticCache(16)
+    RingCache(4)
+    cache_bytes(model().new_caches())                # caches: v == []
+''',
+moe='''
+    route_tokens(torch.rand(3, 4), 2, bias=torch.zeros(4)) # scores: False; k: v <= 4; bias: False
+    MoE(8, 16, n_experts=4)
+        # k: v <= 4; shared: v >= 0; expert: callable(v); gate: False; balance: False;
+        # capacity: v > 0
+    balance_loss(torch.zeros(3, 1, dtype=torch.long), torch.rand(3, 4))
+        # chosen: False; scores: False
+    load_of(torch.zeros(3, 1, dtype=torch.long), 4)  # chosen: True
+    balance_experts()                                # at: v is None or callable(v)
+    expert_load(moe(), batch())                      # batch: False
+    dropped_share(torch.ones(4)/4, 1.25)             # load: True; capacity: v > 0
+    active_params(moe())
+    top_share(torch.rand(1, 8), .5)                  # r: True; share: 0 < v <= 1
+    MoD(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm)
+        # attn: False; mlp: False; norm: False; share: 0 < v <= 1; inner: callable(v)
+''',
+diagnostics='''
+    match_names(dict(a=1), '*')                      # named: v == {}
+    Probe('*')
+    probed().plot('std')                             # key: False; ax: False
+    Probe('*').write('a.jsonl')
+    ForwardProbe('*')
+    Activations('*', bins=2)                         # bins: v >= 0
+    OutputGradients('*')
+    ParameterGradients('*')
+    UpdateRatios('*')
+    attention_weights(model(), batch())              # batch: False
+    attention_entropy(torch.ones(2, 3, 3)/3)         # weights: True
+    AttentionMaps('*attn', batch=batch())            # batch: False
+    ForwardHook(lambda name, x: None)                # f: callable(v)
+    GradientHooks([centralize])                      # hooks: v == []
+    clip_by_value(1.)                                # limit: v > 0
+    clip_by_norm(1.)                                 # limit: v > 0
+    centralize(torch.ones(2, 3))
+    make_hooks([dict(hook='centralize')])            # config: v == [] or v == {}
+    replay(fitted(), 1, run)                         # run: False; make: False
+    bad_steps(folder('a'))                            # folder: False
+''',
+hub='''
+    HubLlama3(8)
+        # D: v % 2 == 0; low: v > 0; high: v > 1; n_heads: any
+    HubYaRN(8)
+        # D: v % 2 == 0; slow: v > 0; fast: v > 1; n_heads: any
+    NormedLinear(8, 8, 4)                            # D: 8 % v == 0
+    HubAttention(8, 2)
+        # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: callable(v)
+    model_traits(cfg())                              # cfg: False
+    family_obstacles(cfg())                          # cfg: False
+    family_of(cfg())                                 # cfg: False
+    read_config(hub_config())                        # d: False
+    write_config(llama_cfg(), 'llama')               # cfg: False; family: False
+    tensor_names(llama_cfg(), 'llama')               # cfg: False; family: False
+    empty_model(cfg())                               # cfg: False
+    load(hub_folder())                               # source: False; revision: True
+    save(llama(), bpe(), 'out')                      # family: False; shard: v >= 1; tok: v is None
+    register_in_transformers()
+''',
+linear_attentions='''
+    MLA(8, 2)
+        # C: v % 2 == 0; n_heads: v <= 4; n_kv_heads: v <= 2; pos: False; backend: callable(v);
+        # cache: callable(v); d_rope: v % 2 == 0; vocab_size: any; layer: any; n_layers: any;
+        # context_length: any
+    delta_rule(qkv(), qkv(), qkv(), torch.rand(1, 2, 3), chunk=2)
+        # q: False; k: False; v: False; beta: False; state: False; fresh: False
+    StateCache()
+    DeltaAttention(8, 2)
+        # C: v % 2 == 0; n_heads: v <= 8; n_kv_heads: v <= 2; pos: callable(v)
+    check_grid(dict(plain=Attention), dict(rope=RoPE), dict(plain=Cache))
+        # attentions: False; positions: False; caches: False
+''',
+formats='''
+    model_card(model(), tok(), prompts=['text'])
+        # run: False; data: v == 'x'; prompts: v in ('x', '', [], {})
+    save_gguf(llama(), bpe(), 'a.gguf')
+''',
+costs='''
+    MemoryTracker(torch.ones(2))
+    costs(model(), B=1, T=8)
+''',
+trackers='''
+    plain_value(1)                                   # v: any
+    run_config(run())                                # trainer: False
+    run_name(run())                                  # trainer: False
+    Backend()
+    JSONL('runs')
+    Tracker(JSONL('runs'), every=10)
+    TensorBoard('runs')
+    WandB('mine', dir='runs', mode='offline')        # mode: False; project: v == 'x'
+    wandb_history(folder('runs'))                    # path: False
+    TrackioRun('mine', every=10)                     # project: v == 'x'
+''',
+steering='''
+    WeightAverage(.9)                                # decay: 0 <= v < 1
+    WeightAverage(.9).reset()
+    WeightAverage(.9).update(model())
+    average().weights(model())
+    average().copy_to(model())
+    average().state_dict()
+    average().load_state_dict(average().state_dict()) # state: False
+    TailAverage(.2)                                  # fraction: 0 < v <= 1
+    load_average(saved_average())                    # path: False; which: v in (1, -1); name: False
+    EarlyStop(patience=3, key='bpb')                 # key: v == 'x'
+    EarlyStop().state_dict()
+    EarlyStop().load_state_dict(EarlyStop().state_dict()) # state: False
+''',
+runs='''
+    list_runs(folder('runs'))
+    find_run('a', run_folder())                      # run: False; folder: False
+    run_identity('a', run_folder())                  # run: False; folder: False
+    compare_runs('a', 'a', run_folder())             # a: False; b: False; folder: False
+    rename_run(run_folder()/'a', 'b')                # folder: False; name: v == 'x'
+    delete_run(run_folder()/'a')                     # folder: False
+    RankRows(stream(), 0, 1)                         # stream: False; world_size: v >= 1
+    RankRows(stream(), 0, 1).state_dict()
+    RankRows(stream(), 0, 1).load_state_dict(RankRows(stream(), 0, 1).state_dict()) # state: False
+    RankRows(stream(), 0, 1).resize(B=2, T=8)
+''',
+cli='''
+    command('train', text=file('a.txt', LONG), steps='1', vocab='260', layers='1', width='32')
+        # text: False; steps: v == '1000000000'; dir: True; device: v == ''; layers: False;
+        # width: False; seconds: False
+    command('sample', dir=saved(), n='3')
+        # prompt: True; dir: False; which: v == '-1'; k: v == '1000000000'; device: False;
+        # temp: v in ('0', '1.5', '1000000000'); n: v in ('0', '1000000000')
+    command('runs', dir=folder('runs'))
+    command('runs compare', a='a', b='a', dir=run_folder()) # a: False; b: False; dir: False
+    command('runs rename', run='a', name='b', dir=run_folder()) # run: False; dir: False
+    command('runs delete', run='a', dir=run_folder()) # run: False; dir: False
+    command('tokenizer train', text=file('a.txt', LONG), vocab='260')
+        # text: False; pattern: v == 'x'; out: v != ''; vocab: v == '1000000000'
+    command('tokenizer show', tok='bytes', text='a text') # tok: False
+    command('tokenizer compare', toks='bytes', text=file('a.txt')) # toks: False; text: v == ''
+''')
+
+
+# ---- objects for the calls, small ones
+
+def namespace():
+    "What the calls may use: all of gptlab, and the makers of small objects below"
+    found = {}
+    for name in (*CALLS, 'all'): found |= vars(importlib.import_module(f'gptlab.{name}'))
+    found |= {k: v for k, v in globals().items() if k in MAKERS}
+    return found | dict(io=io, np=np, LONG='A line of a text, and more. \n'*300)
+
+MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder
+    file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
+    tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora average
+    saved_average run_folder command kept kept_opt hf sp probed'''.split())
+
+def lab():
+    import gptlab.all
+    return gptlab.all
+
+def docs(): return [f'Once upon a time, {i} cats sat on the mat. ' for i in range(20)]
+def docs_corpus(): return lab().corpus(docs())
+def tok(): return lab().ByteTokenizer()
+def bpe(): return lab().BPE.train(docs(), 264)
+def ids(): return lab().tokenize(docs(), tok()).ids
+def tokens(): return lab().tokenize(docs(), tok())
+def stream(): return lab().Batches(tokens(), B=2, T=8)
+def fixed(): return lab().fixed_batches(tokens(), B=2, T=8, rows=2)
+def batch(): return next(stream())
+def id_rows(): return lab().torch.ones(1, 3, dtype=lab().torch.long)
+def seq(): return lab().Seq(id_rows())
+def qkv(): return lab().torch.randn(1, 2, 3, 4)
+def parameter(): return lab().nn.Parameter(lab().torch.ones(2, 2))
+
+def cfg(**kw):
+    sizes = dict(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=16)
+    return lab().GPTConfig(**sizes | kw)
+
+def model(**kw): return lab().GPT(cfg(**kw))
+def opt(): return lab().Opt(model(), lab().adamw())
+def kept(made=[]):
+    "One model for the whole process"
+    if not made: made.append(model())
+    return made[0]
+
+def kept_opt(): return lab().Opt(kept(), lab().adamw())
+def moe(): return model(mlp=lab().partial(lab().MoE, n_experts=4))
+
+def llama_cfg():
+    return lab().llama_config(vocab_size=264, context_length=16, n_layers=1, n_heads=2, d_model=16,
+                              d_ff=16)
+
+def llama(): return lab().GPT(llama_cfg())
+
+def lora():
+    made = model()
+    lab().add_lora(made, r=2)
+    return made
+
+def run(**kw):
+    made = model()
+    kw = dict(callbacks=[], eval_every=0, device='cpu', dir='run') | kw
+    return lab().Trainer(made, lab().Opt(made, lab().adamw()), stream(), fixed(), **kw)
+
+def fitted(): return run().fit(2)
+
+def probed():
+    made = lab().Activations('*', every=1)
+    run(callbacks=[made]).fit(2)
+    return made
+
+def saved():
+    run(dir='saved', save_every=1).fit(2)
+    return 'saved'
+
+def average():
+    made = lab().WeightAverage(.9)
+    made.update(model())
+    return made
+
+def saved_average():
+    run(dir='saved', callbacks=[lab().WeightAverage(.9)]).fit(2)
+    return 'saved'
+
+def folder(name):
+    Path(name).mkdir(exist_ok=True)
+    return Path(name)
+
+def file(name, content='A line of a text.\n'):
+    data = content if isinstance(content, bytes) else content.encode()
+    Path(name).write_bytes(data)
+    return str(Path(name).absolute())
+
+def run_folder():
+    run(dir='runs/a').fit(1)
+    return Path('runs').absolute()
+
+def checkpoint(): return lab().save_checkpoint('step', a=dict(b=1))
+def records():
+    log = [dict(step=1, bpb=1.)]
+    return [dict(variant=v, seed=s, log=log) for v in 'ab' for s in (0, 1)]
+def token_folder(): return lab().write_tokens(docs(), tok(), 'tokens', progress=False)
+def dataset():
+    import datasets
+    return datasets.Dataset.from_dict(dict(text=docs()))
+
+def shard_file():
+    return next(lab().reshard(docs(), 'made', docs_per_shard=9, progress=False).glob('*.parquet'))
+
+def ranks(): return {bytes([i]): i for i in range(256)} | {b'ab': 256}
+
+def tokenizer_json():
+    return json.loads(bpe().to_tokenizer_json('tokenizer.json').read_text(encoding='utf-8'))
+
+def hf(): return lab().HFTokenizer(tokenizer_json())
+def sp(): return lab().SentencePieceTokenizer(pieces())
+
+def pieces():
+    import sentencepiece
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(docs()), model_writer=made,
+                                             vocab_size=30, minloglevel=9)
+    return made.getvalue()
+
+def hub_folder():
+    with contextlib.redirect_stdout(None): return lab().save(llama(), bpe(), 'hub')
+
+def hub_config(): return json.loads((hub_folder()/'config.json').read_text())
+
+def server(name):
+    "The address of a folder that a thread serves: it holds a.txt and one shard"
+    shutil.copy(file('a.txt'), folder('www')/'a.txt')
+    for i in range(2): shutil.copy(shard_file(), f'www/shard_{i:05}.parquet')
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+
+    made = http.server.ThreadingHTTPServer(('127.0.0.1', 0),
+                                           functools.partial(Quiet, directory='www'))
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    return f'http://127.0.0.1:{made.server_address[1]}/{name}'
+
+def command(command_name, **options):
+    "One command of the command line; what it raises is not yet made one line on stderr"
+    from gptlab import cli
+    bare = POSITIONAL.get(command_name, ())
+    argv = [w for k, v in options.items() if k not in bare for w in (f'--{k}', str(v))]
+    argv += [str(options[k]) for k in bare]
+    return cli.COMMANDS[command_name](**vars(cli._parser(command_name).parse_args(argv)))
+
+POSITIONAL = {'runs compare': ('a', 'b'), 'runs rename': ('run', 'name'), 'runs delete': ('run',),
+              'tokenizer show': ('tok', 'text'), 'tokenizer compare': ('toks',)}
