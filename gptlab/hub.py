@@ -30,7 +30,7 @@ from .core import atomic_path, atomic_write, best_device, cache_dir, check_numbe
 from .core import plain_text, show_progress, sync_to_disk, user_path
 from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
-from .surgery import require_described, widen_vocab
+from .surgery import compare_with_config, widen_vocab
 from .tokenizer import as_tokenizer, ByteTokenizer, fuzz_texts, load_tokenizer, Tokenizer
 from .tokenizers import HFTokenizer, open_tokenizer, SentencePieceTokenizer
 
@@ -1426,7 +1426,7 @@ def exportable_weights(model:GPT) -> dict[str,torch.Tensor]: # name → tensor
     if empty := [n for n, t in own.items() if t.is_meta]:
         raise ValueError(f'{len(empty)} tensors of the model are shapes without values (on the '
                          f'meta device), {empty[0]} for one: load weights into it first')
-    require_described(SimpleNamespace(cfg=cfg, state_dict=lambda: own))
+    compare_with_config(cfg, own)
     if odd := non_finite(own): raise _not_finite(odd[0], own[odd[0]].dtype)
     if cfg.tie and own['head.weight'].data_ptr() != own['embed.weight'].data_ptr():
         raise ValueError(

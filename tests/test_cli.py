@@ -490,8 +490,8 @@ def test_a22_names_of_specials_in_a_text(home, tmp_path, monkeypatch, capsys):
     book = (home[0]/'my book.txt').read_text(encoding='utf-8')
     Path('mine.txt').write_text('The mark <|bos|> begins.<|endoftext|>' + book, encoding='utf-8')
     line = ['train', '--text', 'mine.txt', '--vocab', '300', '--steps', '2', '--dir']
-    with pytest.warns(UserWarning, match='endoftext'): assert main([*line, 'a']) == 0
-    assert 'train   1 document' in capsys.readouterr().out
+    assert main([*line, 'a']) == 0
+    assert '<|endoftext|> 1 time within its text' in capsys.readouterr().out
     assert main([*line, 'b', '--separator', '<|endoftext|>']) == 0
     assert 'train   1 document' in capsys.readouterr().out
     assert json.loads(Path('b/settings.json').read_text())['separator'] == '<|endoftext|>'
