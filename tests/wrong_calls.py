@@ -53,7 +53,7 @@ RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparis
 EXEMPT = dict(
     end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
     push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA',
-    Stateful='a protocol', flex='a backend',
+    Stateful='a protocol', wandb_history="reads what W&B wrote", flex='a backend',
     sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
     balance_bias='a choice', **dict.fromkeys(RECORDS, 'a record'))
@@ -576,7 +576,6 @@ trackers='''
     Tracker(JSONL('runs'), every=10)
     TensorBoard('runs')
     WandB('mine', dir='runs', mode='offline')        # mode: False; project: v == 'x'
-    wandb_history(folder('runs'))                    # path: False
     TrackioRun('mine', every=10)                     # project: v == 'x'
 ''',
 steering='''
