@@ -14,7 +14,7 @@ import pytest
 from common import ADDRESS, LIB, PUBLISHED, ROOT, module_of, name, notebooks
 
 pytest.importorskip('smalldocs', reason='smalldocs is not installed: it needs Python 3.11')
-UNTAUGHT = {'references.html'}
+UNTAUGHT = {'references.html', 'glossary.html'}
 
 
 # pages in folders use the package and belong to no part of the flow
@@ -212,6 +212,27 @@ ALWAYS = ['index.html', 'start.html', 'model.html', 'hub.html', 'recipes/gradien
 def test_pages_open_in_a_browser(home, read, chromium):
     bad = [b for f in ALWAYS for b in look(chromium, home, f)]
     assert not bad, '\n'.join(bad)
+
+
+SOUGHT = {'gradient accumulation': '12 · Trainer', 'KV cache': '07 · Attention',
+          'residual stream': '08 · Model', 'learning rate per group': '09 · Optimizers',
+          'positional encoding': '07 · Attention', 'weight decay': '09 · Optimizers'}
+
+
+def test_a_search_for_a_term_finds_its_chapter_first(home, chromium):
+    page, found = chromium.new_page(), {}
+    page.goto(home, wait_until='load')
+    box, results = page.locator('#quarto-search input'), '.smalldocs-search-results a'
+    for term in SOUGHT:
+        box.fill(term)
+        page.wait_for_function('''([css, term]) => {
+            const a = document.querySelector(css);
+            return a && a.innerText.toLowerCase().includes(term.split(' ')[0].toLowerCase()) }''',
+            arg=[results, term], timeout=20_000)
+        found[term] = page.locator(results).first.inner_text().split('\n')[0]
+        box.fill('')
+    page.close()
+    assert {t: f[:len(SOUGHT[t])] for t, f in found.items()} == SOUGHT
 
 
 BOOK = [re.sub(r'^\d+_', '', p.name).replace('.ipynb', '.html') for p in notebooks()
