@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the docs site without Quarto: python .ci/docs.py [--out _docs]   (--sidebar rewrites the sidebar in _quarto.yml)
 
-nbdev prepares the notebooks (signatures, links), smalldocs renders them from the same _quarto.yml that Quarto uses on GitHub,
+nbdev prepares the notebooks (nbs/92_pages.ipynb says how), smalldocs renders them from the same _quarto.yml that Quarto uses on GitHub,
 and we repair what smalldocs does differently: the names of pages, links to the published site, and maths, which becomes MathML.
 The result asks no other host for anything.
 """
@@ -60,16 +60,14 @@ def to_mathml(match: re.Match) -> str:
     except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})') from None
 
 
-SOURCE = re.compile(r'<a [^>]*href="[^"]*/blob/main/([^"#]+)#L(\d+)"[^>]*>source</a>')      # an address that is not ours yet
 MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
 CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
 
 
 def repair(site: Path) -> None:
-    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN or leads to an address that is not ours yet"
+    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN"
     cfg = dict(re.findall(r'^(\w+)\s*=\s*(.*)$', (ROOT/'settings.ini').read_text(), re.M))
     home = cfg['doc_host'].rstrip('/') + cfg['doc_baseurl'].rstrip('/') + '/'
-    published = cfg['published'] == 'True'
     rename = {p.with_suffix('.html').as_posix(): (p.parent/page_name(p.stem)).as_posix() for p in pages()}
     for old, new in rename.items():
         if old != new and (site/old).exists(): (site/old).replace(site/new)
@@ -83,23 +81,7 @@ def repair(site: Path) -> None:
             up = '../' * (len(f.relative_to(site).parts) - 1) or './'
             text = re.sub(r'((?:href|src)=")' + re.escape(home), r'\1' + up, text)
             text = CDN.sub('', MATH.sub(to_mathml, text))
-            if not published: text = SOURCE.sub(r'<span class="source">\1, line \2</span>', text)
         f.write_text(text, encoding='utf-8')
-    unlink_plumbing(site)
-
-
-NAMED = re.compile(r'<a href="([^"#]*)#([^"]+)">(<code>[^<]*</code>)</a>')
-
-
-def unlink_plumbing(site: Path) -> None:
-    "nbdev links each name in backticks to where it is explained; what is only for other modules is shown nowhere, so its link goes"
-    texts = {f.resolve(): f.read_text(encoding='utf-8') for f in site.rglob('*.html')}
-    ids = {f: set(re.findall(r'\bid="([^"]+)"', text)) for f, text in texts.items()}
-    for f, text in texts.items():
-        def keep(m: re.Match) -> str:
-            target = (f.parent/m[1]).resolve() if m[1] else f
-            return m[3] if target in ids and m[2] not in ids[target] else m[0]
-        f.write_text(NAMED.sub(keep, text), encoding='utf-8')
 
 
 # ---- the build
@@ -108,20 +90,13 @@ def build(out: Path, quiet: bool = False) -> Path:
     "Process the notebooks, render them, repair the pages; returns the folder of the site"
     start = time.time()
     os.environ.update(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
-    from nbdev.config import get_config
-    from nbdev.doclinks import _build_modidx
     from nbdev.serve import proc_nbs
     os.chdir(ROOT)
-    index = get_config().lib_path/'_modidx.py'
-    had = index.exists()
-    if not had: _build_modidx()                         # where each symbol is explained, for links
     try: cache = proc_nbs(n_workers=2, force=True)
-    except Exception as e: raise SystemExit(f'nbdev could not prepare a notebook: {e}\nIt runs the exported cells and those with an import, and no others.') from None
-    finally:
-        if not had: index.unlink(missing_ok=True)
+    except Exception as e: raise SystemExit(f'nbdev could not prepare a notebook: {type(e).__name__}: {e}') from None
     done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(cache)], capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stdout + done.stderr)
-    ignored = ('execute.enabled', 'html-math-method', 'format.html.grid', 'output-file')     # for Quarto, or done below
+    ignored = ('wrote', 'execute.enabled', 'html-math-method', 'format.html.grid', 'output-file')     # for Quarto, or done below
     said = [w for w in done.stderr.splitlines() if not any(i in w for i in ignored)]
     if not quiet and said: print('\n'.join(said))
     if out.exists(): shutil.rmtree(out)

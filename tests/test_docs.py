@@ -4,7 +4,8 @@ complaint, and none asks another host.
 The site is built by .ci/docs.py (nbdev and smalldocs). Quarto builds the published one from the
 same _quarto.yml; that is not tested here.
 """
-import functools, http.server, re, subprocess, sys, threading
+import ast, functools, html, http.server, json, re, subprocess, sys, threading
+from collections import Counter
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -13,7 +14,7 @@ import pytest
 from common import ADDRESS, LIB, PUBLISHED, ROOT, module_of, name, notebooks
 
 pytest.importorskip('smalldocs', reason='smalldocs is not installed: it needs Python 3.11')
-UNTAUGHT = {'references.html'}
+UNTAUGHT = {'references.html', 'glossary.html'}
 
 
 # pages in folders use the package and belong to no part of the flow
@@ -88,6 +89,55 @@ def test_chapters_show_signatures(read):
     assert not bad, '\n'.join(bad)
 
 
+def code_of(page):
+    "The code of a page as Python text, folded code too"
+    blocks = re.findall(r'<pre class="sourceCode python[^>]*>(.*?)</pre>', page.text, re.S)
+    return [html.unescape(re.sub(r'<[^>]+>', '', b)) for b in blocks]
+
+
+def chapter_pages(read):
+    "Module, its source, and its page"
+    for p in notebooks():
+        if m := module_of(p):
+            f = re.sub(r'(^|/)\d+_', r'\1', name(p)).replace('.ipynb', '.html')
+            yield m, ast.parse((LIB/f'{m}.py').read_text(encoding='utf-8')), read[f]
+
+
+def test_every_definition_is_on_its_page_once(read):
+    "Also helpers, and each method of a class; a part that is not shown cannot be rebuilt"
+    bad = []
+    for m, module, page in chapter_pages(read):
+        on_page = Counter(line.strip() for block in code_of(page) for line in block.splitlines())
+        for node in ast.walk(module):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            kind = 'def' if isinstance(node, ast.FunctionDef) else 'class'
+            begins = re.compile(rf'{kind} {node.name}\b')
+            count = sum(n for line, n in on_page.items() if begins.match(line))
+            same = [n for n in ast.walk(module) if type(n) is type(node) and n.name == node.name]
+            if count < len(same): bad.append(f'{m}: {node.name} is not on its page')
+            if isinstance(node, ast.ClassDef) and count > len(same):
+                bad.append(f'{m}: {node.name} is shown {count} times')
+    assert not bad, '\n'.join(bad)
+
+
+def test_code_holds_no_markup_of_others(read):
+    "No raw link of Markdown, and no directive of nbdev's"
+    bad = [f'{f}: {found[:3]}' for f, page in read.items() for block in code_of(page)
+           if (found := re.findall(r'\]\(https?://[^)]*\)|^#\| .*', block, re.M))]
+    assert not bad, '\n'.join(bad)
+
+
+def test_the_map_leads_to_the_chapters(read):
+    for f, page in read.items():
+        if has_map(f): assert page.text.count('<a href="trainer.html"><rect') == 1, f
+
+
+def test_titles_have_the_chapters_number(read, site):
+    assert '12 · Trainer' in read['trainer.html'].text
+    index = json.loads((site/'search.json').read_text(encoding='utf-8'))
+    assert any(entry['title'] == '12 · Trainer' for entry in index)
+
+
 def test_links_lead_somewhere(site, read):
     bad = []
     for f, page in read.items():
@@ -137,7 +187,7 @@ def look(browser, home, f):
     page.wait_for_timeout(50)
     if not page.locator('h1').first.is_visible(): bad.append(f'{f}: the title is not visible')
     if has_map(f):
-        box = page.locator('img[alt^="The flow of gptlab"]').first.bounding_box()
+        box = page.locator('.map[aria-label^="The flow of gptlab"] svg').first.bounding_box()
         if not box or box['width'] < 300 or box['height'] < 40:
             bad.append(f'{f}: the map is not visible: {box}')
     page.close()
@@ -161,6 +211,44 @@ ALWAYS = ['index.html', 'start.html', 'model.html', 'hub.html', 'recipes/gradien
 
 def test_pages_open_in_a_browser(home, read, chromium):
     bad = [b for f in ALWAYS for b in look(chromium, home, f)]
+    assert not bad, '\n'.join(bad)
+
+
+SOUGHT = {'gradient accumulation': '12 · Trainer', 'KV cache': '07 · Attention',
+          'residual stream': '08 · Model', 'learning rate per group': '09 · Optimizers',
+          'positional encoding': '07 · Attention', 'weight decay': '09 · Optimizers'}
+
+
+def test_a_search_for_a_term_finds_its_chapter_first(home, chromium):
+    page, found = chromium.new_page(), {}
+    page.goto(home, wait_until='load')
+    box, results = page.locator('#quarto-search input'), '.smalldocs-search-results a'
+    for term in SOUGHT:
+        box.fill(term)
+        page.wait_for_function('''([css, term]) => {
+            const a = document.querySelector(css);
+            return a && a.innerText.toLowerCase().includes(term.split(' ')[0].toLowerCase()) }''',
+            arg=[results, term], timeout=20_000)
+        found[term] = page.locator(results).first.inner_text().split('\n')[0]
+        box.fill('')
+    page.close()
+    assert {t: f[:len(SOUGHT[t])] for t, f in found.items()} == SOUGHT
+
+
+BOOK = [re.sub(r'^\d+_', '', p.name).replace('.ipynb', '.html') for p in notebooks()
+        if re.match(r'0\d|1[0-5]', p.name)]
+
+
+@pytest.mark.parametrize('width, most', [(1300, 20_000), (390, 25_000)])
+def test_a_chapter_is_not_endless_and_fits_its_page(home, chromium, width, most):
+    bad, page = [], chromium.new_page(viewport=dict(width=width, height=900))
+    for f in BOOK:
+        page.goto(home + f, wait_until='load')
+        high, wide = page.evaluate("""() => [document.documentElement.scrollHeight,
+                                             document.documentElement.scrollWidth]""")
+        if high > most: bad.append(f'{f}: {high:,} pixels high')
+        if wide > width: bad.append(f'{f}: {wide} pixels wide')
+    page.close()
     assert not bad, '\n'.join(bad)
 
 

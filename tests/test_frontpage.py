@@ -54,6 +54,19 @@ def test_readme_shows_the_saved_figure():
         'nbs/images/frontpage.png')
 
 
+def test_readmes_lines_run_after_one_another(tmp_path, monkeypatch, capsys):
+    "U08: one after the other in one notebook, on the stories, a few steps each"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
+    text, space = (ROOT/'README.md').read_text(encoding='utf-8'), {}
+    blocks = re.findall(r'```python\n(.*?)\n```', text, re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("corpus('shakespeare')", "corpus('stories')")
+             .replace('vocab_size=2048', 'vocab_size=300'), space)
+    assert 'local' in capsys.readouterr().out and len(space['runs'].records) == 6
+
+
 def test_readme_has_the_two_commands_and_live_links():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     assert (re.findall(r'```bash\n(.*?)\n```', text)

@@ -16,7 +16,7 @@ import pytest
 from common import NBS, name, notebooks
 
 pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
-UNTAUGHT = {'references.ipynb'}
+UNTAUGHT = {'references.ipynb', 'glossary.ipynb'}
 # windowingMode: cells out of sight are in the page too
 QUIET = {'notebook-extension/tracker': dict(windowingMode='none'),
          'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False,

@@ -49,5 +49,6 @@ def test_notebook(nb):
     assert 'Success.' in done.stdout, f'nbdev_test ran nothing: {said}'
 
 
-def test_only_the_references_have_no_code():
-    assert {name(p) for p in set(notebooks()) - set(WITH_CODE)} <= {'references.ipynb'}
+def test_only_references_and_glossary_have_no_code():
+    without = {name(p) for p in set(notebooks()) - set(WITH_CODE)}
+    assert without <= {'references.ipynb', 'glossary.ipynb'}

@@ -19,7 +19,7 @@ MODULES = sorted(p for p in LIB.glob('*.py') if p.name not in HAND_WRITTEN)
 EXPERIMENTS = [p for p in ALL if folder(p) == 'experiments']
 # they use the package; they export nothing, and no part of the flow is theirs
 FOLDERS = {'recipes', 'howto', 'experiments'}
-UNTAUGHT = {'references.ipynb'}                        # pages without a part of the flow
+UNTAUGHT = {'references.ipynb', 'glossary.ipynb'}      # pages without a part of the flow
 GATHER = 'all'                                         # the module that re-exports everything
 FLAGS = {'slow', 'cuda', 'mps', 'net', 'notest'}       # the cells that are skipped under test
 PLAIN = FLAGS | {'default_exp', 'export', 'exports', 'exporti', 'hide', 'hide_line',

@@ -3,7 +3,7 @@
 Run nbdev_export and nbdev_clean to mend it. nbdev 3 exports the same where GPTLAB_NBDEV3 names an
 environment that holds it; .ci/run makes one.
 """
-import ast, os, shutil, subprocess
+import ast, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,12 @@ def test_the_sidebar_lists_the_notebooks():
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='Windows checks symlinks out as text')
+def test_the_glossary_is_as_the_chapters_have_it():
+    done = subprocess.run([sys.executable, '.ci/glossary.py', '--check'], cwd=ROOT,
+                          capture_output=True, text=True, timeout=60)
+    assert not done.returncode, done.stderr
+
+
 def test_quarto_reads_the_one_file():
     link = NBS/'_quarto.yml'
     assert link.is_symlink() and link.resolve() == (ROOT/'_quarto.yml').resolve()
