@@ -32,9 +32,11 @@ def require_described(model:GPT):
     compare_with_config(model.cfg, _state(model))
 
 def compare_with_config(cfg:GPTConfig,
-                        tensors:dict[str,torch.Tensor], # by name
+                        tensors:dict[str,torch.Tensor], # by name, of any shape
                         ):
-    "Raises ValueError where tensors are not those that a config builds, and lists each"
+    """Hold the names and shapes of tensors, such as (C,C), against those that a config builds
+
+    Raises ValueError that lists each which is missing, unknown or of another shape."""
     found = {n: tuple(t.shape) for n, t in tensors.items()}
     described = parameter_shapes(cfg)
     wrong  = [f'{n} is missing' for n in described if n not in found]
