@@ -1191,14 +1191,14 @@ def _fetched(spec, get):
 def _cached(file, sha256):
     "A file of the cache if it can be read, and is the one that is known"
     try: path = user_path(cache_dir())/file
-    except (RuntimeError, ValueError): return None         # no home folder
+    except (OSError, ValueError): return None              # no home folder
     try: return path if hashlib.sha256(path.read_bytes()).hexdigest() == sha256 else None
     except OSError: return None
 
 def _keep(file, data):
     "Write a file into the cache; where that cannot be, for this process only, and say so"
     try: return atomic_write(user_path(cache_dir())/file, data)
-    except (OSError, RuntimeError, ValueError) as e:
+    except (OSError, ValueError) as e:
         print(f'{file} was fetched, but cannot be kept, so each process will fetch it anew: {e}. '
               'Set GPTLAB_CACHE to a folder that you may write to')
     folder = Path(tempfile.mkdtemp(prefix='gptlab-'))

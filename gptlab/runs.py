@@ -46,7 +46,8 @@ class RunTable(list):
 
     def _cells(self):
         columns = [k for k in self[0] if any(r[k] not in (None, '') for r in self)]
-        return [columns] + [[_as_text(k, r[k]) for k in columns] for r in self]
+        head = [_as_text('', k) for k in columns]
+        return [head] + [[_as_text(k, r[k]) for k in columns] for r in self]
 
     def __repr__(self):
         lines = [plain_text(self.caption)] if self.caption else []

@@ -6,10 +6,10 @@
 __all__ = ['Curve', 'piecewise_linear', 'constant', 'linear', 'wsd', 'cosine', 'inverse_sqrt', 'plot_curves', 'apply_schedule']
 
 # %% ../nbs/10_schedules.ipynb #bccade08
-import bisect, functools, html, inspect, math
+import bisect, functools, inspect, math
 from collections.abc import Callable
 import torch
-from .core import check_number, check_type, svg_image
+from .core import check_number, check_type, html_text, plain_text, svg_image
 
 # %% ../nbs/10_schedules.ipynb #c51a9e9c
 class Curve:
@@ -31,7 +31,7 @@ class Curve:
         check_type('a curve is multiplied by a curve: other', other, Callable, 'a function')
         return Curve(lambda p: self(p) * other(p), f'{self} * {other}')
 
-    def __repr__(self): return self.name
+    def __repr__(self): return plain_text(self.name)
 
     def _repr_html_(self):
         ys  = [self(i/200) for i in range(201)]
@@ -42,8 +42,8 @@ class Curve:
                f'<path d="M4 56H296" stroke="#c3ccd5"/>'
                f'<polyline points="{line}" fill="none" stroke="#c8401f" stroke-width="2"/>'
                f'<text x="4" y="72" font-size="11" font-family="sans-serif" fill="#22303c">'
-               f'{html.escape(self.name)}</text></svg>')
-        return svg_image(svg, f'The curve {self.name}')
+               f'{html_text(self.name)}</text></svg>')
+        return svg_image(svg, f'The curve {self}')
 
 # %% ../nbs/10_schedules.ipynb #2cef6c0f
 def _corner(pair):

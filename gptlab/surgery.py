@@ -31,7 +31,7 @@ def require_described(model:GPT):
     model = _gpt(model)
     compare_with_config(model.cfg, _state(model))
 
-def compare_with_config(cfg:GPTConfig,
+def compare_with_config(cfg:GPTConfig, # what a model is said to be
                         tensors:dict[str,torch.Tensor], # by name, of any shape
                         ):
     """Hold the names and shapes of tensors, such as (C,C), against those that a config builds

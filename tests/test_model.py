@@ -515,7 +515,7 @@ def test_parts_that_fix_their_own_widths():
     (lambda: MoE(8, 8, capacity=-1), 'capacity is a multiple'),
     (lambda: MoE(8, 8, shared=-1), 'shared is a number'),
     (lambda: OpenAttention(32, 4, v_expand=0), 'expand by a number above 0'),
-    (lambda: extend_context(GPT(llama_config(**SMALL)), 0), 'context_length must be'),
+    (lambda: extend_context(GPT(llama_config(**SMALL)), 0), 'must be a number above 0'),
     (lambda: extend_context(GPT(llama_config(**SMALL, pos_embed=LearnedPositions)), 2),
      'learnt places'),
     (lambda: GPT(gpt2_config(**SMALL))(torch.zeros(1, 4, dtype=torch.long),

@@ -40,8 +40,8 @@ SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_emb
     r out gate_width tokens n_bytes layer'''.split())
 
 # hooks: the library calls these, with what it made itself
-HOOKS = set('''forward extra_repr enter prepare add rotate bias slopes speeds before after measure
-    attach named show update before_fit before_step after_backward after_step before_eval after_eval
+HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before after measure
+    attach named show update before_fit before_step before_save after_backward after_step before_eval after_eval
     after_fit open log close mask mix_flops new_cache choose call one_step get_batch get_loss
     backward gradients become once at rate detach record show_sample entry'''.split())
 
@@ -92,6 +92,9 @@ tokenizer='''
     tok().decode([65], errors='strict')
     tok().decode_stream([65])
     tok().encode_batch(['text'])
+    tok().encode_iterable(['text'])
+    tok().named_bytes([65])
+        # ids: isinstance(v, (list, bytes)) and v != [None]
     tok().normal('text')
     tok().byte_counts('text')
     tok().to_dict()
@@ -183,6 +186,7 @@ blocks='''
     silu(torch.ones(3))
     MLP(8, 16)                                       # act: callable(v)
     GLU(8, 16)                                       # act: callable(v)
+    SwiGLU(8, 16)                                    # act: callable(v)
     no_gradient(model())                             # module: False
     perturb_parameters(model(), std=.1)              # module: False
     check_part(partial(MLP, d_ff=8), C=8)            # make: False
@@ -223,6 +227,7 @@ model='''
     model().flops_per_token(T=8)
     model().memory(B=1, T=8)
     lm_loss(model(), batch())                        # batch: False; aux_weight: v >= 0
+    token_nll(torch.zeros(1, 2, 3), torch.zeros(1, 2).long()) # logits: False; targets: False
     gpt2_config(n_layers=1)
     llama_config(n_layers=1)
     swap(model(), MLP, lambda old: MLP(16, 8))       # cls: False; make: False
@@ -276,6 +281,7 @@ checkpoints='''
     load_found(saved(), 'latest')                    # path: False; which: v in (1, -1)
     load_weights(model(), model().state_dict())      # state: False
     check_weights(model(), model().state_dict())     # state: False
+    inner_model(model())
     non_finite(model().state_dict())
     load_model(saved(), which='latest')              # path: False; which: v in (1, -1)
     prune_checkpoints(saved(), keep=1)               # best: v >= 0; every: v >= 0
@@ -323,6 +329,7 @@ watching='''
     PageView('run.html', every=.5)                   # every: v >= 0
     matmul_peak('cpu', torch.float32, 8)
     flops_utilization(fitted(), peak=1e12)           # trainer: False; peak: v > 0
+    device_peak(fitted())                            # trainer: False
     LayerStats()                                     # pick: callable(v)
     Silent()
     default_watcher()
@@ -370,6 +377,7 @@ stacks='''
 surgery='''
     require_described(model())
     check_config(model())
+    compare_with_config(cfg(), model().state_dict()) # tensors: False
     to_gqa(Attention(8, 2), 1)                       # attn: False; n_kv_heads: v in (1, 2)
     LoRA(nn.Linear(4, 4), r=2)                       # old: False; r: v <= 4; alpha: v > 0
     LoRA(nn.Linear(4, 4), r=2).merged()
@@ -421,6 +429,9 @@ tokenizers='''
     hf().encode_batch(['text'])
     hf().byte_counts('text')
     sp().encode('text')
+    sp().decode([4], errors='strict')                # ids: v in ([], b'x')
+    sp().to_sentencepiece('t.model')
+    HFTokenizer.from_settings(tokenizer_json())      # source: False; engine: False
     ByT5Tokenizer().encode('text')
     AsciiTokenizer().encode('text')
     AsciiTokenizer().normal('text')
