@@ -331,7 +331,8 @@ def load_weights(model:nn.Module, # changed in place
     inner_model(model).load_state_dict(state)
 
 def inner_model(model:nn.Module) -> nn.Module:
-    "The module itself, inside wrappers of torch.compile and of data parallelism"
+    "The module inside torch.compile and data parallelism; raises TypeError for what is none"
+    if not isinstance(model, nn.Module): raise TypeError(f'a model is expected, not {model!r:.60}')
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     inner = model.module if isinstance(model, wrappers) else uncompiled(model)
     return model if inner is model else inner_model(inner)

@@ -150,7 +150,9 @@ def find_run(run:str|Path, # a path, or a name in `folder`
         names = [p.name for p in folder.glob('*/')]
         near = get_close_matches(path.name, names, 1)
         hint = f'; did you mean {near[0]}?' if near else ''
-        raise FileNotFoundError(f'there is no run {path}, for it holds no checkpoint of ours{hint}')
+        where = f' in {folder}' if bare else ''
+        raise FileNotFoundError(f'there is no run {path}{where}: '
+                                f'no checkpoint of ours is there{hint}')
     return there[0]
 
 def _open(run, folder):

@@ -430,8 +430,12 @@ def series(self:Trainer,
            key:str, # a column of the log, such as 'loss', 'valid', 'bpb'
            x:str='step', # the column to go with it
            ) -> tuple[list, list]:
-    "Two lists: x and the key, for the steps that have it"
-    rows = [r for r in self.log if key in r]
+    "Two lists: x and the key, for the steps that have both; raises ValueError for no column"
+    columns = dict.fromkeys(k for r in self.log for k in r)
+    for k in (key, x):
+        if self.log and not (isinstance(k, str) and k in columns):
+            raise ValueError(f'the log has no column {k!r}; it has {", ".join(columns)}')
+    rows = [r for r in self.log if key in r and x in r]
     return [as_number(r[x]) for r in rows], [as_number(r[key]) for r in rows]
 
 @patch
@@ -441,7 +445,7 @@ def plot(self:Trainer,
          ax:object|None=None, # matplotlib axes to draw on; None makes new ones
          **kw, # passed to plt.plot
          ):
-    "Draw one column of the log; returns the axes"
+    "Draw one column of the log; returns the axes. Raises ValueError as `series` does"
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(6,2.5))[1]
     ax.plot(*self.series(key, x), **kw)

@@ -40,10 +40,11 @@ SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_emb
     r out gate_width tokens n_bytes layer'''.split())
 
 # hooks: the library calls these, with what it made itself
-HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before after measure
-    attach named show update before_fit before_step before_save after_backward after_step before_eval after_eval
-    after_fit open log close mask mix_flops new_cache choose call one_step get_batch get_loss
-    backward gradients become once at rate detach record show_sample entry'''.split())
+HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before after
+    measure attach named show update before_fit before_step before_save after_backward
+    after_step before_eval after_eval after_fit open log close mask mix_flops new_cache
+    choose call one_step get_batch get_loss backward gradients become once at rate detach
+    record show_sample entry'''.split())
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
@@ -92,7 +93,7 @@ tokenizer='''
     tok().decode([65], errors='strict')
     tok().decode_stream([65])
     tok().encode_batch(['text'])
-    tok().encode_iterable(['text'])
+    tok().encode_iterable(['text'])                  # texts: any
     tok().named_bytes([65])
         # ids: isinstance(v, (list, bytes)) and v != [None]
     tok().normal('text')
