@@ -227,7 +227,7 @@ QUICK = [[], ['--help'], ['-h'], ['--version'], ['tokenizer'], ['tokenizer', '--
 
 
 def test_help_and_mistakes_of_form_load_nothing_heavy():
-    "All in one process, which ends with the third-party packages that it has imported"
+    "U09: all in one process, which ends with the third-party packages that it has imported"
     code = '''if 1:
         import json, sys
         before = set(sys.modules)

@@ -269,7 +269,7 @@ def test_r01_no_text_of_others_runs_a_script(lab, page_dir, chromium):
 
 @pytest.mark.parametrize('path', SAVED)
 def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
-    """A clone's notebooks are untrusted: JupyterLab drops bare SVG and scripts of their saved
+    """U06: a clone's notebooks are untrusted: JupyterLab drops bare SVG and scripts of their saved
     outputs, and shows images"""
     saved = json.loads((NBS/path).read_text(encoding='utf-8'))
     html = ''.join(''.join(o.get('data', {}).get('text/html', '')) for c in saved['cells']

@@ -132,7 +132,7 @@ def test_nbdev_3_is_told_what_settings_ini_says():
     ({}, ['passive', '1000']), (dict(GOMP_SPINCOUNT='7'), ['passive', '7']),
     (dict(OMP_WAIT_POLICY='active'), ['active', 'None'])], ids=['none', 'count', 'policy'])
 def test_waiting_threads_sleep(own, told, tmp_path):
-    "OpenMP is told how to wait before torch can be loaded; a user's own choice stays"
+    "U05: OpenMP is told how to wait before torch can be loaded; a user's own choice stays"
     code = """if 1:
         import os, sys, gptlab
         assert 'torch' not in sys.modules
