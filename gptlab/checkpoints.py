@@ -1138,6 +1138,8 @@ def _save_is_due(self:SafeRun):
 def _try_save(self:SafeRun):
     "Save in the background; what goes wrong is said, and training goes on"
     self._read_log()                                              # a bad step ends, or goes back
+    try: self._writer.wait()                                      # an earlier failure is not ours
+    except Exception as e: self._say(f'NOT SAVED, training goes on: {e}')
     try:
         self._unsaved = None
         self.save(wait=False)

@@ -134,8 +134,10 @@ class PageSources:
         if cell.cell_type != 'code': return [cell]
         for output in cell.get('outputs', []): self._link_map(output)
         if cell.directives_.keys() & {'hide', 'default_exp'}: return []
-        exported = cell.directives_.keys() & {'export', 'exports', 'exporti'}
-        return [self._place(cell), self._folded(cell)] if exported else [cell]
+        if not cell.directives_.keys() & {'export', 'exports', 'exporti'}:
+            if _only_imports(cell.source): cell.source = f'{_fold}"Imports"\n{cell.source}'
+            return [cell]
+        return [self._place(cell), self._folded(cell)]
 
     def _place(self, cell):
         "A line above a cell: what links lead to, and where the source is"
@@ -150,7 +152,7 @@ class PageSources:
     def _folded(self, cell):
         if 'exports' not in cell.directives_ or self.skipping:
             said = _summary(cell, defined_names(cell.source))
-            cell.source = f'#| code-fold: true\n#| code-summary: "{said}"\n{cell.source}'
+            cell.source = f'{_fold}"{said}"\n{cell.source}'
         return cell
 
     def _link_map(self, output):
@@ -164,6 +166,15 @@ class PageSources:
         if front is None: return
         title = rf'title: "{number} · \1"'
         front.source = re.sub(r'^title: (.*)$', title, front.source, flags=re.M)
+
+_fold = '#| code-fold: true\n#| code-summary: '
+
+def _only_imports(source):
+    "Does a cell of the lesson import names, and seed, and nothing else?"
+    body = ast.parse(source).body
+    imports = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    rest = [ast.unparse(n) for n in body if n not in imports]
+    return bool(imports) and all(r.startswith('set_seed(') for r in rest)
 
 def _slug(heading):
     "The id that a heading gets on its page"
