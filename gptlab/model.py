@@ -489,7 +489,9 @@ def check_model(make:GPTConfig|Callable, # a config, or make() -> GPT
         raise TypeError('check_model takes a config, as model.cfg, or a function that makes a '
                         f'model, not {type(make).__name__}')
     with torch.random.fork_rng():                         # the caller's generator stays as it was
-        model = (GPT(make) if isinstance(make, GPTConfig) else copy.deepcopy(make())).eval()
+        made = GPT(make) if isinstance(make, GPTConfig) else make()
+        if not isinstance(made, nn.Module): raise TypeError(f'make() gave no model: {made!r:.60}')
+        model = copy.deepcopy(made).eval()
         if model.cfg.context_length < 8:
             raise ValueError('check_model reads rows of at least 8 tokens, not '
                              f'{model.cfg.context_length}: give the config a larger '

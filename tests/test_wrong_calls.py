@@ -330,7 +330,8 @@ def findings(cases):
 
 def told(c):
     "A finding as one line"
-    return f"{c['kind']:8} {c['call']} | {c['argument']} = {c['value']} | {c['message']}"
+    line = f"{c['kind']:8} {c['call']} | {c['argument']} = {c['value']} | {c['message']}"
+    return line.encode('ascii', 'backslashreplace').decode()
 
 
 def count(cases, kind): return sum(c['kind'] == kind for c in cases)

@@ -777,6 +777,7 @@ def server(name):
 def command(command_name, **options):
     "One command of the command line; what it raises is not yet made one line on stderr"
     from gptlab import cli
+    cli._show_any_character()                                      # as main does
     bare = POSITIONAL.get(command_name, ())
     argv = [w for k, v in options.items() if k not in bare for w in (f'--{k}', str(v))]
     argv += [str(options[k]) for k in bare]
