@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write nbs/glossary.ipynb: python .ci/glossary.py   (--check only says whether it is as the chapters have it)
 
-A term of the field stands in italics where the book first uses it, in the sentence that defines it. This gathers those
+A term of the field stands in italics in the sentence of the book that defines it. This gathers those
 sentences, with links to their sections; so a definition is written once, in its chapter.
 """
 import json, re, sys
@@ -71,7 +71,7 @@ def main() -> None:
     target = NBS/'glossary.ipynb'
     book = json.loads((NBS/'references.ipynb').read_text(encoding='utf-8'))
     opening = ['# Glossary\n\n> The words of the field, each in the sentence that defines it.',
-               'A term stands in italics where the book first uses it. Here are those sentences, with links to their sections.\n\n'
+               'A term stands in italics where the book defines it. Here are those sentences, with links to their sections.\n\n'
                'To run it: clone this repository, `pip install -e .`, and `jupyter lab nbs/glossary.ipynb`.']
     cells = [dict(cell_type='markdown', id=f'6105{n:04x}', metadata={}, source=text.splitlines(keepends=True))
              for n, text in enumerate(opening + page())]
