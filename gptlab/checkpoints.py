@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'flatten_tree', 'unflatten_tree', 'save_checkpoint', 'load_checkpoint', 'checkpoints_in',
-           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'inner_model', 'check_weights',
-           'non_finite', 'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks',
-           'Ranks']
+           'find_checkpoint', 'latest_checkpoint', 'load_found', 'load_weights', 'check_weights', 'non_finite',
+           'load_model', 'prune_checkpoints', 'run_lock', 'new_folder', 'CheckpointWriter', 'join_ranks', 'Ranks']
 
 # %% ../nbs/11_checkpoints.ipynb #8fb1a690
 import atexit, collections, concurrent.futures, contextlib, copy, datetime, gc, glob, hashlib
@@ -20,10 +19,10 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from .core import atomic_path, atomic_write, best_device, check_number, file_sha256, in_kernel
+from .core import atomic_path, atomic_write, best_device
+from .core import check_number, check_type, file_sha256, in_kernel
 from .core import plain_text, resolve_name, run_info, user_path
-from .model import GPT, GPTConfig, parameter_shapes
-from .optimizers import uncompiled
+from .model import GPT, GPTConfig, parameter_shapes, unwrapped
 from .tokenizer import Tokenizer
 
 # %% ../nbs/11_checkpoints.ipynb #b87696f4
@@ -328,14 +327,7 @@ def load_weights(model:nn.Module, # changed in place
     TypeError for what is no module, or no dict of tensors.
     """
     check_weights(model, state)
-    inner_model(model).load_state_dict(state)
-
-def inner_model(model:nn.Module) -> nn.Module:
-    "The module inside torch.compile and data parallelism; raises TypeError for what is none"
-    if not isinstance(model, nn.Module): raise TypeError(f'a model is expected, not {model!r:.60}')
-    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    inner = model.module if isinstance(model, wrappers) else uncompiled(model)
-    return model if inner is model else inner_model(inner)
+    unwrapped(model).load_state_dict(state)
 
 def check_weights(model:nn.Module, # not changed
                   state:dict, # name → tensor
@@ -344,7 +336,7 @@ def check_weights(model:nn.Module, # not changed
     if not isinstance(model, nn.Module):
         raise TypeError(f'model is a torch module, such as GPT(cfg), not {model!r:.80}')
     _check_state(state)
-    wrong = _misfits(inner_model(model).state_dict(), state)
+    wrong = _misfits(unwrapped(model).state_dict(), state)
     if wrong:
         more = f'; and {len(wrong)-8} more' if len(wrong) > 8 else ''
         listed = '; '.join(wrong[:8]) + more
@@ -885,26 +877,17 @@ def as_number(v:object) -> object:
     "A number of torch or NumPy as Python's own; anything else as it is"
     return v.item() if hasattr(v, 'item') else v
 
-def check_kind(name:str, # what it is called where it was given
-               value:object, # what was given
-               kind:type|tuple, # what it should be
-               what:str, # the same in words, such as 'a list of objects'
-               ) -> object:
-    "The value itself; raises TypeError where it is of another kind"
-    if isinstance(value, kind): return value
-    raise TypeError(f'{name} is {what}, not {reprlib.repr(value)}')
-
 def check_function(name:str, # what it is called where it was given
                    value:object, # what was given
                    ) -> Callable:
     "The value itself; raises TypeError where it cannot be called"
-    return check_kind(name, value, Callable, 'a function')
+    return check_type(name, value, Callable, 'a function')
 
 def check_text(name:str, # what it is called where it was given
                value:object, # what was given
                ) -> str:
     "The value itself; raises TypeError for what is no text, ValueError for an empty one"
-    if check_kind(name, value, str, 'text'): return value
+    if check_type(name, value, str, 'text'): return value
     raise ValueError(f'{name} is text, not {value!r}')
 
 def held_memory(device:torch.device) -> int|None:
@@ -934,7 +917,7 @@ _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bflo
 def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
     for name, flag in (('compile', compile), ('deterministic', deterministic)):
-        if flag is not None: check_kind(name, flag, bool, 'True or False')
+        if flag is not None: check_type(name, flag, bool, 'True or False')
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -1278,7 +1261,7 @@ def _watch_line(self:SafeRun, line):
 def _snapshot(self:SafeRun):
     "The run in the machine's memory, not the device's: weights and state"
     tensors = {}
-    run = dict(model=inner_model(self.model).state_dict(), trainer=self.state_dict())
+    run = dict(model=unwrapped(self.model).state_dict(), trainer=self.state_dict())
     flat = flatten_tree(run, tensors)
     return unflatten_tree(flat, {k: t.to('cpu', copy=True) for k, t in tensors.items()})
 
@@ -1358,8 +1341,8 @@ def _are_batches(value):
 @patch
 def _check_parts(self:SafeRun):
     "Is each part of the kind that a run needs?"
-    check_kind('model', self.model, nn.Module, 'a torch module, such as GPT(cfg)')
-    check_kind('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
+    check_type('model', self.model, nn.Module, 'a torch module, such as GPT(cfg)')
+    check_type('opt', self.opt, torch.optim.Optimizer, 'an optimizer, such as Opt(model, adamw())')
     for name, value in (('train', self.train), ('valid', self.valid)):
         if name == 'valid' and value is None or _are_batches(value): continue
         inside = {type(b).__name__ for b in value} if isinstance(value, (list, tuple)) else ''
@@ -1371,13 +1354,13 @@ def _check_parts(self:SafeRun):
     check_function('loss', self.loss)
     rules = self.schedule.values() if isinstance(self.schedule, dict) else [self.schedule]
     for f in rules: check_function('schedule', f)
-    check_kind('notes', self.notes, dict, 'a dict of names and values')
+    check_type('notes', self.notes, dict, 'a dict of names and values')
     flatten_tree(self.notes, {}, 'notes')                         # a checkpoint must hold them
 
 @patch
 def _check_parameters(self:SafeRun):
     "Does the optimizer hold the parameters of this model, all that should learn and no others?"
-    named = dict(inner_model(self.model).named_parameters())
+    named = dict(unwrapped(self.model).named_parameters())
     own = {id(p) for p in named.values()}
     held = {id(p) for g in self.opt.param_groups for p in g['params']}
     if held - own:

@@ -179,10 +179,13 @@ def html_text(text:object) -> str:
     "Text for HTML and SVG: nothing in it is markup, and no control character is left"
     return html.escape(plain_text(text))
 
+def one_line(text:object) -> str:
+    "Text for one line of a terminal"
+    return ' '.join(plain_text(text).split('\n'))
+
 def markdown_text(text:object) -> str:
     "Text for one line or table cell of Markdown: nothing in it is markup, and no line ends"
-    line = ' '.join(plain_text(text).split('\n'))
-    return re.sub(r'([\\`*_|~$\[\]#])', r'\\\1', html.escape(line, quote=False))
+    return re.sub(r'([\\`*_|~$\[\]#])', r'\\\1', html.escape(one_line(text), quote=False))
 
 def user_path(path:str|Path) -> Path:
     """A path as the user means it: `~` is the home folder

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import atomic_write, check_contract, check_number, end_with_parent, file_sha256
-from .core import markdown_text, plain_text, show_progress, user_path
+from .core import markdown_text, one_line, plain_text, show_progress, user_path
 from .data import MAX_META, Corpus, Source, check_source, corpus, count_documents
 from .data import hf_dataset, parquet, parse_meta, read_meta, skip_documents, source_name
 from .packing import Stateful, Tokens
@@ -216,8 +216,6 @@ def _cell(v):
     if isinstance(v, (bool, np.bool_)) or not isinstance(v, numbers.Real): return str(v)
     return f'{v:,}' if isinstance(v, numbers.Integral) else f'{v:.3f}'
 
-def _one_line(text): return ' '.join(plain_text(text).split('\n'))
-
 class Rows(list):
     """A list of dicts, one a row, that shows itself as a table; `caption` stands above it
 
@@ -242,9 +240,9 @@ class Rows(list):
         return [[as_text(v) for v in row] for row in cells]
 
     def __repr__(self):
-        cells = self._cells(_one_line)
+        cells = self._cells(one_line)
         widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = [_one_line(self.caption)] if self.caption else []
+        lines = [one_line(self.caption)] if self.caption else []
         for row in cells:
             lines.append('  '.join(v.ljust(w) for v, w in zip(row, widths)).rstrip())
         return '\n'.join(lines)

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from .core import atomic_write, cache_dir, check_contract, check_number, markdown_text
-from .core import plain_text, show_progress, user_path
-from .tokenizer import utf8
+from .core import one_line, plain_text, show_progress, user_path
+from .tokenizer import names_a_file, utf8
 
 # %% ../nbs/03_data.ipynb #915e08c2
 @dataclass(repr=False)
@@ -65,8 +65,8 @@ class Corpus:
         return self._sums[1]
 
     def __repr__(self) -> str:
-        facts = [f'  {k:<8}{_one_line(v)}' for k, v in _facts(self).items()]
-        return '\n'.join([f'corpus {_one_line(self.name)}', *facts])
+        facts = [f'  {k:<8}{one_line(v)}' for k, v in _facts(self).items()]
+        return '\n'.join([f'corpus {one_line(self.name)}', *facts])
 
     def _repr_markdown_(self) -> str:
         rows = '\n'.join(f'| {k} | {markdown_text(v)} |' for k, v in _facts(self).items())
@@ -124,12 +124,10 @@ def _check_side(side):
     if isinstance(side, (list, tuple, _Array)):
         for _ in _strings(side, 0, f'the {type(side).__name__}'): pass
 
-def _one_line(text): return ' '.join(plain_text(text).split('\n'))
-
 def _strings(docs, n, name):
     "The documents, each checked to be text; the first is number n"
     for i, d in enumerate(docs, n):
-        if isinstance(d, os.PathLike) or i == 0 and _names_a_file(d): raise _a_name(d, i, name)
+        if isinstance(d, os.PathLike) or i == 0 and names_a_file(d): raise _a_name(d, i, name)
         if not isinstance(d, str):
             kind = 'null' if d is None else type(d).__name__
             raise TypeError(f'document {i:,} of {name} is {kind}, not text: '
@@ -144,20 +142,12 @@ def _a_name(doc, i, name):
 def _check_names(docs, name):
     "Raises TypeError for documents in memory that are names of files in place of texts"
     next(_strings(docs, 0, name), None)
-    if len(docs) and all(_names_a_file(d, bare=True) for d in docs): raise _a_name(docs[0], 0, name)
-
-def _names_a_file(doc, bare=False):
-    "Is this the path of a file or folder that exists? A plain word only if `bare` names count"
-    if isinstance(doc, os.PathLike): return True
-    if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
-    path, in_folder = os.path.expanduser(doc), '/' in doc or os.sep in doc
-    if not bare and '.' not in doc and not in_folder: return False
-    return os.path.isfile(path) or in_folder and os.path.isdir(path)
+    if len(docs) and all(names_a_file(d, bare=True) for d in docs): raise _a_name(docs[0], 0, name)
 
 def _are_files(docs):
     "Is this a list of files, paths or names of them, in place of their texts?"
-    if not all(_names_a_file(d, bare=True) or _kind(d) in _text_kinds for d in docs): return False
-    named = [_names_a_file(d, bare=True) for d in docs]
+    if not all(names_a_file(d, bare=True) or _kind(d) in _text_kinds for d in docs): return False
+    named = [names_a_file(d, bare=True) for d in docs]
     return any(named) or bool(docs) and not any(' ' in d for d in docs)
 
 def _kind(name):
@@ -187,7 +177,7 @@ def _marks_said(docs, name):
         if '<|' in d or '</s>' in d: seen.update(_mark.findall(d))
         yield d
     for mark, n in seen.most_common(3):
-        print(f'{_one_line(name)} has {mark} {n:,} time{"s"*(n > 1)} within its text, where it is '
+        print(f'{one_line(name)} has {mark} {n:,} time{"s"*(n > 1)} within its text, where it is '
               f'read as it stands: corpus(…, separator={mark!r}) makes documents of what is '
               'between')
 
@@ -766,7 +756,7 @@ def _kinds_left_out(folder, files):
     def kind(f): return _kind(f) + f.suffix*(f.suffix.lower() in _packers) or f.name
     kinds = Counter(kind(f) for f in {*_visible(folder)} - {*files})
     listed = [f'{n:,} {kind}' for kind, n in sorted(kinds.items(), key=lambda k: (-k[1], k[0]))]
-    return _one_line(', '.join(listed[:6]) + ', …'*(len(listed) > 6))
+    return one_line(', '.join(listed[:6]) + ', …'*(len(listed) > 6))
 
 def _near(path):
     "The neighbour of a missing file whose name is nearly the same, as the end of a message"
@@ -1322,7 +1312,7 @@ def _own(path, valid, separator=None):
         left_out = _say_left_out(path, files)
     name = f'{len(files)} files' if many else path.name or path.resolve().name
     docs = _separate(Source(partial(_docs_of, files), name), separator)
-    bar = show_progress(iter(docs), f'reading {_one_line(name)}', unit='documents')
+    bar = show_progress(iter(docs), f'reading {one_line(name)}', unit='documents')
     docs = list(_marks_said(bar, name))
     if not docs:
         n_bytes = sum(f.stat().st_size for f in files)

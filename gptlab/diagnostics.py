@@ -19,10 +19,11 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from .checkpoints import check_function, check_kind, checkpoints_in, find_checkpoint
+from .checkpoints import check_function, checkpoints_in, find_checkpoint
 from .checkpoints import load_checkpoint, rng_state, set_rng_state
 from .optimizers import uncompiled
-from .core import atomic_write, check_number, evaluating, markdown_text, plain_text, user_path
+from .core import atomic_write, check_number, check_type
+from .core import evaluating, markdown_text, plain_text, user_path
 from .model import run_eagerly
 from .trainer import Trainer
 
@@ -34,7 +35,7 @@ def match_names(named:dict, # dotted name → module or parameter
 
     Raises ValueError for a glob that matches nothing; it lists the names that are near.
     """
-    check_kind('named', named, dict, 'a dict, name → module or parameter')
+    check_type('named', named, dict, 'a dict, name → module or parameter')
     globs = _globs(at)
     for g in globs:
         if not any(fnmatchcase(name, g) for name in named):
@@ -45,8 +46,8 @@ def match_names(named:dict, # dotted name → module or parameter
 def _globs(at):
     "One glob or several, as a list"
     globs = [at] if isinstance(at, str) else at
-    check_kind('at', globs, (list, tuple), 'a glob, or several')
-    for g in globs: check_kind('at', g, str, 'a glob, such as blocks.*.attn')
+    check_type('at', globs, (list, tuple), 'a glob, or several')
+    for g in globs: check_type('at', g, str, 'a glob, such as blocks.*.attn')
     if not globs: raise ValueError(f'at is a glob, or several, not {at!r}')
     return list(globs)
 
@@ -269,7 +270,7 @@ class _Attention(TorchFunctionMode):
         return out
 
 def _batch(batch):
-    if check_kind('batch', batch, dict, 'a dict with ids'): return batch
+    if check_type('batch', batch, dict, 'a dict with ids'): return batch
     raise ValueError('batch is empty: it has no ids')
 
 @torch.no_grad()
@@ -281,7 +282,7 @@ def attention_weights(model:nn.Module, # called as model(**batch)
 
     Raises ValueError for a module that computes no such weights.
     """
-    check_kind('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
+    check_type('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
     _batch(batch)
     model, mode, handles = uncompiled(model), _Attention(), []
     for name, module in match_names(dict(model.named_modules()), at).items():
@@ -301,7 +302,7 @@ def attention_weights(model:nn.Module, # called as model(**batch)
 def attention_entropy(weights:torch.Tensor, # (…,T,S), each row sums to one
                       ) -> torch.Tensor: # (…,T)
     "How wide each query looks, in nats: 0 is one key, log S all keys alike"
-    check_kind('weights', weights, torch.Tensor, 'a tensor (…,T,S)')
+    check_type('weights', weights, torch.Tensor, 'a tensor (…,T,S)')
     return torch.special.entr(weights).sum(-1)
 
 class AttentionMaps(Probe):
@@ -382,7 +383,7 @@ class GradientHooks:
                  hooks:list[Callable], # each f(grad, name) -> grad, applied in order
                  at:str|list[str]='*', # glob over the names of parameters, or several
                  ):
-        check_kind('hooks', hooks, (list, tuple), 'a list of functions')
+        check_type('hooks', hooks, (list, tuple), 'a list of functions')
         self.hooks, self.at = [check_function('a hook', f) for f in hooks], at
         _globs(at)
 
@@ -433,7 +434,7 @@ def centralize(grad:torch.Tensor, # any shape
                name:str='', # of the parameter
                ) -> torch.Tensor:
     "A gradient hook: each row of a matrix gets mean zero (Yong et al. 2020, eq. 1)"
-    check_kind('grad', grad, torch.Tensor, 'a tensor of any shape')
+    check_type('grad', grad, torch.Tensor, 'a tensor of any shape')
     return grad - grad.mean(-1, keepdim=True) if grad.ndim > 1 else grad
 
 # %% ../nbs/25_diagnostics.ipynb #56337ef9
@@ -447,8 +448,8 @@ def make_hooks(config:list[dict]|dict|str, # such as {'hook': 'activations', 'at
     "Hooks from plain data; raises ValueError for a name or an argument that is not known"
     if isinstance(config, str): config = _parsed(config)
     entries = [config] if isinstance(config, dict) else config
-    check_kind('config', entries, (list, tuple), 'a dict, a list of dicts, or JSON of them')
-    for e in entries: check_kind('an entry of config', e, dict, 'a dict')
+    check_type('config', entries, (list, tuple), 'a dict, a list of dicts, or JSON of them')
+    for e in entries: check_type('an entry of config', e, dict, 'a dict')
     return [_make(dict(e)) for e in entries if e.get('enabled', True)]
 
 def _parsed(text):

@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial, reduce
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np, torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -28,7 +27,7 @@ from .bpe import BPE
 from .checkpoints import load_model, non_finite
 from .core import atomic_path, atomic_write, best_device, cache_dir, check_number, file_sha256
 from .core import plain_text, show_progress, sync_to_disk, user_path
-from .model import GPT, gpt2_init, GPTConfig, layer_part, module_inside
+from .model import GPT, gpt2_init, GPTConfig, layer_part, unwrapped
 from .positions import Llama3RoPE, NTK, ScaledRoPE, YaRN
 from .surgery import compare_with_config, widen_vocab
 from .tokenizer import as_tokenizer, ByteTokenizer, fuzz_texts, load_tokenizer, Tokenizer
@@ -1448,19 +1447,12 @@ def _shared(model):
         names[p].append(_wrappers.sub('', n))
     return [v for v in names.values() if len(v) > 1]
 
-def unwrapped(model:nn.Module) -> GPT:
-    """The GPT inside a model that is compiled, or wrapped as DistributedDataParallel does
-
-    Raises TypeError where there is none."""
-    inside = model
-    while not isinstance(inside, GPT):
-        outer, inside = inside, module_inside(inside) if isinstance(inside, nn.Module) else None
-        if inside is None and isinstance(outer, nn.Module):
-            inside = dict(outer.named_children()).get('module')
-        if inside is None:
-            raise TypeError(f'model must be a GPT, not {reprlib.repr(model)}: the model comes '
-                            'first, then its tokenizer')
-    return inside
+def _gpt_inside(model):
+    "The GPT itself, where it is compiled or wrapped; raises TypeError where there is none"
+    inside = unwrapped(model) if isinstance(model, nn.Module) else model
+    if isinstance(inside, GPT): return inside
+    raise TypeError(f'model must be a GPT, not {reprlib.repr(model)}: the model comes first, '
+                    'then its tokenizer')
 
 
 # %% ../nbs/28_hub.ipynb #12ac51bf
@@ -1666,7 +1658,7 @@ def save(model:GPT, # what to write; compiled or wrapped is as good
     Raises ValueError with the reasons if a family that you insist on cannot express it, or the
     config does not describe it; TypeError for what is no model or tokenizer; OSError if it cannot
     be written, or would replace what is no model. What fails leaves the folder as it was."""
-    model, tok, folder = unwrapped(model), _as_tokenizer(tok), user_path(folder)
+    model, tok, folder = _gpt_inside(model), _as_tokenizer(tok), user_path(folder)
     shard, cfg = check_number('shard', shard, low=1, whole=True), model.cfg
     family, why = _family_for(model, family)
     own = exportable_weights(model)

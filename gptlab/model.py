@@ -17,8 +17,6 @@ from fastcore.basics import patch, patch_to
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from .attention import (check_layers, first_cache, has_values, Attention, Layer, LayerCache,
                               LearnedPositions, Position, Seq)
@@ -683,14 +681,15 @@ def plain_name(name:str) -> str:
     return name.replace('_orig_mod.', '')
 
 def unwrapped(model:nn.Module) -> nn.Module:
-    """The model inside torch.compile, DistributedDataParallel, DataParallel or AveragedModel
+    """The model inside torch.compile, or inside what holds `module` and no weights of its own, as
+    DistributedDataParallel, DataParallel and AveragedModel do
 
     Raises TypeError for what is no model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'a model is expected, not {model!r:.60}')
-    inner = module_inside(model)
-    if isinstance(model, (DistributedDataParallel, nn.DataParallel, AveragedModel)):
-        inner = model.module
+    inner, held = module_inside(model), dict(model.named_children())
+    if list(held) == ['module'] and not any(True for _ in model.parameters(recurse=False)):
+        inner = held['module']
     return model if inner is None else unwrapped(inner)
 
 checked(Block, parts=('norm1', 'attn', 'mlp'))

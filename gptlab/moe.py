@@ -94,7 +94,7 @@ class MoE(Layer):
 # %% ../nbs/23_moe.ipynb #683b5c1f
 @patch
 def choose(self:MoE, x:torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "For tokens x (N,C): weights (N,k), experts (N,k), and the scores (N,E) as shares of 1"
+    "For tokens x (N,C): weights (N,k), experts (N,k), and the scores (N,E) as fractions of 1"
     s = self.router(x)                                            # (N,E)
     s = s.softmax(-1) if self.gate == 'softmax' else s.sigmoid()
     return *route_tokens(s, self.k, self.bias, self.normalise), s / s.sum(-1, keepdim=True)
@@ -134,7 +134,7 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
 def load_of(chosen:torch.Tensor, # (N,k) the experts asked
             E:int, # how many there are
             ) -> torch.Tensor: # (E,)
-    "Each expert's share of all that was asked; raises ValueError for fewer than one expert"
+    "Each expert's fraction of all that was asked; raises ValueError for fewer than one expert"
     if E < 1: raise ValueError(f'E is how many experts there are, at least 1, not {E!r}')
     return F.one_hot(chosen.flatten(), E).float().mean(0)
 
@@ -169,7 +169,7 @@ def balance_experts(lr:float=.001, # step of a bias; scores lie between 0 and 1
 def expert_load(model:nn.Module, # any model with mixtures in it
                 batch:dict, # ids, and what else the model takes
                 ) -> torch.Tensor: # (layers with a mixture, E)
-    "Each expert's share of a batch's tokens, by layer; raises ValueError where there is no mixture"
+    "Fraction of a batch's tokens for each expert, by layer; raises ValueError without a mixture"
     model = unwrapped(model)
     mixes = [m for m in model.modules() if isinstance(m, MoE) and m.router is not None]
     if not mixes: raise ValueError('this model has no mixture with more than one expert')
@@ -187,7 +187,7 @@ def expert_load(model:nn.Module, # any model with mixtures in it
 def dropped_share(load:torch.Tensor, # (…,E) shares, as of `expert_load`
                   capacity:float, # room of an expert, times the mean load
                   ) -> torch.Tensor: # (…,)
-    "The share of choices that a fixed capacity would not have served"
+    "The fraction of choices that a fixed capacity would not have served"
     check_number('capacity', capacity, above=0)
     return (load - capacity/load.shape[-1]).clamp(min=0).sum(-1)
 
@@ -213,9 +213,9 @@ def active_params(model:nn.Module) -> int:
 def top_share(r:torch.Tensor, # (B,T) scores
               share:float, # of each row
               ) -> torch.Tensor: # (B,T) bool
-    """True for the best share of each row, at least one: it looks at the future
+    """True for the best fraction of each row, at least one: it looks at the future
 
-    Raposo et al. 2024. Raises ValueError for a share outside 0 to 1."""
+    Raposo et al. 2024. Raises ValueError for a fraction outside 0 to 1."""
     if share is True or not 0 < share <= 1:
         raise ValueError(f'share lies above 0, at most at 1, not {share!r}')
     best = r.topk(_share_of(r.shape[1], share), 1).indices        # (B,K)
@@ -241,7 +241,7 @@ class MoD(Layer):
                  ):
         super().__init__()
         if not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise ValueError(f'share={share!r}: give the share of tokens to work on, '
+            raise ValueError(f'share={share!r}: give the fraction of tokens to work on, '
                              'above 0, at most 1')
         self.block, self.share = build_part(inner, C, attn, mlp, norm, dropout=dropout), share
         self.causal = causal

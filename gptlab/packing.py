@@ -19,18 +19,11 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .core import check_contract, check_number, plain_text
 from .data import Corpus, check_source, corpus, skip_documents
-from .tokenizer import Tokenizer
+from .tokenizer import names_a_file, Tokenizer
 
 # %% ../nbs/04_packing.ipynb #5b1c07e1
 #| code-fold: true
 #| code-summary: "A text in parts, and an array that grows"
-def _is_file(text):
-    "Is a document the name of a file that exists?"
-    if isinstance(text, Path): return True
-    if not isinstance(text, str) or len(text) > 500 or '\n' in text: return False
-    try: return Path(text).is_file()
-    except (OSError, ValueError): return False
-
 def check_documents(docs:Iterable[str]) -> Iterable[str]:
     "The documents themselves; raises TypeError for one text, a path, a table, a number"
     if isinstance(docs, (str, bytes, Path)):
@@ -41,7 +34,7 @@ def check_documents(docs:Iterable[str]) -> Iterable[str]:
         raise TypeError('documents are a list or another iterable of str, '
                         f'not a {type(docs).__name__}')
     if not isinstance(docs, (list, tuple)) or not docs: return docs
-    if _is_file(docs[0]):
+    if names_a_file(docs[0], bare=True):
         raise TypeError(f'{docs[0]!r} is the name of a file, not a document: '
                         'give the texts, or corpus(paths)')
     if not isinstance(docs[0], (str, bytes)):

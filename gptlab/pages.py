@@ -55,22 +55,16 @@ def _source_link(path, line, cfg):
 # %% ../nbs/92_pages.ipynb #9a6e000d
 @cache
 def _addresses():
-    "name → page and place, as nbdev's index and the folder have them"
-    from nbdev.config import get_config
-    cfg, found = get_config(), {}
-    file = {_page(p): p.name for p in cfg.nbs_path.glob('*.ipynb')}
-    index = importlib.import_module(f'{cfg.lib_path.name}._modidx').d
-    for module, names in index['syms'].items():
+    "name → notebook and place: nbdev's index has the place, each module names its notebook"
+    index, found = importlib.import_module('gptlab._modidx'), {}
+    for module, names in index.d['syms'].items():
+        file = Path(index.__file__).with_name(module.split('.')[1] + '.py')
+        notebook = re.search(r'File to edit: .*?(\w+\.ipynb)', file.read_text(encoding='utf-8'))[1]
         for name, (place, _) in names.items():
             short = name.removeprefix(f'{module}.')
             if any(part.startswith('_') for part in short.split('.')): continue
-            page, _, at = place.partition('#')
-            if page in file: found[short] = file[page], at
+            found[short] = notebook, place.partition('#')[2]
     return found
-
-def _page(path):
-    "The name of a notebook's page"
-    return re.sub(r'^\d+_', '', path.stem) + '.html'
 
 def link_names(text:str, # Markdown
                page:str='', # the notebook it stands in, such as 12_trainer.ipynb

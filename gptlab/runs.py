@@ -6,14 +6,15 @@
 __all__ = ['RunTable', 'list_runs', 'find_run', 'run_identity', 'compare_runs', 'rename_run', 'delete_run', 'RankRows']
 
 # %% ../nbs/43_runs.ipynb #bc4c5a43
-import datetime, json, math, os, re, shutil, time, uuid
+import json, math, os, re, shutil, time, uuid
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from .checkpoints import as_number, check_kind, checkpoints_in, find_checkpoint
+from .checkpoints import as_number, checkpoints_in, find_checkpoint
 from .checkpoints import load_checkpoint
 from .checkpoints import run_lock, unflatten_tree
-from .core import check_number, file_sha256, markdown_text, plain_text, user_path
+from .core import check_number, check_type, file_sha256, markdown_text, one_line
+from .core import plain_text, user_path
 from .packing import Batches
 from .trainer import Trainer
 
@@ -32,7 +33,7 @@ def _as_text(key, v):
     if key in _formats: return _formats[key](v)
     if isinstance(v, float): return f'{v:.4g}'
     if type(v) is int: return f'{v:,}'
-    return ' '.join(plain_text(v).split('\n'))
+    return one_line(v)
 
 # %% ../nbs/43_runs.ipynb #908cb554
 class RunTable(list):
@@ -252,7 +253,7 @@ def rename_run(folder:str|Path, # of a run
     for one that is taken, BlockingIOError for a run that is in use.
     """
     folder = _run_folder(folder)
-    check_kind('name', name, str, 'text')
+    check_type('name', name, str, 'text')
     if not name.strip() or name[0] == '.' or re.search(r'[/\\:\x00-\x1f]', name):
         raise ValueError(f'a run is not named {name!r}: give a name without /, \\, : '
                          'and without a dot at its beginning')
@@ -311,7 +312,7 @@ class RankRows:
                  ):
         self.world_size = check_number('world_size', world_size, low=1, whole=True)
         self.rank = check_number('rank', rank, low=0, high=self.world_size - 1, whole=True)
-        self.stream = check_kind('stream', stream, Iterator, 'a stream, as batches(…) gives')
+        self.stream = check_type('stream', stream, Iterator, 'a stream, as batches(…) gives')
         if stream.B % self.world_size:
             raise ValueError(f'B is {stream.B}, which {self.world_size} ranks cannot share evenly: '
                              'give batches(…) a B that is a multiple of world_size')

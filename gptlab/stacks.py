@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from .attention import Seq
 from .blocks import checked
-from .core import check_number
 from .model import Block, GPT, GPTConfig, as_pair, unwrapped
 from .optimizers import adamw, Group
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import _foreach_lerp_, nn
-from .checkpoints import check_kind, check_text, find_checkpoint, inner_model
+from .checkpoints import check_text, find_checkpoint
 from .checkpoints import load_checkpoint, load_model
-from .core import check_number
-from .model import run_eagerly
+from .core import check_number, check_type
+from .model import run_eagerly, unwrapped
 from .score import evaluate
 from .trainer import Trainer
 
@@ -59,8 +59,8 @@ class WeightAverage:
 # %% ../nbs/40_steering.ipynb #c560f496
 def _named(model):
     "The parameters of a model by their names; each once, if tied"
-    check_kind('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
-    return dict(inner_model(model).named_parameters())
+    check_type('model', model, nn.Module, 'a torch module, such as GPT(cfg)')
+    return dict(unwrapped(model).named_parameters())
 
 def _zeros(p): return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
 

@@ -111,6 +111,16 @@ def check_row(ids:Iterable[int]) -> Iterable[int]:
     if isinstance(ids, Iterable) and not isinstance(ids, (str, Mapping)): return ids
     raise TypeError(f'expected one row of ids, such as [5, 17], not {reprlib.repr(ids)}')
 
+def names_a_file(doc:object, # what should be a text
+                 bare:bool=False, # may it be a plain word, without a dot or a folder?
+                 ) -> bool:
+    "Is this the path of a file or folder that exists?"
+    if isinstance(doc, os.PathLike): return True
+    if not isinstance(doc, str) or not 2 < len(doc) < 1000 or '\n' in doc: return False
+    path, in_folder = os.path.expanduser(doc), '/' in doc or os.sep in doc
+    if not bare and '.' not in doc and not in_folder: return False
+    return os.path.isfile(path) or in_folder and os.path.isdir(path)
+
 def check_texts(texts:Iterable[str], # many texts
                 learnt:bool=False, # to learn from? Then one text will do, but no name of a file
                 ) -> Iterable[str]:
@@ -130,7 +140,7 @@ def check_texts(texts:Iterable[str], # many texts
     texts = iter([texts] if isinstance(texts, str) else texts)
     first = next(texts, '')
     if not isinstance(first, str): utf8(first)
-    if len(first) < 1000 and os.path.isfile(os.path.expanduser(first)):
+    if names_a_file(first, bare=True):
         raise ValueError(f'{first!r} is the name of a file, and would itself be learnt; '
                          'read_text(name) gives its text, corpus(names) that of many')
     return chain([first], texts)

@@ -638,8 +638,8 @@ def _own_copy(source):
     tok.encode_special_tokens = True
     if getattr(tok.model, 'dropout', None): tok.model.dropout = None
     if backend is source: return tok, {}
-    told = source.special_tokens_map                  # of transformers
-    return tok, {k: str(told.get(f'{k}_token')) for k in ('bos', 'eos', 'pad')}
+    names = source.special_tokens_map                 # of transformers
+    return tok, {k: str(names.get(f'{k}_token')) for k in ('bos', 'eos', 'pad')}
 
 # %% ../nbs/20_tokenizers.ipynb #06e723ad
 def _spelled(piece):
@@ -733,7 +733,7 @@ class HFTokenizer(TableTokenizer):
                  ):
         if engine not in ('tokenizers', 'fastokens'):
             raise ValueError(f"the engine is 'tokenizers' or 'fastokens', not {engine!r}")
-        (self.tok, told), self.engine = _own_copy(source), engine
+        (self.tok, names), self.engine = _own_copy(source), engine
         self._fast = _fast_copy(self.tok) if engine == 'fastokens' else None
         d, added = json.loads(self.tok.to_str()), self.tok.get_added_tokens_decoder()
         check_sizes(added, ())
@@ -748,7 +748,7 @@ class HFTokenizer(TableTokenizer):
             else: self.table[i] = piece.encode() if i in added else read(piece)
         space = '▁' if read is _spelled else _symbol_of[32]
         self._dropped = _n_dropped(self.tok.decoder.decode([space]*3 + ['a']))
-        self.mark(**{k: name for k, name in told.items() if name in list(self.special)})
+        self.mark(**{k: name for k, name in names.items() if name in list(self.special)})
 
     @classmethod
     def from_settings(cls,
@@ -818,8 +818,8 @@ class SentencePieceTokenizer(TableTokenizer):
         self.table  = [_piece_bytes(sp, i) for i in ids]
         self._bytes = {self.table[i]: i for i in ids if sp.is_byte(i)}
         self._dropped = _n_dropped(sp.decode_pieces(['▁', '▁', '▁', 'a']))
-        told = dict(bos=sp.bos_id(), eos=sp.eos_id(), pad=sp.pad_id())
-        self.marks = self.marks | {k: sp.id_to_piece(i) for k, i in told.items() if i >= 0}
+        ids = dict(bos=sp.bos_id(), eos=sp.eos_id(), pad=sp.pad_id())
+        self.marks = self.marks | {k: sp.id_to_piece(i) for k, i in ids.items() if i >= 0}
         # not lossy for a moment: `encode` and `decode` say whether it is
         self.lossy = False
         def changes(t): return self.decode(self.encode(t)) != t

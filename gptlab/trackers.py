@@ -14,9 +14,10 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 import torch
-from .checkpoints import check_kind, check_text, inner_model
-from .core import atomic_write, check_contract, check_number, dotted_name, plain_text
-from .core import user_path
+from .checkpoints import check_text
+from .core import atomic_write, check_contract, check_number
+from .core import check_type, dotted_name, plain_text, user_path
+from .model import unwrapped
 from .trainer import Trainer
 from .watching import Trackio
 
@@ -41,10 +42,10 @@ _plain = (bool, int, float, str, Path, torch.dtype, torch.device, tuple, type(No
 
 def run_config(trainer:Trainer) -> dict:
     "The settings of a run, plain: its identity, the trainer's, the model's and the optimizer's"
-    check_kind('trainer', trainer, Trainer, 'a Trainer')
+    check_type('trainer', trainer, Trainer, 'a Trainer')
     own = {k: plain_value(v) for k, v in vars(trainer).items()
            if isinstance(v, _plain) and k not in _state and not k.startswith('_')}
-    model = inner_model(trainer.model)
+    model = unwrapped(trainer.model)
     sizes = [p.numel() for p in model.parameters()]
     return plain_value(trainer.info) | own | dict(
         model=plain_value(vars(model).get('cfg')), parameters=sum(sizes),
@@ -59,10 +60,10 @@ def _settings(group):
 
 def run_name(trainer:Trainer) -> str:
     "A readable name that a file can have"
-    check_kind('trainer', trainer, Trainer, 'a Trainer')
+    check_type('trainer', trainer, Trainer, 'a Trainer')
     if trainer.dir: name = Path(trainer.dir).name
     else:
-        model, info = inner_model(trainer.model), trainer.info
+        model, info = unwrapped(trainer.model), trainer.info
         thousands = round(sum(p.numel() for p in model.parameters())/1000)
         when = str(info.get('date', ''))[5:16].replace('-', '').replace(':', '').replace('T', '-')
         name = f'{type(model).__name__}-{thousands}k-{when}-{info.get("run_id", "")[:4]}'

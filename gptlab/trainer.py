@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .checkpoints import as_number, BatchReader, check_kind, find_checkpoint, inner_model
+from .checkpoints import as_number, BatchReader, find_checkpoint
 from .checkpoints import load_checkpoint, load_found, load_weights, non_finite, Ranks
 from .checkpoints import rng_state, SafeRun, set_rng_state
-from .core import best_device, resolve_name, step_limit
-from .model import lm_loss, run_eagerly
+from .core import best_device, check_type, resolve_name, step_limit
+from .model import lm_loss, run_eagerly, unwrapped
 from .schedules import apply_schedule, wsd
 from .score import evaluate
 
@@ -132,7 +132,7 @@ class Trainer(SafeRun):
 # %% ../nbs/12_trainer.ipynb #971d4ff6
 def _by_name(part): return resolve_name(part) if isinstance(part, str) else part
 
-def _listed(callbacks): return list(check_kind('callbacks', callbacks, (list, tuple), 'a list'))
+def _listed(callbacks): return list(check_type('callbacks', callbacks, (list, tuple), 'a list'))
 
 @patch
 def _default_callbacks(self:Trainer):
@@ -140,7 +140,7 @@ def _default_callbacks(self:Trainer):
 
 @patch
 def _config(self:Trainer):
-    cfg = getattr(inner_model(self.model), 'cfg', None)
+    cfg = getattr(unwrapped(self.model), 'cfg', None)
     return cfg.to_dict() if hasattr(cfg, 'to_dict') else None
 
 # %% ../nbs/12_trainer.ipynb #17775e0e
@@ -373,7 +373,7 @@ def save(self:Trainer,
     if self.dir is None: raise ValueError('where to? give Trainer(…, dir=…)')
     self.call('before_save')
     path = self.dir/f'step_{self.step:06}'
-    model, state = inner_model(self.model).state_dict(), self.state_dict()
+    model, state = unwrapped(self.model).state_dict(), self.state_dict()
     if bad := non_finite(model):
         raise FloatingPointError(f'{", ".join(bad[:3])} are not finite: {path.name} is not saved')
     if self.ranks.rank == 0:

@@ -14,15 +14,16 @@ from functools import cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .checkpoints import as_number, check_function, check_kind, check_text, held_memory
-from .core import atomic_write, check_number, html_text, in_kernel, plain_text, svg_image
+from .checkpoints import as_number, check_function, check_text, held_memory
+from .core import atomic_write, check_number, check_type
+from .core import html_text, in_kernel, plain_text, svg_image
 from .core import user_path
 from .trainer import Trainer
 
 # %% ../nbs/13_watching.ipynb #4f07074c
 def format_duration(seconds:float) -> str:
     "Seconds as a person says them: 9 s, 3:05, 2:03:05; '?' if they are not finite"
-    if not check_kind('seconds', seconds, (int, float), 'a number') >= 0: return '?'
+    if not check_type('seconds', seconds, (int, float), 'a number') >= 0: return '?'
     if not math.isfinite(seconds): return '?'
     s = int(seconds)
     if s < 60: return f'{s} s'
@@ -31,7 +32,7 @@ def format_duration(seconds:float) -> str:
 
 def lines_read(trainer:Trainer) -> list[dict]:
     "The log without its newest lines that still wait for the device"
-    check_kind('trainer', trainer, Trainer, 'a Trainer')
+    check_type('trainer', trainer, Trainer, 'a Trainer')
     log, n = trainer.log, len(trainer.log)
     while trainer.read_late and n and isinstance(log[n-1]['loss'], torch.Tensor): n -= 1
     return log[:n]
@@ -160,7 +161,7 @@ def curve_svg(lines:dict, # name → (xs, ys); drawn in this order
     All share both ranges; the limits of the vertical one are printed.
     """
     w, h = (check_number(n, v, low=1, whole=True) for n, v in (('w', w), ('h', h)))
-    check_kind('lines', lines, dict, 'a dict, name → (xs, ys)')
+    check_type('lines', lines, dict, 'a dict, name → (xs, ys)')
     lines = {k: (_thinned(xs), _thinned(ys)) for k, (xs, ys) in lines.items() if len(xs) > 1}
     finite = [y for _, ys in lines.values() for y in ys if math.isfinite(y)]
     if not finite: return ''
@@ -262,7 +263,7 @@ class WidgetView(View):
 
 def _check_view(every, sample, prompt):
     check_number('every', every, low=0)
-    check_kind('prompt', prompt, str, 'text')
+    check_type('prompt', prompt, str, 'text')
     if sample is not None: check_function('sample', sample)
 
 def _sample_of(trainer, sampler, *prompt):
@@ -394,8 +395,8 @@ def matmul_peak(device:torch.device|str='cpu', # where
                 ) -> float:
     "Operations per second of a large matrix product, the fastest of five"
     n = check_number('n', n, low=1, whole=True)
-    check_kind('device', device, (str, torch.device), 'the name of a device')
-    check_kind('dtype', dtype, torch.dtype, "torch's type of a number")
+    check_type('device', device, (str, torch.device), 'the name of a device')
+    check_type('dtype', dtype, torch.dtype, "torch's type of a number")
     own = torch.Generator(device).manual_seed(0)                  # the run's random numbers stay
     a, best = torch.randn(n, n, device=device, dtype=dtype, generator=own), math.inf
     for _ in range(5):
@@ -412,7 +413,7 @@ def flops_utilization(trainer:Trainer, # a run that has trained
 
     Raises ValueError for a run that has not trained.
     """
-    check_kind('trainer', trainer, Trainer, 'a Trainer')
+    check_type('trainer', trainer, Trainer, 'a Trainer')
     if not trainer.seconds: raise ValueError('this run has not trained yet: call fit first')
     peak = matmul_peak(*_where(trainer)) if peak is None else check_number('peak', peak, above=0)
     return trainer.flops/trainer.ranks.world_size/trainer.seconds/peak

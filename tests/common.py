@@ -1,6 +1,6 @@
 """What several tests need: where things are, and how to read a notebook without importing anything
 heavy."""
-import ast, importlib, importlib.util, json, os, re
+import ast, contextlib, importlib, importlib.util, json, os, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +13,25 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def refuses(kind, *words):
+    """The body raises exactly this kind of error (not a subclass that Python raised by itself), and
+    its message has all these words"""
+    import pytest
+    with pytest.raises(kind) as e: yield e
+    said = str(e.value)
+    missing = [str(w) for w in words if str(w) not in said]
+    assert not missing, f'the message lacks {missing}: {said}'
+    assert type(e.value) is kind, f'{type(e.value).__name__}: {said}'
+
+
+def write(path, content):
+    "A file of text or bytes, and the folders it is in"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
 
 
 def extras():

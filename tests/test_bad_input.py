@@ -4,13 +4,14 @@ and what to do; and nothing half-written.
 The errors that a reader is most likely to meet also have a cell in their chapter. Here is the whole
 list.
 """
-import contextlib, functools, hashlib, http.server, json, math, os, re, shutil, subprocess, sys
+import functools, hashlib, http.server, json, math, os, re, shutil, subprocess, sys
 import threading, time, zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from common import refuses
 import gptlab.data as data_module
 from gptlab.attention import Attention
 from gptlab.bpe import BPE
@@ -29,17 +30,6 @@ from gptlab.trainer import Trainer
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='a matter of POSIX')
 TOK = ByteTokenizer()
-
-
-@contextlib.contextmanager
-def refuses(kind, *words):
-    """The body raises exactly this kind of error (not a subclass that Python raised by itself), and
-    its message has all these words"""
-    with pytest.raises(kind) as e: yield e
-    said = str(e.value)
-    missing = [w for w in words if w not in said]
-    assert not missing, f'the message lacks {missing}: {said}'
-    assert type(e.value) is kind, f'{type(e.value).__name__}: {said}'
 
 
 def tiny(**kw):

@@ -1,6 +1,6 @@
 """Corpora under stress: every place of a mixture, processes killed, disks filled, a server that
 does all that servers do, and what bad input gets."""
-import contextlib, hashlib, http.server, io, json, math, os, pickle, random, re, shutil, signal
+import hashlib, http.server, io, json, math, os, pickle, random, re, shutil, signal
 import subprocess, sys, threading, time
 from collections import Counter
 from functools import partial
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from common import refuses
 from gptlab import corpora
 from gptlab.bpe import BPE
 from gptlab.core import show_progress
@@ -22,16 +23,6 @@ from gptlab.tokenizer import ByteTokenizer
 from kills import ends, family, start
 
 posix = pytest.mark.skipif(os.name == 'nt', reason='a matter of POSIX')
-
-
-@contextlib.contextmanager
-def refuses(kind, *words):
-    "The body raises exactly this kind of error, and its message has all these words"
-    with pytest.raises(kind) as e: yield e
-    said = str(e.value)
-    missing = [w for w in words if w not in said]
-    assert not missing, f'the message lacks {missing}: {said}'
-    assert type(e.value) is kind, f'{type(e.value).__name__}: {said}'
 
 
 def content(folder):

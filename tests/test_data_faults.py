@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import refuses, write
 from gptlab import corpora, data
 from gptlab.corpora import (Rows, cap_documents, clip_bytes, corpus_overlap, count_shards,
                             download_shards, dump_text, fetch_file, four_recipe, mixture,
@@ -23,21 +24,6 @@ from gptlab.packing import Blocks, batches
 from gptlab.tokenizer import ByteTokenizer
 
 TOK = ByteTokenizer()
-
-
-@contextlib.contextmanager
-def refuses(kind, *words):
-    "The body raises exactly this kind of error, and its message has all these words"
-    with pytest.raises(kind) as e: yield
-    missing = [w for w in words if str(w) not in str(e.value)]
-    assert type(e.value) is kind and not missing, (
-        f'{type(e.value).__name__}, without {missing}: {e.value}')
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
 
 
 def book(i, n=8000): return f'book {i} about the sea. '*n

@@ -415,12 +415,13 @@ def test_r01_what_others_wrote_is_text_in_tables():
 
 
 @pytest.mark.parametrize('make, said', [
-    (lambda: Probe(at=None), 'at is'), (lambda: Probe(at=[]), 'at is'),
-    (lambda: Probe(at=[3]), 'at is'),
+    (lambda: Probe(at=None), 'at must be a glob'), (lambda: Probe(at=[]), 'at is'),
+    (lambda: Probe(at=[3]), 'at must be a glob'),
     (lambda: Activations(bins=-1), 'bins'), (lambda: AttentionMaps(heads=0), 'heads'),
     (lambda: AttentionMaps(tokens=1.5), 'tokens'), (lambda: AttentionMaps(batch=3), 'batch'),
-    (lambda: ForwardHook('x'), 'f is'), (lambda: GradientHooks('x'), 'hooks'),
-    (lambda: GradientHooks([None]), 'hook'), (lambda: GradientHooks([centralize], at=5), 'at is'),
+    (lambda: ForwardHook('x'), 'f must be a function'), (lambda: GradientHooks('x'), 'hooks'),
+    (lambda: GradientHooks([None]), 'hook'),
+    (lambda: GradientHooks([centralize], at=5), 'at must be a glob'),
     (lambda: clip_by_norm(-1), 'limit'), (lambda: clip_by_value(math.nan), 'limit'),
     (lambda: make_hooks(5), 'config'), (lambda: make_hooks([5]), 'config'),
     (lambda: make_hooks('{'), 'config is no JSON'), (lambda: make_hooks('['*10**5), 'config'),

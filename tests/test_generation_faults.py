@@ -2,7 +2,6 @@
 
 Each test names the fault that it stands for, and then its siblings.
 """
-import contextlib
 import math
 import re
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import refuses
 from gptlab.blocks import perturb_parameters
 from gptlab.bpe import BPE
 from gptlab.generation import (draw_token, end_ids, generate, generate_rows, generate_text,
@@ -22,15 +22,6 @@ from gptlab.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from gptlab.tokenizers import AsciiTokenizer, ByT5Tokenizer, RankTokenizer
 
 TOK = ByteTokenizer()
-
-
-@contextlib.contextmanager
-def refuses(kind, *words):
-    "The body raises exactly this kind of error, and its message has all these words"
-    with pytest.raises(kind) as e: yield
-    assert type(e.value) is kind, repr(e.value)
-    missing = [w for w in words if w not in str(e.value)]
-    assert not missing, f'the message lacks {missing}: {e.value}'
 
 
 def tiny(seed=0, **kw):

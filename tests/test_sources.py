@@ -3,7 +3,7 @@ memory; and what is wrong with a file is said once, clearly.
 
 The stories' exact floor is checked here too, from the rules of its grammar.
 """
-import contextlib, hashlib, io, json, pickle, random, re, subprocess, sys, tracemalloc, warnings
+import hashlib, io, json, pickle, random, re, subprocess, sys, tracemalloc, warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import refuses, write
 import gptlab.data as data
 from gptlab.data import (Corpus, Source, repeatable, corpus, hf_dataset, jsonl, parquet,
                          skip_documents, split_docs, make_stories, stories_bpb, story_bits,
@@ -19,19 +20,6 @@ from gptlab.data import (Corpus, Source, repeatable, corpus, hf_dataset, jsonl, 
 
 DOCS = make_stories(1500, seed=3) + ['Grüße, 東京 🙂\n', 'Grüße, 東京 🙂\n', 'x']
 EOT = '<|endoftext|>\n'
-
-@contextlib.contextmanager
-def refuses(kind, *words):
-    "The body raises exactly this kind of error, and its message has all these words"
-    with pytest.raises(kind) as e: yield
-    missing = [w for w in words if str(w) not in str(e.value)]
-    assert type(e.value) is kind and not missing, (
-        f'{type(e.value).__name__}, without {missing}: {e.value}')
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
 
 def shards(folder, docs, n=3, column='text', group=100, **kw):
     "The documents in n shards of nearly equal size"

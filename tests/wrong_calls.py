@@ -282,7 +282,6 @@ checkpoints='''
     load_found(saved(), 'latest')                    # path: False; which: v in (1, -1)
     load_weights(model(), model().state_dict())      # state: False
     check_weights(model(), model().state_dict())     # state: False
-    inner_model(model())
     non_finite(model().state_dict())
     load_model(saved(), which='latest')              # path: False; which: v in (1, -1)
     prune_checkpoints(saved(), keep=1)               # best: v >= 0; every: v >= 0
