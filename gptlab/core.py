@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['set_seed', 'step_limit', 'svg_image', 'FlowMap', 'flow_map', 'assert_equal', 'evaluating', 'best_device', 'needs',
            'in_kernel', 'show_progress', 'cache_dir', 'sync_to_disk', 'atomic_path', 'atomic_write', 'file_sha256',
-           'end_with_parent', 'check_contract', 'dotted_name', 'resolve_name', 'run_info']
+           'end_with_parent', 'run_info', 'check_contract', 'dotted_name', 'resolve_name']
 
 # %% ../nbs/00_start.ipynb #bda3c6cf
 import base64, contextlib, datetime, hashlib, html, importlib, inspect, json, math, multiprocessing
@@ -62,7 +62,6 @@ def _box(key, lit):
             f'<text x="{i*108+52}" y="{y*46+26}" fill="{ink}" text-anchor="middle" '
             f'font-size="13" font-family="sans-serif">{key}</text>')
 
-# %% ../nbs/00_start.ipynb #a0146bf6
 def svg_image(svg:str, # a whole `<svg>` element
               alt:str, # what the picture shows, in words
               width:str='', # of the image in HTML, such as 100%; empty is the picture's own
@@ -129,7 +128,6 @@ def evaluating(model:nn.Module):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/00_start.ipynb #1d20cd20
 def best_device(name:str|None=None) -> torch.device:
     """The device called `name`, or the best here: cuda, then mps, then cpu
 
@@ -383,6 +381,31 @@ def end_with_parent(*_):
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
 
+def _git_commit():
+    cmd = ['git', 'rev-parse', '--short', 'HEAD']
+    try:
+        done = subprocess.run(cmd, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 'unknown'
+    return done.stdout.strip()
+
+def run_info(config:dict|None=None # any settings that JSON can hold; equal ones, equal hashes
+             ) -> dict:
+    """The identity of a run: id, date, commit, versions, machine, and a hash of its settings
+
+    Raises TypeError for settings that are no dict.
+    """
+    check_type('config', config, (dict, type(None)), 'a dict of settings')
+    settings = json.dumps(config or {}, sort_keys=True, default=str).encode()
+    return dict(run_id=uuid.uuid4().hex[:12],
+                date=datetime.datetime.now().isoformat(timespec='seconds'),
+                commit=_git_commit(),
+                config_hash=hashlib.sha256(settings).hexdigest()[:16],
+                torch=torch.__version__,
+                python=platform.python_version(),
+                machine=platform.machine(),
+                threads=torch.get_num_threads())
+
 # %% ../nbs/00_start.ipynb #a06c0002
 def check_contract(part:object, # what comes in
                    contract:type, # the class whose methods will be called
@@ -418,7 +441,6 @@ def _check_names(c, contract):
         if near:
             raise TypeError(f'{c.__name__} has {n}, which is never called: did you mean {near[0]}?')
 
-# %% ../nbs/00_start.ipynb #2753d37e
 def dotted_name(obj:type) -> str:
     """The name under which a class or function can be found again, as `module.name`
 
@@ -453,29 +475,3 @@ def resolve_name(name:str, # a dotted name, as `dotted_name` gives
         return getattr(importlib.import_module(mod), short)
     except (ImportError, AttributeError):
         raise ValueError(f'{name!r} is not in this version of gptlab') from None
-
-# %% ../nbs/00_start.ipynb #17de2516
-def _git_commit():
-    cmd = ['git', 'rev-parse', '--short', 'HEAD']
-    try:
-        done = subprocess.run(cmd, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 'unknown'
-    return done.stdout.strip()
-
-def run_info(config:dict|None=None # any settings that JSON can hold; equal ones, equal hashes
-             ) -> dict:
-    """The identity of a run: id, date, commit, versions, machine, and a hash of its settings
-
-    Raises TypeError for settings that are no dict.
-    """
-    check_type('config', config, (dict, type(None)), 'a dict of settings')
-    settings = json.dumps(config or {}, sort_keys=True, default=str).encode()
-    return dict(run_id=uuid.uuid4().hex[:12],
-                date=datetime.datetime.now().isoformat(timespec='seconds'),
-                commit=_git_commit(),
-                config_hash=hashlib.sha256(settings).hexdigest()[:16],
-                torch=torch.__version__,
-                python=platform.python_version(),
-                machine=platform.machine(),
-                threads=torch.get_num_threads())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fastcore.test import test_eq as same
 
+from common import refuses
 from gptlab import core
 from gptlab.core import show_progress
 
@@ -289,3 +290,37 @@ def test_r11_numbers_below_a_bound():
     same(core.check_number('p', .5, low=0, below=1), .5)
     with pytest.raises(ValueError, match='p must be a number of at least 0 and below 1, not 1'):
         core.check_number('p', 1, low=0, below=1)
+
+
+def test_a_device_and_a_server_that_are_not_here(monkeypatch, capsys):
+    import torch
+    same(core.needs('cuda'), core.best_device().type == 'cuda')
+    with refuses(ValueError, 'there is', 'cpu'): core.best_device('abacus')
+    with refuses(ValueError, 'the name of a server', "'abacus'"): core.needs('abacus')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    same(core.needs('no.such.server.invalid'), False)
+    assert 'an answer from no.such.server.invalid' in capsys.readouterr().out
+    same(core.best_device('cpu'), torch.device('cpu'))
+
+
+def test_a_run_says_who_made_it():
+    one, other = core.run_info(dict(a=1, b=2)), core.run_info(dict(b=2, a=1))
+    same(one['config_hash'], other['config_hash'])
+    assert one['run_id'] != other['run_id']
+    assert core.run_info(dict(a=2))['config_hash'] != one['config_hash']
+    same(sorted(one), ['commit', 'config_hash', 'date', 'machine', 'python', 'run_id', 'threads',
+                       'torch'])
+
+
+class Mine: pass
+
+
+def test_a_part_is_found_by_its_name_and_nothing_else_is():
+    from torch import nn
+    same(core.dotted_name(nn.LayerNorm), 'torch.nn.modules.normalization.LayerNorm')
+    assert core.resolve_name(core.dotted_name(nn.LayerNorm)) is nn.LayerNorm
+    with refuses(ValueError, 'parts=dict(Mine=Mine)'): core.resolve_name(core.dotted_name(Mine))
+    with refuses(ValueError, 'parts=dict(system=system)'): core.resolve_name('os.system')
+    assert core.resolve_name('__main__.Mine', parts=dict(Mine=Mine)) is Mine
+    # a part that moved is found
+    assert core.resolve_name('gptlab.attentions.MLA').__name__ == 'MLA'
