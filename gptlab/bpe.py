@@ -34,7 +34,15 @@ def merge_pair(ids:list[int], # a row of ids
     return out
 
 # %% ../nbs/02_bpe.ipynb #6d261510
-GPT2_PATTERN   = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = '|'.join([
+    r"'(?:[sdmt]|ll|ve|re)",                          # what follows an apostrophe: It's, we'll
+    r' ?\p{L}+',                                      # a word, with the space before it
+    r' ?\p{N}+',                                      # a number
+    r' ?[^\s\p{L}\p{N}]+',                            # punctuation and signs
+    r'\s+(?!\S)',                                     # spaces, but for the last before a word
+    r'\s+'])                                          # any other white space
+
+# %% ../nbs/02_bpe.ipynb #57a70204
 CL100K_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
                   r'| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s')
 O200K_PATTERN  = '|'.join([
@@ -47,6 +55,12 @@ NANOCHAT_PATTERN    = CL100K_PATTERN.replace('{1,3}', '{1,2}')
 PUNCTUATION_PATTERN = r' ?[\p{L}\p{M}\p{N}]+|[^\s\p{L}\p{M}\p{N}]|\s+(?!\S)|\s'   # each sign alone
 PATTERNS = dict(gpt2=GPT2_PATTERN, cl100k=CL100K_PATTERN, o200k=O200K_PATTERN,
                 nanochat=NANOCHAT_PATTERN, punctuation=PUNCTUATION_PATTERN)
+
+def _check_order(order):
+    try: whole = sorted(map(operator.index, order)) == list(range(256))
+    except TypeError: whole = False
+    if not whole:
+        raise ValueError(f'order must hold each of the 256 bytes once, not {order!r:.80}')
 
 # %% ../nbs/02_bpe.ipynb #b34d070b
 def _count_pairs(words, counts):
@@ -72,23 +86,15 @@ def _replace(words, counts, where, pair, new):
             where[x+y].append(i)
     return change
 
-# %% ../nbs/02_bpe.ipynb #bcc38ccd
+# %% ../nbs/02_bpe.ipynb #57a70206
 def _pop_best(heap, pairs):
-    """The commonest pair, or None
-
-    An entry may be too high, never too low: a count that grew was pushed anew; one that shrank
-    is corrected here."""
+    "The most frequent pair, taken from the heap; None if none is left"
     while heap:
         n, pair = heapq.heappop(heap)
         if pairs[pair] == -n: return pair
         if pairs[pair] > 0: heapq.heappush(heap, (-pairs[pair], pair))
 
-def _check_order(order):
-    try: whole = sorted(map(operator.index, order)) == list(range(256))
-    except TypeError: whole = False
-    if not whole:
-        raise ValueError(f'order must hold each of the 256 bytes once, not {order!r:.80}')
-
+# %% ../nbs/02_bpe.ipynb #bcc38ccd
 def learn_merges(counts:dict[str,int], # piece -> how often it occurs
                  n:int, # how many merges
                  order:Sequence[int]=range(256), # the bytes as ties prefer them; later ids follow
@@ -115,7 +121,7 @@ def learn_merges(counts:dict[str,int], # piece -> how often it occurs
         if not (best := _pop_best(heap, pairs)): break
         change = _replace(words, weights, where, best, chr(new))
         pairs.update(change)
-        del pairs[best], change[best]                 # a Counter forgives what it does not hold
+        del pairs[best], change[best]                 # a Counter need not hold them
         for p, d in change.items():
             if d > 0: heapq.heappush(heap, (-pairs[p], p))
         merges.append(tuple(order[ord(c)] if ord(c) < 256 else ord(c) for c in best))
@@ -144,10 +150,57 @@ def _loads(docs, size, split=True):
         load, n = [], 0
     if load: yield load
 
+def _split_long(counts, most=100):
+    "The counts with pieces of at most `most` characters"
+    for p in [p for p in counts if len(p) > most]:
+        n = counts.pop(p)
+        for i in range(0, len(p), most): counts[p[i:i+most]] += n
+    return counts
+
+def _count(pattern, texts):
+    "The pieces of some texts; other processes run this"
+    counts = Counter(chain.from_iterable(map(partial(split_pieces, pattern), texts)))
+    n_chars = sum(len(p)*n for p, n in counts.items())
+    if '' in counts or n_chars != sum(map(len, texts)): raise _leaves_out(pattern)
+    return _split_long(counts)
+
+def _n_characters(text):
+    "How many characters a text or a list of texts has; None for what can be read only once"
+    texts = [text] if isinstance(text, str) else text
+    known = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
+    return sum(map(len, texts)) if known else None
+
+def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
+                 pattern:str=GPT2_PATTERN, # a regex that matches all text, in pieces
+                 workers:int|None=None, # processes for what exceeds 8 MB; None: one a core, 0: none
+                 verbose:bool=True, # show how far it is
+                 n_characters:int|None=None, # in all; None: as many as a str or a list has
+                 ) -> Counter:
+    """How often each piece occurs
+
+    Raises ValueError for a pattern that is no regex, or leaves text out, OSError where one of the
+    processes dies."""
+    if workers is not None: check_number('workers', workers, low=0, whole=True)
+    if n_characters is not None: check_number('n_characters', n_characters, low=0, whole=True)
+    f, total = partial(_count, check_pattern(pattern)), Counter()
+    loads = _loads(_documents(text), 2**22, pattern in PATTERNS.values())
+    n = _n_characters(text) if n_characters is None else n_characters
+    workers = os.cpu_count() or 1 if workers is None else workers
+    with show_progress(None, 'counting', n, 'characters', verbose) as bar:
+        def add(counts):
+            total.update(counts)
+            bar.update(sum(len(p)*k for p, k in counts.items()))
+        # done before a process has started
+        for c in map(f, islice(loads, 2)): add(c)
+        for load in loads:
+            rest = chain([load], loads)
+            for c in _spread(f, rest, workers): add(c)
+    return total
+
 # %% ../nbs/02_bpe.ipynb #02b0c0a1
 def split_pieces(pattern:str, # a regex
                  text:str, # any text
-                 patience:float=5., # seconds for the first character; a pattern of ours has all day
+                 patience:float=5., # seconds, and 1 for each 5,000 characters; ours: no limit
                  ) -> Iterator[str]:
     "The pieces of a text; raises ValueError where the pattern tries too many ways to match"
     limit = None if pattern in PATTERNS.values() else patience + len(text)/5000
@@ -201,7 +254,6 @@ def _no_stderr():
         os.dup2(kept, 2)
         for fd in (null, kept): os.close(fd)
 
-# %% ../nbs/02_bpe.ipynb #02b0c001
 @cache
 def _check_coverage(pattern):
     "A pattern of one's own leaves nothing out of texts of all kinds, and comes to an end"
@@ -235,55 +287,6 @@ def check_pattern(pattern:str) -> str:
     _byte_encoding(pattern)
     _check_coverage(pattern)
     return pattern
-
-# %% ../nbs/02_bpe.ipynb #50881289
-def _split_long(counts, most=100):
-    "The counts with pieces of at most `most` characters"
-    for p in [p for p in counts if len(p) > most]:
-        n = counts.pop(p)
-        for i in range(0, len(p), most): counts[p[i:i+most]] += n
-    return counts
-
-def _count(pattern, texts):
-    "The pieces of some texts; other processes run this"
-    counts = Counter(chain.from_iterable(map(partial(split_pieces, pattern), texts)))
-    n_chars = sum(len(p)*n for p, n in counts.items())
-    if '' in counts or n_chars != sum(map(len, texts)): raise _leaves_out(pattern)
-    return _split_long(counts)
-
-# %% ../nbs/02_bpe.ipynb #76ddb64b
-def _n_characters(text):
-    "How many characters a text or a list of texts has; None for what can be read only once"
-    texts = [text] if isinstance(text, str) else text
-    known = isinstance(texts, (list, tuple)) and all(isinstance(t, str) for t in texts)
-    return sum(map(len, texts)) if known else None
-
-def count_pieces(text:str|Iterable[str], # one text, or an iterable of documents
-                 pattern:str=GPT2_PATTERN, # a regex that matches all text, in pieces
-                 workers:int|None=None, # processes for what exceeds 8 MB; None: one a core, 0: none
-                 verbose:bool=True, # show how far it is
-                 n_characters:int|None=None, # in all; None: as many as a str or a list has
-                 ) -> Counter:
-    """How often each piece occurs
-
-    Raises ValueError for a pattern that is no regex, or leaves text out, OSError where one of the
-    processes dies."""
-    if workers is not None: check_number('workers', workers, low=0, whole=True)
-    if n_characters is not None: check_number('n_characters', n_characters, low=0, whole=True)
-    f, total = partial(_count, check_pattern(pattern)), Counter()
-    loads = _loads(_documents(text), 2**22, pattern in PATTERNS.values())
-    n = _n_characters(text) if n_characters is None else n_characters
-    workers = os.cpu_count() or 1 if workers is None else workers
-    with show_progress(None, 'counting', n, 'characters', verbose) as bar:
-        def add(counts):
-            total.update(counts)
-            bar.update(sum(len(p)*k for p, k in counts.items()))
-        # done before a process has started
-        for c in map(f, islice(loads, 2)): add(c)
-        for load in loads:
-            rest = chain([load], loads)
-            for c in _spread(f, rest, workers): add(c)
-    return total
 
 # %% ../nbs/02_bpe.ipynb #02b0c002
 def as_names(special:str|Iterable[str]) -> list[str]:
@@ -376,6 +379,10 @@ class BPE(Tokenizer):
     def __getstate__(self):
         # the encoding is made again elsewhere
         return {k: v for k, v in vars(self).items() if k != '_fast'}
+
+    def settings(self) -> dict:
+        "What the constructor takes, as JSON can hold it"
+        return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))
 
     def __repr__(self):
         parts = f'256 bytes, {len(self.merges):,} merges, {len(self.special)} special'
@@ -527,7 +534,6 @@ def _encode_by_regex(tok, text):
     if n != len(text): raise _leaves_out(tok.pattern)
     return ids
 
-# %% ../nbs/02_bpe.ipynb #02b0c00d
 def _encode_with_special(tok, text, special):
     if special not in ('ids', 'raise'):
         raise ValueError(f"special={special!r}; expected 'text', 'ids' or 'raise'")
@@ -580,7 +586,6 @@ def find_pattern(name:str) -> str:
     raise ValueError(f'there is no pattern {name!r}; did you mean {near!r}? '
                      f'There are: {", ".join(PATTERNS)}')
 
-# %% ../nbs/02_bpe.ipynb #d4f86e5b
 _chip = ('display:inline-block;margin:2px;padding:0 5px;border-radius:4px;'
          'background:#d3e0f7;color:#1c2733;font-family:monospace')
 _label_signs = {' ': '·', '\n': '⏎', '\t': '⇥'}
@@ -627,9 +632,3 @@ def show_vocab(tok:Tokenizer, # any tokenizer
     shown = {name: {i: _label(raw[i]) for i in ids} for name, ids in groups.items()}
     shown['special'] = {i: s for s, i in tok.special.items()}
     return VocabView({name: g for name, g in shown.items() if g})
-
-# %% ../nbs/02_bpe.ipynb #02b0c016
-@patch
-def settings(self:BPE) -> dict:
-    "What the constructor takes, as JSON can hold it"
-    return dict(merges=self.merges, pattern=self.pattern, special=list(self.special))

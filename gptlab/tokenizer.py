@@ -408,7 +408,6 @@ def from_dict(cls:Tokenizer,
     except (TypeError, AttributeError, LookupError, OverflowError, RecursionError) as e:
         raise ValueError(f'these are not the settings of {name}: {e}') from None
 
-# %% ../nbs/01_tokenizer.ipynb #c11f4a78
 @patch
 def save(self:Tokenizer, path:str|Path) -> Path:
     "Write the tokenizer to a JSON file, whole or not at all; returns its path"
@@ -569,7 +568,6 @@ def _check_saved(tok, texts):
     _demand(again.vocab_size == tok.vocab_size and again.special == tok.special, tok,
             'saved and loaded, it has another vocabulary')
 
-# %% ../nbs/01_tokenizer.ipynb #62d16f81
 def check_tokenizer(tok:Tokenizer, # keeps the contract; if it has `save`, saving is checked
                     texts:Iterable[str]|None=None, # None: of Unicode, or of `tok.alphabet`
                     verbose:bool=True, # show how far it is
