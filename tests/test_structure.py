@@ -335,6 +335,21 @@ def test_a_chapter_is_a_sitting(nb):
     complain(bad)
 
 
+@each
+def test_what_is_to_play_with_has_no_check(nb):
+    """Prose that begins with **Play.** stands above a cell to change and run again: nothing that
+    the reader writes there may be called wrong"""
+    bad, page = [], cells(nb)
+    for here, below in zip(page, [*page[1:], dict(cell_type='', source='', n=0)]):
+        if not re.match(r'\*\*Play\b', here['source']) or here['cell_type'] != 'markdown': continue
+        if not re.match(r'\*\*Play\.\*\* [A-Z]', here['source']):
+            bad.append(f'cell {here["n"]}: it begins with "**Play.** " and a sentence')
+        if below['cell_type'] != 'code': bad.append(f'cell {here["n"]}: no cell of code below it')
+        elif re.search(r'^\s*(assert|test_eq|with expect_fail)\b', below['source'], re.M):
+            bad.append(f'cell {below["n"]}: a cell to play with checks something')
+    complain([f'{name(nb)} {b}' for b in bad])
+
+
 # ---- recipes, how-tos and experiments
 
 @pytest.mark.parametrize('nb', [p for p in ALL if folder(p)], ids=name)
