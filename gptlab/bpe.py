@@ -435,7 +435,7 @@ def train(cls:BPE,
               f'vocab_size is {tok.vocab_size}, not {vocab_size}')
     return tok
 
-# %% ../nbs/02_bpe.ipynb #3fb80746
+# %% ../nbs/02_bpe.ipynb #57a7020a
 def _has_long_space(text):
     "Has it so much white space in a row that tiktoken's regex overflows its stack?"
     starts = range(0, len(text), 50000)
@@ -455,6 +455,7 @@ def _encode_ordinary(tok, text):
         raise _leaves_out(tok.pattern)
     return ids
 
+# %% ../nbs/02_bpe.ipynb #3fb80746
 @patch
 def encode(self:BPE,
            text:str, # any text
