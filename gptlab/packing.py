@@ -7,103 +7,78 @@ __all__ = ['Tokens', 'tokenize', 'concat', 'Batches', 'FixedBatches', 'fixed_bat
            'crop_rate', 'Blocks', 'Stateful', 'check_data']
 
 # %% ../nbs/04_packing.ipynb #326c7707
-import bisect, json, math, mmap, re, reprlib, tempfile, warnings, zlib
+import bisect, json, reprlib, re, zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 import numpy as np, torch
 from fastcore.basics import patch
 from .core import check_contract, check_number, plain_text
-from .data import Corpus, check_source, corpus, skip_documents
-from .tokenizer import names_a_file, Tokenizer
+from .data import Corpus, GrowingArray, check_documents, check_source, corpus, parts_of
+from .data import skip_documents
+from .tokenizer import Tokenizer
 
 # %% ../nbs/04_packing.ipynb #5b1c07e1
-#| code-fold: true
-#| code-summary: "A text in parts, and an array that grows"
-def check_documents(docs:Iterable[str]) -> Iterable[str]:
-    "The documents themselves; raises TypeError for one text, a path, a table, a number"
-    if isinstance(docs, (str, bytes, Path)):
-        raise TypeError(f'{reprlib.repr(docs)} is one text or path: give the documents in a list, '
-                        'such as [text], or corpus(path)')
-    table = isinstance(docs, (Mapping, torch.Tensor)) or hasattr(docs, 'columns')
-    if table or not isinstance(docs, Iterable):
-        raise TypeError('documents are a list or another iterable of str, '
-                        f'not a {type(docs).__name__}')
-    if not isinstance(docs, (list, tuple)) or not docs: return docs
-    if names_a_file(docs[0], bare=True):
-        raise TypeError(f'{docs[0]!r} is the name of a file, not a document: '
-                        'give the texts, or corpus(paths)')
-    if not isinstance(docs[0], (str, bytes)):
-        raise TypeError(f'documents are str, and the first is {reprlib.repr(docs[0])}')
-    return docs
+def check_tok(tok:object):
+    "Raises TypeError for what is no tokenizer"
+    if _lacks(tok, 'encode', 'vocab_size'):
+        raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, as ByteTokenizer()')
 
-def parts_of(docs:Iterable[str], # whole documents
-             n:int=1024, # most of them in a part
-             n_chars:int=2**20, # a part ends once it has so many characters
-             ) -> Iterator[list[str]]:
-    """The documents in lists that are short enough to be tokenised at once
+def _lacks(part, *names): return not all(hasattr(part, name) for name in names)
 
-    Raises TypeError for what are no documents, and for one that is no str."""
-    part, size = [], 0
-    for i, d in enumerate(check_documents(docs)):
-        if not isinstance(d, str):
-            raise TypeError(f'document {i:,} is {type(d).__name__}, not text: '
-                            'leave it out, or make a str of it')
-        part.append(d)
-        size += len(d)
-        if len(part) < n and size < n_chars: continue
-        yield part
-        part, size = [], 0
-    if part: yield part
+def _is_whole_row(x): return isinstance(x, np.ndarray) and x.ndim == 1 and x.dtype.kind in 'iu'
 
-class GrowingArray:
-    """An array that grows by parts: in memory, and past 64 MB in a temporary file without a name
+def check_tokens(tokens:'Tokens'):
+    "Raises TypeError or ValueError for arrays that do not fit together, or no tokenizer"
+    check_tok(tokens.tok)
+    arrays = dict(ids=tokens.ids, starts=tokens.starts)
+    arrays |= {} if tokens.sizes is None else dict(sizes=tokens.sizes)
+    for name, x in arrays.items():
+        if not _is_whole_row(x):
+            raise TypeError(f'{name} is an array (N,) of whole numbers, not {reprlib.repr(x)}')
+    ids, starts = tokens.ids, tokens.starts
+    fits = len(starts) and starts[0] == 0 and starts[-1] == len(ids)
+    if not fits or tokens.sizes is not None and len(tokens.sizes) != len(ids):
+        raise ValueError(f'starts={reprlib.repr(starts)} begin at 0 and end with the number of '
+                         f'ids, here {len(ids)}, and sizes are as many as ids')
 
-    The file is mapped: of its pages only those in use are in memory. Where it cannot be written,
-    there is a warning, and memory is used."""
-    in_memory, buffer = 2**26, 2**22                         # bytes
+def _check_starts(starts, T, rng=None):
+    "The starts as an array; raises ValueError or TypeError for what are none, or T below 1"
+    check_number('T', T, low=1, whole=True)
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise TypeError(f'rng={reprlib.repr(rng)}: give np.random.default_rng(seed), or None')
+    x = np.asarray(starts)
+    if not _is_whole_row(x) or len(x) < 2 or x[0] != 0 or (np.diff(x) < 0).any() or not x[-1]:
+        raise ValueError('starts are where documents begin in a flat array, from 0 on, and its '
+                         f'length at the end, such as [0, 7, 20], not {reprlib.repr(starts)}')
+    return x.astype(np.int64)
 
-    def __init__(self, dtype:np.dtype): # of its numbers
-        self.dtype, self.n_bytes, self.crc = np.dtype(dtype), 0, 0
-        self.memory, self.file, self.limit = bytearray(), None, self.in_memory
+def _check_pack(pack):
+    if callable(pack): return pack
+    raise TypeError(f'pack={pack!r}: give a function, such as best_fit without quotes')
 
-    def add(self, part:np.ndarray):
-        "Append numbers (n,)"
-        raw = np.ascontiguousarray(part, self.dtype).tobytes()
-        self.n_bytes, self.crc = self.n_bytes + len(raw), zlib.crc32(raw, self.crc)
-        self.memory += raw
-        if len(self.memory) > self.limit: self._flush()
+def _check_batches(items):
+    "The batches as a list; raises TypeError for what are none"
+    no_list = isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable)
+    found = [None] if no_list else list(items)
+    if all(isinstance(b, Mapping) for b in found): return found
+    raise TypeError(f'batches are a list of dicts with ids and targets, not {reprlib.repr(items)}')
 
-    def _flush(self):
-        "Append what is in memory to the file; where that fails, all comes back"
-        n_written = self.n_bytes - len(self.memory)
-        try:
-            self.file = self.file or tempfile.TemporaryFile(buffering=0)
-            rest = memoryview(self.memory)
-            while len(rest): rest = rest[self.file.write(rest):]
-            self.memory, self.limit = bytearray(), self.buffer
-        except OSError as e:
-            warnings.warn(f'no room for {self.n_bytes:,} bytes of tokens in '
-                          f'{tempfile.gettempdir()} ({e}): they stay in memory; TMPDIR names '
-                          'another folder, and a smaller size=… makes smaller blocks')
-            self.limit = math.inf
-            if self.file is None: return
-            self.file.seek(0)
-            begin = np.fromfile(self.file, np.uint8, n_written).tobytes()
-            self.memory, self.file = bytearray(begin) + self.memory, self.file.close()
+def target_bytes(batch:dict, # with targets (B,T), and nbytes (B,T) where the tokenizer is lossy
+                 tok:Tokenizer|None, # knows the bytes behind each id
+                 ) -> int:
+    "Bytes of the original text that a batch's targets stand for; specials and ignored ones count 0"
+    used = batch['targets'] != -100                          # (B,T)
+    if (nbytes := batch.get('nbytes')) is not None: return _sum_sizes(nbytes, used)
+    sizes = getattr(tok, 'token_bytes', None)                # (V,)
+    return 0 if sizes is None else int(sizes[batch['targets'][used].cpu()].sum())
 
-    def array(self) -> np.ndarray:
-        "All numbers (N,); nothing is added afterwards"
-        if self.file and self.memory: self._flush()
-        if self.n_bytes == 0: return np.zeros(0, self.dtype)
-        if self.file is None: return np.frombuffer(self.memory, self.dtype)
-        mapped = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.file.close()
-        return np.frombuffer(mapped, self.dtype)
+def _positive(**sizes):
+    "Whole numbers of 1 or more, as Python's; raises TypeError or ValueError for anything else"
+    return [check_number(k, v, low=1, whole=True) for k, v in sizes.items()]
 
 # %% ../nbs/04_packing.ipynb #20c5804c
 @dataclass(eq=False)
@@ -144,81 +119,38 @@ def tokenize(docs:Iterable[str], # whole documents
 
     Raises ValueError for an id outside the vocabulary, TypeError for what are no documents.
     """
-    check_special(special)
+    if special != 'text': check_special(special)
     ids, sizes, lengths = GrowingArray(_id_type(tok)), GrowingArray(np.int32), [[0]]
     for part in parts_of(docs):
-        its_ids, its_lengths, its_sizes = encode_part(part, tok, special)
-        ids.add(its_ids)
-        sizes.add(its_sizes)
-        lengths.append(its_lengths)
-    starts = np.cumsum(np.concatenate(lengths, dtype=np.int64))
+        part_ids, part_lengths = _encode_part(part, tok, special)
+        ids.add(part_ids)
+        lengths.append(part_lengths)
+        if _is_lossy(tok): sizes.add(_byte_sizes(part, tok, special))
+    starts = np.cumsum(np.concatenate(lengths, dtype=np.int64))             # (n_docs+1,)
     tokens = Tokens(ids.array(), starts, tok, sizes.array() if _is_lossy(tok) else None)
     tokens.mark = f'{len(tokens)}-{ids.crc:08x}'
     return tokens
 
-# %% ../nbs/04_packing.ipynb #5b1c07e2
-def encode_part(docs:list[str], # whole documents, not too many
-                tok:Tokenizer, # see `tokenize`
-                special:str='text', # see `tokenize`
-                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Documents concatenated: ids (N,), lengths (n_docs,), and for a lossy tokenizer bytes (N,)"
+def _encode_part(docs, tok, special):
+    "Documents concatenated: ids (N,), lengths (n_docs,); raises ValueError for an id out of range"
     bos  = getattr(tok, 'bos', None)
     head = [] if bos is None else [bos]
     rows = _encode(docs, tok) if special == 'text' else _encode_specials(docs, tok, special)
-    lengths = np.array([len(head) + len(r) for r in rows], np.int64)
-    each = chain.from_iterable(chain(head, r) for r in rows)                # each after bos
+    lengths = np.array([len(head) + len(r) for r in rows], np.int64)        # (n_docs,)
+    each = chain.from_iterable(chain(head, r) for r in rows)                # each behind bos
     ids  = np.fromiter(each, np.int64, lengths.sum())                       # (N,)
-    _check_ids(ids, tok.vocab_size)
-    sizes = _byte_sizes(docs, tok, len(head), special) if _is_lossy(tok) else []
-    return ids.astype(_id_type(tok)), lengths, np.array(sizes, np.int32)
+    in_range = len(ids) == 0 or 0 <= ids.min() <= ids.max() < tok.vocab_size
+    if not in_range: raise _out_of_range(ids, tok)
+    return ids.astype(_id_type(tok)), lengths
 
 def _encode(docs, tok):
     return tok.encode_batch(docs) if hasattr(tok, 'encode_batch') else list(map(tok.encode, docs))
 
 def _is_lossy(tok): return getattr(tok, 'lossy', False)
 
-def _lacks(part, *names): return not all(hasattr(part, name) for name in names)
-
-def check_tok(tok:object):
-    "Raises TypeError for what is no tokenizer"
-    if _lacks(tok, 'encode', 'vocab_size'):
-        raise TypeError(f'tok={reprlib.repr(tok)} is no tokenizer: give one, as ByteTokenizer()')
-
 def _id_type(tok):
     check_tok(tok)
     return np.uint16 if tok.vocab_size <= 2**16 else np.uint32
-
-def check_tokens(tokens:'Tokens'):
-    "Raises TypeError or ValueError for arrays that do not fit together, or no tokenizer"
-    _id_type(tokens.tok)
-    arrays = dict(ids=tokens.ids, starts=tokens.starts)
-    arrays |= {} if tokens.sizes is None else dict(sizes=tokens.sizes)
-    for name, x in arrays.items():
-        if not isinstance(x, np.ndarray) or x.ndim != 1 or x.dtype.kind not in 'iu':
-            raise TypeError(f'{name} is an array (N,) of whole numbers, not {reprlib.repr(x)}')
-    ids, starts = tokens.ids, tokens.starts
-    fits = len(starts) and starts[0] == 0 and starts[-1] == len(ids)
-    if not fits or tokens.sizes is not None and len(tokens.sizes) != len(ids):
-        raise ValueError(f'starts={reprlib.repr(starts)} begin at 0 and end with the number of '
-                         f'ids, here {len(ids)}, and sizes are as many as ids')
-
-def check_blocks(blocks:object):
-    "Raises TypeError for what gives no tokens block by block"
-    if _lacks(blocks, 'block', 'tok'):
-        raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
-                        f'{type(blocks).__name__}')
-
-def check_special(special:str):
-    "Raises ValueError for a word that does not say what becomes of specials' names in a text"
-    if special not in ('text', 'ids', 'raise'):
-        raise ValueError(f"special={special!r}: give 'text' (their names are text as any other), "
-                         "'ids' (they become their ids) or 'raise'")
-
-def _check_ids(ids, vocab_size):
-    if len(ids) == 0 or 0 <= ids.min() <= ids.max() < vocab_size: return
-    wrong = ids.max() if ids.min() >= 0 else ids.min()
-    raise ValueError(f'the tokenizer gave the id {wrong}, outside its vocabulary of {vocab_size}: '
-                     'its vocab_size is wrong, or its special ids are')
 
 # %% ../nbs/04_packing.ipynb #5ef921e7
 def _joined(starts, order):
@@ -236,23 +168,11 @@ def _split(flat, T):
     flat = np.concatenate([flat, pad])
     return np.lib.stride_tricks.sliding_window_view(flat, T+1)[::T]
 
-def _check_starts(starts, T, rng=None):
-    "The starts as an array; raises ValueError or TypeError for what are none, or T below 1"
-    check_number('T', T, low=1, whole=True)
-    if rng is not None and not isinstance(rng, np.random.Generator):
-        raise TypeError(f'rng={reprlib.repr(rng)}: give np.random.default_rng(seed), or None')
-    found = np.asarray(starts)
-    whole = found.ndim == 1 and found.dtype.kind in 'iu'
-    if not whole or len(found) < 2 or found[0] != 0 or (np.diff(found) < 0).any() or not found[-1]:
-        raise ValueError('starts are where documents begin in a flat array, from 0 on, and its '
-                         f'length at the end, such as [0, 7, 20], not {reprlib.repr(starts)}')
-    return found.astype(np.int64)
-
 def concat(starts:np.ndarray, # where documents start in the flat array, its length at the end
            T:int, # targets in a row
-           rng:np.random.Generator|None, # draws order and cuts; None keeps the documents' order
+           rng:np.random.Generator|None, # draws order and rotation; None keeps documents' order
            ) -> np.ndarray:
-    """Rows of addresses (R,T+1): documents in a ring, cut every T tokens; each is a target once
+    """Rows of addresses (R,T+1): documents in a ring, split every T tokens; each is a target once
 
     Raises TypeError or ValueError for starts that are none, or T below 1."""
     starts = _check_starts(starts, T, rng)
@@ -263,22 +183,13 @@ def concat(starts:np.ndarray, # where documents start in the flat array, its len
     return _split(np.concatenate([ring, ring[:1]]), T)
 
 # %% ../nbs/04_packing.ipynb #025ce908
-def _input_only(at):
-    "The address a of an input that is no target: −2−a (−1 is padding); applied twice, a again"
-    return -2 - at
-
-def _addresses(rows):
-    "Addresses (…) as they were before `_input_only`, and −1 for padding"
-    return np.where(rows < -1, _input_only(rows), rows) if rows.min() < -1 else rows
-
-def _batch(tokens, rows, docs=False, sizes=False):
+def _batch(tokens, rows, docs=False):
     "A batch from addresses (B,T+1): ids and targets (B,T), with docs also docs and pos (B,T)"
-    at  = _addresses(rows)                                                  # (B,T+1)
+    at  = rows if rows.min() >= -1 else _addresses(rows)     # (B,T+1); see "Growing rows"
     ids = torch.from_numpy(tokens.ids[np.maximum(at, 0)].astype(np.int64))  # (B,T+1)
-    ignored = rows[:,1:] < 0                                                # (B,T)
-    targets = ids[:,1:].masked_fill(torch.from_numpy(ignored), -100)        # (B,T)
+    ignored = torch.from_numpy(rows[:,1:] < 0)                              # (B,T)
+    targets = ids[:,1:].masked_fill(ignored, -100)                          # (B,T)
     batch = dict(ids=ids[:,:-1].contiguous(), targets=targets)
-    if sizes and tokens.sizes is not None: batch['nbytes'] = _target_sizes(tokens, at, ignored)
     return batch | _document_ids(tokens.starts, at[:,:-1]) if docs else batch
 
 def _document_ids(starts, at):
@@ -295,26 +206,6 @@ def _document_ids(starts, at):
     return dict(docs=torch.from_numpy(docs), pos=torch.from_numpy(pos))
 
 # %% ../nbs/04_packing.ipynb #f62a5bee
-def _positive(**sizes):
-    "Whole numbers of 1 or more, as Python's; raises TypeError or ValueError for anything else"
-    return [check_number(k, v, low=1, whole=True) for k, v in sizes.items()]
-
-
-def _check_rows(rows, n, T):
-    "The rows that a packer gave for n tokens; raises ValueError where they are none"
-    rows = np.asarray(rows)
-    if rows.ndim != 2 or rows.shape[1] != T+1:
-        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
-                         f'expected rows of T+1 = {T+1} addresses')
-    if rows.dtype.kind not in 'iu' or rows.max(initial=0) >= n:
-        raise ValueError('the packer gave something else than addresses, which are whole numbers '
-                         f'from 0 to {n-1}, or −1 for padding')
-    return rows
-
-def _check_pack(pack):
-    if not callable(pack):
-        raise TypeError(f'pack={pack!r}: give a function, such as best_fit without quotes')
-
 class Batches:
     """An endless stream of batches over tokens; equal seeds give equal streams
 
@@ -326,24 +217,28 @@ class Batches:
     def __init__(self, tokens:Tokens, # Tokens, Blocks, or anything with `tok` and block(k)
                  B:int=16, # rows in a batch
                  T:int=128, # tokens in a row
-                 seed:int=0, # of the order of documents, cuts and rows
+                 seed:int=0, # of the order of documents, rows and the rotation
                  docs:bool=False, # also give document numbers and positions
                  pack:Callable=None, # (starts, T, rng) -> addresses (R,T+1); None concatenates
                  ):
-        check_blocks(tokens)
-        if pack is not None: _check_pack(pack)
-        self.tokens, self.tok, self.docs, self.pack = tokens, tokens.tok, docs, pack or concat
+        if not isinstance(tokens, Tokens): check_blocks(tokens)
+        self.tokens, self.tok, self.docs = tokens, tokens.tok, docs
+        self.pack = concat if pack is None else _check_pack(pack)
         self.seed = check_number('seed', seed, low=0, whole=True)
-        self.epoch, self.block, self.cursor, self.cuts = 0, 0, 0, []
         self._cached = None                                  # (key, tokens, rows, order) of a block
-        self._found_rows = False                             # in this epoch
         self._set_shape(B, T)
+        self._begin(epoch=0, block=0)
 
     def __iter__(self) -> Iterator[dict]: return self
 
     def __repr__(self) -> str:
         return (f'Batches of {self.B} × {self.T} from {self.tokens}; epoch {self.epoch}, '
                 f'block {self.block}, row {self.cursor:,} of {len(self.rows):,}, seed {self.seed}')
+
+@patch
+def _begin(self:Batches, epoch, block):
+    "The transition to the first row of a block"
+    self.epoch, self.block, self.cursor, self.cuts = epoch, block, 0, []
 
 @patch
 def _set_shape(self:Batches, B, T):
@@ -354,38 +249,7 @@ def _set_shape(self:Batches, B, T):
                          f'give more text, or a T of at most {n-1}')
     self.B, self.T = B, T
 
-@patch
-def _next_block(self:Batches):
-    "The transition at the end of a block, or past one without rows"
-    self.block, self.cursor, self.cuts = self.block + 1, 0, []
-
-@patch
-def _next_epoch(self:Batches):
-    "The transition past the last block; raises ValueError where the epoch had no row at all"
-    if self.block == 0: raise ValueError('there are no documents to read')
-    if not self._found_rows:
-        raise ValueError('there are no documents to read, or all are too short for a row')
-    self._found_rows = False
-    self.epoch, self.block, self.cursor, self.cuts = self.epoch + 1, 0, 0, []
-
 # %% ../nbs/04_packing.ipynb #c4d97e35
-@patch
-def _load(self:Batches):
-    "The block at hand, or the next that has rows: its tokens, rows (R,T+1) and their order (R,)"
-    while True:
-        key = self.seed, self.epoch, self.block, self.T, str(self.cuts)
-        if self._cached and self._cached[0] == key: return self._cached[1:]
-        self._cached = None                                  # two blocks need twice the memory
-        tokens = self.tokens.block(self.block)
-        if tokens is None:
-            self._next_epoch()
-            continue
-        rows, order = self._pack_block(tokens)
-        if len(rows) == 0:
-            self._next_block()
-            continue
-        self._cached, self._found_rows = (key, tokens, rows, order), True
-
 @patch
 def _pack_block(self:Batches, tokens):
     "Rows (R,T+1) of a block, and the order (R,) in which they are served, after all its cuts"
@@ -393,7 +257,7 @@ def _pack_block(self:Batches, tokens):
     T     = self.cuts[0][0] if self.cuts else self.T         # at the beginning of the block
     rows  = self._pack_rows(tokens, T, rng)
     order = rng.permutation(len(rows))
-    return self._cut_again(rows, order, rng) if self.cuts else (rows, order)
+    return self._split_again(rows, order, rng) if self.cuts else (rows, order)
 
 @patch
 def _pack_rows(self:Batches, tokens, T, rng):
@@ -401,22 +265,29 @@ def _pack_rows(self:Batches, tokens, T, rng):
     if len(tokens) == 0: return np.zeros((0, T+1), int)
     if len(tokens) > self.lazy_above and (rows := _lazy_rows(self.pack, tokens.starts, T, rng)):
         return rows
-    return _check_rows(self.pack(tokens.starts, T, rng), len(tokens), T)
-
-@patch(as_prop=True)
-def rows(self:Batches) -> np.ndarray:
-    "The addresses of this block's rows (R,T+1), in the order of the packer"
-    _, rows, _ = self._load()
-    return rows
+    rows = self.pack(tokens.starts, T, rng)
+    return rows if self.pack is concat else _check_rows(rows, len(tokens), T)
 
 @patch
-def __next__(self:Batches) -> dict:
-    before = self.epoch, self.block, self.cursor, self.cuts, self._found_rows
-    try:
-        return self._gather()
-    except BaseException:                                    # the stream stays where it was
-        self.epoch, self.block, self.cursor, self.cuts, self._found_rows = before
-        raise
+def _load(self:Batches):
+    """The block at hand, or the next that has rows: its tokens, rows (R,T+1), their order (R,)
+
+    Raises ValueError where a whole epoch has none."""
+    first = self.block                                       # where the search begins
+    while True:
+        key = self.seed, self.epoch, self.block, self.T, str(self.cuts)
+        if self._cached and self._cached[0] == key: return self._cached[1:]
+        self._cached = None                                  # two blocks need twice the memory
+        tokens = self.tokens.block(self.block)
+        if tokens is None:
+            if first == 0:
+                raise ValueError('there are no documents to read, or all are too short for a row')
+            first = 0
+            self._begin(self.epoch + 1, block=0)
+            continue
+        rows, order = self._pack_block(tokens)
+        if len(rows): self._cached = key, tokens, rows, order
+        else: self._begin(self.epoch, self.block + 1)
 
 @patch
 def _gather(self:Batches):
@@ -426,13 +297,28 @@ def _gather(self:Batches):
         tokens, rows, order = self._load()
         chosen = order[self.cursor:self.cursor+n]
         if len(chosen) == 0:
-            self._next_block()
+            self._begin(self.epoch, self.block + 1)
             continue
         parts.append(_batch(tokens, rows[chosen], self.docs))
         self.cursor += len(chosen)
         n -= len(chosen)
     if len(parts) == 1: return parts[0]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+@patch
+def __next__(self:Batches) -> dict:
+    before = self.epoch, self.block, self.cursor, self.cuts
+    try:
+        return self._gather()
+    except BaseException:                                    # the stream stays where it was
+        self.epoch, self.block, self.cursor, self.cuts = before
+        raise
+
+@patch(as_prop=True)
+def rows(self:Batches) -> np.ndarray:
+    "The addresses of this block's rows (R,T+1), in the order of the packer"
+    _, rows, _ = self._load()
+    return rows
 
 # %% ../nbs/04_packing.ipynb #ed0e6ecf
 class FixedBatches(list):
@@ -442,11 +328,7 @@ class FixedBatches(list):
     def __init__(self, items:list, # batches
                  tok:Tokenizer|None=None, # their tokenizer
                  ):
-        no_list = isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable)
-        super().__init__([None] if no_list else items)
-        if not all(isinstance(b, Mapping) for b in self):
-            raise TypeError('batches are a list of dicts with ids and targets, not '
-                            f'{reprlib.repr(items)}')
+        super().__init__(_check_batches(items))
         if tok is not None: check_tok(tok)
         self.tok = tok
 
@@ -486,21 +368,14 @@ def fixed_batches(tokens:Tokens, # what to read
         raise ValueError(f'{len(tokens)} tokens give nothing to predict: '
                          'the validation text is empty')
     n_rows = -(-(len(tokens) - 1)//T)                        # R
-    order = np.random.default_rng(0).permutation(n_rows)[:rows]
-    row   = np.arange(T+1)
-    parts = (order[i:i+B,None]*T + row for i in range(0, len(order), B))    # (B,T+1) each
-    parts = (np.where(p < len(tokens), p, -1) for p in parts)
-    return FixedBatches([_batch(tokens, p, docs, sizes=True) for p in parts], tokens.tok)
-
-# %% ../nbs/04_packing.ipynb #ed0e6ed0
-def target_bytes(batch:dict, # with targets (B,T), and nbytes (B,T) where the tokenizer is lossy
-                 tok:Tokenizer|None, # knows the bytes behind each id
-                 ) -> int:
-    "Bytes of the original text that a batch's targets stand for; specials and ignored ones count 0"
-    used = batch['targets'] != -100                          # (B,T)
-    if (nbytes := batch.get('nbytes')) is not None: return _sum_sizes(nbytes, used)
-    sizes = getattr(tok, 'token_bytes', None)                # (V,)
-    return 0 if sizes is None else int(sizes[batch['targets'][used].cpu()].sum())
+    order  = np.random.default_rng(0).permutation(n_rows)[:rows]
+    items  = []
+    for i in range(0, len(order), B):
+        at = order[i:i+B,None]*T + np.arange(T+1)            # (B,T+1)
+        at = np.where(at < len(tokens), at, -1)
+        items.append(_batch(tokens, at, docs))
+        if tokens.sizes is not None: items[-1]['nbytes'] = _target_sizes(tokens, at)
+    return FixedBatches(items, tokens.tok)
 
 # %% ../nbs/04_packing.ipynb #b061414f
 def batches(text:'str|Corpus|list', # as `corpus` takes: a name, a path, documents, a Corpus
@@ -519,7 +394,7 @@ def batches(text:'str|Corpus|list', # as `corpus` takes: a name, a path, documen
     Raises ValueError for too little text, or sizes below 1.
     """
     _positive(B=B, T=T, size=size, valid_rows=1 if valid_rows is None else valid_rows)
-    check_special(special)
+    if special != 'text': check_special(special)
     check_tok(tok)
     c = corpus(text)
     if isinstance(c.train, list): tokens = tokenize(c.train, tok, special)
@@ -609,7 +484,7 @@ def _windows(starts, T, stride=None):
     i = np.arange(n_rows.sum()) - np.repeat(before, n_rows)  # (R,) the row within its document
     return np.repeat(starts[:-1], n_rows) + step*i, np.repeat(starts[1:], n_rows)
 
-# %% ../nbs/04_packing.ipynb #3c77e7cb
+
 def crop_rate(pack:Callable, # a packer: (starts, T, rng) -> addresses (R,T+1)
               starts:np.ndarray, # where documents start, their total length at the end
               T:int, # targets in a row
@@ -619,9 +494,19 @@ def crop_rate(pack:Callable, # a packer: (starts, T, rng) -> addresses (R,T+1)
     Raises TypeError or ValueError for starts that are none, or T below 1.
     """
     starts = _check_starts(starts, T)
-    _check_pack(pack)
-    rows = _check_rows(pack(starts, T, np.random.default_rng(0)), starts[-1], T)
+    rows = _check_rows(_check_pack(pack)(starts, T, np.random.default_rng(0)), starts[-1], T)
     return 1 - len(np.unique(rows[rows >= 0])) / starts[-1]
+
+def _check_rows(rows, n, T):
+    "The rows that a packer gave for n tokens; raises ValueError where they are none"
+    rows = np.asarray(rows)
+    if rows.ndim != 2 or rows.shape[1] != T+1:
+        raise ValueError(f'the packer gave an array of shape {rows.shape}; '
+                         f'expected rows of T+1 = {T+1} addresses')
+    if rows.dtype.kind not in 'iu' or rows.max(initial=0) >= n:
+        raise ValueError('the packer gave something else than addresses, which are whole numbers '
+                         f'from 0 to {n-1}, or −1 for padding')
+    return rows
 
 # %% ../nbs/04_packing.ipynb #3094849e
 _STATE = 'seed', 'epoch', 'block', 'cursor', 'cuts', 'B', 'T'
@@ -670,7 +555,7 @@ def load_state_dict(self:Batches, state:dict) -> 'Batches':
         raise ValueError('the saved stream was of an earlier version, whose best_fit lost the '
                          'rest of documents longer than a row; its rows are others: begin anew')
     for k in _STATE: setattr(self, k, state[k])
-    self._cached, self._found_rows = None, True
+    self._cached = None
     return self
 
 def _check_state(state, pack):
@@ -703,6 +588,14 @@ def reseed(self:Batches, seed:int) -> 'Batches':
     return Batches(self.tokens, self.B, self.T, seed, self.docs, self.pack)
 
 # %% ../nbs/04_packing.ipynb #360b03bc
+def _input_only(at):
+    "The address a of an input that is no target: −2−a (−1 is padding); applied twice, a again"
+    return -2 - at
+
+def _addresses(rows):
+    "Addresses (…) as they were before `_input_only`, and −1 for padding"
+    return np.where(rows < -1, _input_only(rows), rows)
+
 def resplit(rows:np.ndarray, # addresses (R,T+1), in the packer's order; −1 padding
             T:int, # the new length
             ) -> np.ndarray:
@@ -718,9 +611,8 @@ def resplit(rows:np.ndarray, # addresses (R,T+1), in the packer's order; −1 pa
     flat  = np.concatenate([first, rows[:,1:]], axis=1)[keep]                # (N+1,)
     return _split(flat, T)
 
-# %% ../nbs/04_packing.ipynb #360b03bb
 @patch
-def _cut_again(self:Batches, rows, order, rng):
+def _split_again(self:Batches, rows, order, rng):
     "What remains of a block's rows (R,T+1) after each of its cuts, and its order (R′,)"
     later = [T for T, _ in self.cuts[1:]] + [self.T]
     for (_, n_served), T in zip(self.cuts, later):
@@ -742,21 +634,11 @@ def resize(self:Batches,
     rows, old_T = self.rows, self.T
     self._set_shape(self.B if B is None else B, old_T if T is None else T)
     if self.T == old_T: return self
-    if self.cursor >= len(rows): self._next_block()
+    if self.cursor >= len(rows): self._begin(self.epoch, self.block + 1)
     elif self.cursor > 0:
         self.cuts = [*self.cuts, (old_T, self.cursor)]
         self.cursor = 0
     return self
-
-# %% ../nbs/04_packing.ipynb #9322029a
-def check_rank(size:int, # documents in a block
-               rank:int, # of this process
-               world_size:int, # how many processes there are
-               ):
-    "Raises TypeError or ValueError for sizes below 1, a rank that is not from 0 to world_size−1"
-    _positive(size=size, world_size=world_size)
-    if type(rank) is bool or not isinstance(rank, (int, np.integer)) or not 0 <= rank < world_size:
-        raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
 
 # %% ../nbs/04_packing.ipynb #93220299
 def _called(source):
@@ -819,7 +701,28 @@ def _read(self:Blocks, k):
                          f'{_called(self.source)}: give a source with at least {self.world_size}, '
                          'or fewer ranks')
 
-# %% ../nbs/04_packing.ipynb #5b1c07e3
+# %% ../nbs/04_packing.ipynb #9322029a
+def check_rank(size:int, # documents in a block
+               rank:int, # of this process
+               world_size:int, # how many processes there are
+               ):
+    "Raises TypeError or ValueError for sizes below 1, a rank that is not from 0 to world_size−1"
+    _positive(size=size, world_size=world_size)
+    if type(rank) is bool or not isinstance(rank, (int, np.integer)) or not 0 <= rank < world_size:
+        raise ValueError(f'rank={rank} of world_size={world_size}: ranks are 0 to {world_size-1}')
+
+def check_special(special:str):
+    "Raises ValueError for a word that does not say what becomes of specials' names in a text"
+    if special not in ('text', 'ids', 'raise'):
+        raise ValueError(f"special={special!r}: give 'text' (their names are text as any other), "
+                         "'ids' (they become their ids) or 'raise'")
+
+def check_blocks(blocks:object):
+    "Raises TypeError for what gives no tokens block by block"
+    if _lacks(blocks, 'block', 'tok'):
+        raise TypeError('a stream reads Tokens (of tokenize, open_tokens) or Blocks, not a '
+                        f'{type(blocks).__name__}')
+
 class _LazyRows:
     """Rows (R,T+1) of addresses, computed when they are asked for: pieces of text end to end
 
@@ -890,7 +793,21 @@ def _lazy_rows(pack:Callable, # a packer
     begins, lengths = pieces(starts, T, rng, **settings)
     return _LazyRows(begins, lengths, T, T if f is concat else T+1) if len(begins) else None
 
-# %% ../nbs/04_packing.ipynb #96e6b70d
+# %% ../nbs/04_packing.ipynb #5b1c07e2
+def encode_part(docs:list[str], # whole documents, not too many
+                tok:Tokenizer, # see `tokenize`
+                special:str='text', # see `tokenize`
+                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Documents concatenated: ids (N,), lengths (n_docs,), and for a lossy tokenizer bytes (N,)"
+    ids, lengths = _encode_part(docs, tok, special)
+    sizes = _byte_sizes(docs, tok, special) if _is_lossy(tok) else []
+    return ids, lengths, np.array(sizes, np.int32)
+
+def _out_of_range(ids, tok):
+    wrong = ids.max() if ids.min() >= 0 else ids.min()
+    return ValueError(f'the tokenizer gave the id {wrong}, outside its vocabulary of '
+                      f'{tok.vocab_size}: its vocab_size is wrong, or its special ids are')
+
 def _pieces(doc, names):
     "A text as (its name or None, piece): names of specials, and what is between"
     found = re.split(f'({"|".join(map(re.escape, names))})', doc) if names else [doc]
@@ -913,19 +830,19 @@ def _encode_specials(docs, tok, special):
     pieces = ([[ids[n]] if n else tok.encode(s) for n, s in _pieces(d, names)] for d in docs)
     return [list(chain.from_iterable(p)) for p in pieces]
 
-def _byte_sizes(docs, tok, n_head, special='text'):
-    "Bytes of text behind each id of a lossy tokenizer's documents, as a list; `n_head` have none"
+def _byte_sizes(docs, tok, special):
+    "Bytes of text behind each id of a lossy tokenizer's documents, as a list; bos has none"
     names = _specials(tok)[1] if special == 'ids' else []
-    sizes = []
+    head, sizes = [] if getattr(tok, 'bos', None) is None else [0], []
     for d in docs:
-        sizes += [0]*n_head
+        sizes += head
         for name, piece in _pieces(d, names): sizes += [0] if name else tok.byte_counts(piece)
     return sizes
 
-def _target_sizes(tokens, at, ignored):
-    "Bytes behind the targets (B,T) of addresses (B,T+1); 0 for those ignored"
-    nbytes = tokens.sizes[np.maximum(at[:,1:], 0)]           # (B,T)
-    return torch.from_numpy(np.where(ignored, 0, nbytes))
+def _target_sizes(tokens, rows):
+    "Bytes behind the targets (B,T) of addresses (B,T+1); 0 for padding"
+    nbytes = tokens.sizes[np.maximum(rows[:,1:], 0)]         # (B,T)
+    return torch.from_numpy(np.where(rows[:,1:] < 0, 0, nbytes))
 
 def _sum_sizes(nbytes, used):
     "The sum of bytes (B,T) where a target is used; what is no (B,T) is the bytes of all"
