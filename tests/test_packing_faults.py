@@ -6,6 +6,7 @@ import bisect
 import errno
 import json
 import math
+import mmap
 import os
 import re
 import subprocess
@@ -20,12 +21,10 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab import packing
-from gptlab.data import repeatable
+from gptlab.data import GrowingArray, parts_of, repeatable
 from gptlab.loader import Ahead, Grow, Prefetch, Slices, fast_batches, open_tokens, write_tokens
-from gptlab.packing import (Batches, Blocks, FixedBatches, GrowingArray, Tokens, batches, best_fit,
-                            check_data, concat, crop_rate, fixed_batches, parts_of,
-                            sliding_windows, tokenize)
+from gptlab.packing import (Batches, Blocks, FixedBatches, Tokens, batches, best_fit, check_data,
+                            concat, crop_rate, fixed_batches, sliding_windows, tokenize)
 from gptlab.score import (Score, baselines, bits_per_byte, evaluate, gzip_bpb, ngram_bpb,
                           perplexity, unigram_bpb, xz_bpb)
 from gptlab.tokenizer import ByteTokenizer
@@ -174,7 +173,7 @@ def small_buffers(monkeypatch, n=1000):
 
 def is_mapped(array):
     while isinstance(array, np.ndarray): array = array.base
-    return isinstance(getattr(array, 'obj', array), packing.mmap.mmap)
+    return isinstance(getattr(array, 'obj', array), mmap.mmap)
 
 def test_u04_a_large_text_lies_in_a_file_without_a_name(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
