@@ -39,8 +39,8 @@ class Corpus:
 
     def __post_init__(self):
         for side in (self.train, self.valid):
-            if type(side) is list: list(_strings(side, 0, 'the list'))
-            elif type(side) is not Source: _check_side(side)
+            if type(side) is list: list(_strings(side, 0, 'the list'))       # checks each
+            elif type(side) is not Source: _check_side(side)                 # further down
         check_type('licence', self.licence, str, 'text')
         check_type('source', self.source, str, 'text')
 
@@ -114,7 +114,7 @@ def _plan(sizes, fraction):
     want, n_bytes, held_out = fraction*sum(sizes.values()), 0, set()
     for sha in sorted(sizes):
         if n_bytes + sizes[sha]/2 <= want and len(held_out) < len(sizes) - 1:
-            held_out.add(sha)
+            held_out.add(sha)                                # nearer with it than without
             n_bytes += sizes[sha]
         elif n_bytes >= want/2: break
     if n_bytes >= want/2: return held_out, None, 0
