@@ -22,6 +22,8 @@ from .data import skip_documents
 from .tokenizer import Tokenizer
 
 # %% ../nbs/04_packing.ipynb #5b1c07e1
+#| code-fold: true
+#| code-summary: "Checks of arguments, and the bytes of a batch's targets"
 def check_tok(tok:object):
     "Raises TypeError for what is no tokenizer"
     if _lacks(tok, 'encode', 'vocab_size'):
