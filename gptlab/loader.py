@@ -14,10 +14,11 @@ from fastcore.basics import patch
 from .checkpoints import run_lock
 from .core import atomic_path, best_device, check_contract, check_number, end_with_parent
 from .core import show_progress, user_path
-from .data import Corpus, corpus, count_documents, skip_documents
+from .data import Corpus, GrowingArray, check_documents, corpus, count_documents, parts_of
+from .data import skip_documents
 from .packing import Batches, Blocks, FixedBatches, Stateful, Tokens
-from .packing import GrowingArray, check_blocks, check_documents, check_rank, check_special
-from .packing import check_tok, concat, encode_part, fixed_batches, parts_of, tokenize
+from .packing import check_blocks, check_rank, check_special
+from .packing import check_tok, concat, encode_part, fixed_batches, tokenize
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/19_loader.ipynb #e9995361

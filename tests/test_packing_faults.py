@@ -6,6 +6,7 @@ import bisect
 import errno
 import json
 import math
+import mmap
 import os
 import re
 import subprocess
@@ -21,11 +22,11 @@ import torch
 from torch import nn
 
 from gptlab import packing
-from gptlab.data import repeatable
+from gptlab.data import GrowingArray, parts_of, repeatable
 from gptlab.loader import Ahead, Grow, Prefetch, Slices, fast_batches, open_tokens, write_tokens
-from gptlab.packing import (Batches, Blocks, FixedBatches, GrowingArray, Tokens, batches, best_fit,
-                            check_data, concat, crop_rate, fixed_batches, parts_of,
-                            sliding_windows, tokenize)
+from gptlab.packing import (Batches, Blocks, FixedBatches, Tokens, batches, best_fit, check_data,
+                            concat, crop_rate, fixed_batches, resplit, sliding_windows,
+                            tokenize)
 from gptlab.score import (Score, baselines, bits_per_byte, evaluate, gzip_bpb, ngram_bpb,
                           perplexity, unigram_bpb, xz_bpb)
 from gptlab.tokenizer import ByteTokenizer
@@ -174,7 +175,7 @@ def small_buffers(monkeypatch, n=1000):
 
 def is_mapped(array):
     while isinstance(array, np.ndarray): array = array.base
-    return isinstance(getattr(array, 'obj', array), packing.mmap.mmap)
+    return isinstance(getattr(array, 'obj', array), mmap.mmap)
 
 def test_u04_a_large_text_lies_in_a_file_without_a_name(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
@@ -278,6 +279,84 @@ def test_u04_memory_does_not_grow_with_the_length_of_documents(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         megabytes[what] = float(done.stdout)
     assert max(megabytes.values()) < 400, megabytes
+
+
+# ---- packers and blocks: long grids of what the chapter shows once
+
+def test_documents_are_joined_in_any_order_and_split_with_padding():
+    starts = np.array([0, 7, 9, 20])
+    assert packing._joined(starts, [1, 0, 2])[:9].tolist() == [7, 8, 0, 1, 2, 3, 4, 5, 6]
+    assert packing._split(np.arange(8), 3).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, -1, -1]]
+
+
+def test_best_fit_gives_long_documents_rows_of_their_own():
+    "Of 30 tokens a row of 17, of 50 two; and the rests are packed as short ones"
+    rows = best_fit(starts_of([30, 9, 14, 50, 5, 21, 12, 40, 8, 17]), 16, None)
+    assert rows[:6, 0].tolist() == [0, 53, 53+17, 108, 141, 141+17]
+
+
+def test_crop_rates_of_packers():
+    sizes = rng().gamma(2, 150, 300).astype(int) + 2
+    for pack in (concat, sliding_windows): assert crop_rate(pack, starts_of(sizes), 128) == 0
+    assert crop_rate(best_fit, np.arange(0, 9_000, 100), 128) > .3     # all of 100 tokens
+
+
+@pytest.mark.parametrize('pack', PACKERS)
+def test_rows_computed_by_number_are_the_rows(pack):
+    starts = starts_of(rng().integers(2, 60, 90))
+    rows   = PACKERS[pack](starts, 64, rng())
+    lazy   = packing._lazy_rows(PACKERS[pack], starts, 64, rng())
+    assert lazy.shape == rows.shape
+    assert (lazy[[5, 2]] == rows[[5, 2]]).all() and (lazy[:] == rows).all()
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 3, 8])
+def test_ranks_read_every_document_once(world_size):
+    docs, found = [f'Note {i}: {"la "*(i%7)}' for i in range(1000)], []
+    for rank in range(world_size):
+        blocks, k = Blocks(docs, TOK, 64, rank, world_size), 0
+        while b := blocks.block(k):
+            found += map(int, re.findall(r'Note (\d+)', TOK.decode(b.ids.tolist())))
+            k += 1
+    assert sorted(found) == list(range(1000))
+
+
+class InBlocks:
+    "Blocks by hand: a list of lists of documents"
+    tok = TOK
+
+    def __init__(self, *blocks): self.blocks = [tokenize(docs, TOK) for docs in blocks]
+
+    def block(self, k): return self.blocks[k] if k < len(self.blocks) else None
+
+@pytest.mark.parametrize('where', [(0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1, 0)])
+def test_blocks_without_rows_are_passed_over(where):
+    "Wherever they lie, and wherever the stream is taken up again"
+    def new(): return Batches(InBlocks(*[DOCS[:9] if full else [] for full in where]), 8, 16)
+    whole = new()
+    for _ in range(60):
+        state = json.loads(json.dumps(whole.state_dict()))
+        again = new().load_state_dict(state)
+        same(next(whole), next(again))
+    assert whole.epoch >= 1
+
+
+def test_a_stream_without_any_row_says_so_and_stays_where_it_was():
+    for blocks in ([], [[], []]):
+        s = Batches(InBlocks(*blocks), 2, 16)
+        for _ in range(2):
+            error(ValueError, 'no documents to read', next, s)
+            assert (s.epoch, s.block, s.cursor, s.cuts) == (0, 0, 0, [])
+
+
+def test_an_address_that_is_no_target_is_still_an_input():
+    row   = np.array([[4, 5, 6, 7, 8]])
+    again = resplit(row, 2)
+    assert again.tolist() == [[-2-4, 5, 6], [6, 7, 8]]
+    b = packing._batch(tokenize(['abcdefghijk'], TOK), again, docs=True)
+    assert b['ids'].tolist() == [[100, 101], [102, 103]]               # d e, f g
+    assert b['targets'].tolist() == [[101, 102], [103, 104]]
+    assert b['pos'].tolist() == [[0, 1], [0, 1]]
 
 
 # ---- A03: a validation list that is empty
