@@ -480,7 +480,8 @@ def _mean(values):
 
 def _common_keys(records):
     "The first six numbers that every run logged, but for those that count or time"
-    skip = 'step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait', 'memory', 'mfu'
+    skip = ('step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'seconds', 'wait', 'memory',
+            'mfu')
     numbers = []
     for r in records:
         numbers.append({k for row in r['log'] for k, v in row.items() if isinstance(v, Number)})
