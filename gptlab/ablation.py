@@ -34,24 +34,25 @@ def t_factor(n:int, # number of runs
     return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
-def _plain(v):
+def plain_number(v):
     "A number in place of a tensor or array that holds one; a tuple of them part by part"
-    if isinstance(v, tuple): return tuple(map(_plain, v))
+    if isinstance(v, tuple): return tuple(map(plain_number, v))
     scalar = isinstance(v, (np.generic, np.ndarray)) and v.ndim == 0
     single = isinstance(v, torch.Tensor) and v.numel() == 1
     return v.item() if scalar or single else v
 
 def _numbers(row):
     "The numbers and strings of a row"
-    plain = {k: _plain(v) for k, v in row.items()}
+    plain = {k: plain_number(v) for k, v in row.items()}
     return {k: v for k, v in plain.items() if isinstance(v, (Number, str))}
 
-def _log(result):
-    """What a run returned, as a list of dicts of numbers and strings
+def run_log(result):
+    """What a run returned, as a list of dicts of numbers and strings; None if it was interrupted
 
     Raises ValueError for what holds none.
     """
-    result = _plain(result)
+    if getattr(result, 'interrupted', False): return None
+    result = plain_number(result)
     rows = getattr(result, 'log', result)
     if isinstance(rows, dict): rows = [rows]
     elif not isinstance(rows, (list, tuple)): rows = [dict(value=rows)]
@@ -60,6 +61,20 @@ def _log(result):
         raise ValueError('a run must return something with .log, a list of dicts, a dict, or a '
                          f'number; it returned {type(result).__name__}')
     return rows
+
+def as_tuples(v):
+    "A list as a tuple, and the lists in it; anything else as it is"
+    return tuple(map(as_tuples, v)) if isinstance(v, list) else v
+
+def check_study(run, variants, seeds):
+    "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
+    check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
+    for name, given in dict(variants=variants, seeds=seeds).items():
+        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
+            raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
+        if isinstance(given, Sized) and not len(given):
+            raise ValueError(f'{name} is empty: there is nothing to run')
 
 # %% ../nbs/15_ablation.ipynb #4619c51c
 def _check_record(r):
@@ -113,24 +128,12 @@ def _one_run(run, variant, name, seed, runs):
 
     Its error becomes a RuntimeError that keeps the finished ones.
     """
-    try:
-        result = run(variant, seed)
-        return None if getattr(result, 'interrupted', False) else _log(result)
+    try: return run_log(run(variant, seed))
     except KeyboardInterrupt: return None
     except Exception as e:
         error = RuntimeError(f'variant {name!r}, seed {seed}: {type(e).__name__}: {e}')
         error.runs = runs
         raise error from e
-
-def _check_study(run, variants, seeds):
-    "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
-    check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
-    for name, given in dict(variants=variants, seeds=seeds).items():
-        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
-        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
-            raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
-        if isinstance(given, Sized) and not len(given):
-            raise ValueError(f'{name} is empty: there is nothing to run')
 
 def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a number
            variants:dict|Iterable, # {name: whatever run needs}, or names
@@ -145,14 +148,14 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
     Raises RuntimeError for an error in a run: it names variant and seed, and the finished runs
     are in its `.runs` and in `path`; ValueError, TypeError where nothing is to run.
     """
-    _check_study(run, variants, seeds)
+    check_study(run, variants, seeds)
     path = None if path is None else user_path(path)
     named = variants if isinstance(variants, dict) else {str(v): v for v in variants}
-    variants = {_plain(name): v for name, v in named.items()}
+    variants = {plain_number(name): v for name, v in named.items()}
     made = {name: _made(run, v) for name, v in variants.items()} if path else {}
     runs = _open_runs(path, made) if path and path.exists() else Runs([])
     def pending():
-        return ((s, n) for s in map(_plain, seeds) for n in variants if not runs.has(n, s))
+        return ((s, n) for s in map(plain_number, seeds) for n in variants if not runs.has(n, s))
     total = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None
     stopped = None
     with show_progress(pending(), 'ablation', total, 'runs', verbose) as todo:
@@ -309,17 +312,13 @@ def to_json(self:Runs, path:str|Path) -> Path:
     "Save as plain JSON, whole or not at all"
     return atomic_write(path, json.dumps(dict(records=self.records)))
 
-def _tuples(v):
-    "A list as a tuple, and the lists in it; anything else as it is"
-    return tuple(map(_tuples, v)) if isinstance(v, list) else v
-
 @patch(cls_method=True)
 def from_json(cls:Runs, path:str|Path) -> Runs:
     "What `to_json` saved; raises ValueError for a file that is something else"
     path = user_path(path)
     try:
         records = cls(json.loads(path.read_bytes())['records']).records
-        return cls([r | {k: _tuples(r[k]) for k in ('variant', 'seed')} for r in records])
+        return cls([r | {k: as_tuples(r[k]) for k in ('variant', 'seed')} for r in records])
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(f'{path} does not hold runs ({e}); '
                          'delete it or give another path') from None
@@ -353,7 +352,7 @@ def describe(v:Any, # a number, text, array, dataclass, partial, function, class
     """
     if id(v) in _outer: return 'itself'
     _outer.append(id(v))
-    try: return _describe(_plain(v), lists)
+    try: return _describe(plain_number(v), lists)
     finally: _outer.pop()
 
 _outer = []                                                           # what is being described
@@ -401,7 +400,7 @@ def _contents(v):
 
 def _code(f, lists):
     "The dotted name of what a package defines; else the code, and what it refers to"
-    if _installed(f.__module__): return f'{f.__module__}.{f.__qualname__}'
+    if is_installed(f.__module__): return f'{f.__module__}.{f.__qualname__}'
     if isinstance(f, type):
         own = {k: v for k, v in vars(f).items() if k not in _OF_CLASS}
         return ['class', *(describe(v, lists) for v in (f.__name__, f.__bases__, own))]
@@ -432,7 +431,7 @@ def _bytecode(code):
     parts = code.co_code.hex(), consts, code.co_names, code.co_varnames, code.co_freevars
     return digest(json.dumps(parts))
 
-def _installed(module):
+def is_installed(module):
     "Is this a module of Python or of an installed package?"
     if module == '__main__' or module not in sys.modules: return False
     file = vars(sys.modules[module]).get('__file__')
@@ -461,8 +460,8 @@ def _open_runs(path, made):
         kept = Runs([r for r in runs.records if r not in old])
         kept.to_json(path)
     names = ', '.join(dict.fromkeys(repr(r['variant']) for r in old))
-    print(plain_text(f'edited since {path} was written, and run again: {names}; '
-                     f'the old runs are kept in {aside}'))
+    print(plain_text(f'edited since {path.name} was written, and run again: {names}; '
+                     f'the old runs are kept in {aside.name}'))
     return kept
 
 def _others(path):

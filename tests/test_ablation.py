@@ -16,7 +16,7 @@ import pytest
 import torch
 from fastcore.test import test_eq as same
 
-from gptlab.ablation import ablate, describe, Runs, _band, _levels, _log, _verdict, t_factor
+from gptlab.ablation import ablate, describe, Runs, _band, _levels, run_log, _verdict, t_factor
 from gptlab.core import set_seed
 from gptlab.data import make_stories
 from gptlab.model import GPT, GPTConfig
@@ -150,8 +150,8 @@ class Trained:
     (torch.tensor([[3.]]), [dict(value=3.)]), (np.array(4), [dict(value=4)]),
     (dict(a=np.float32(.5), b=np.ones(1), c='x'), [dict(a=.5, c='x')])])
 def test_all_results_become_a_log_that_json_holds(result, log):
-    same(_log(result), log)
-    same(json.loads(json.dumps(_log(result))), log)
+    same(run_log(result), log)
+    same(json.loads(json.dumps(run_log(result))), log)
 
 
 # ---- tables
