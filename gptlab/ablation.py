@@ -34,7 +34,8 @@ def t_factor(n:int, # number of runs
     return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
-def plain_number(v):
+def plain_number(v:Any # any value
+                 ) -> Any:
     "A number in place of a tensor or array that holds one; a tuple of them part by part"
     if isinstance(v, tuple): return tuple(map(plain_number, v))
     scalar = isinstance(v, (np.generic, np.ndarray)) and v.ndim == 0
@@ -46,7 +47,8 @@ def _numbers(row):
     plain = {k: plain_number(v) for k, v in row.items()}
     return {k: v for k, v in plain.items() if isinstance(v, (Number, str))}
 
-def run_log(result):
+def run_log(result:Any # a trainer, a log, a dict, a number
+            ) -> list|None:
     """What a run returned, as a list of dicts of numbers and strings; None if it was interrupted
 
     Raises ValueError for what holds none.
@@ -62,11 +64,15 @@ def run_log(result):
                          f'number; it returned {type(result).__name__}')
     return rows
 
-def as_tuples(v):
+def as_tuples(v:Any # any value
+              ) -> Any:
     "A list as a tuple, and the lists in it; anything else as it is"
     return tuple(map(as_tuples, v)) if isinstance(v, list) else v
 
-def check_study(run, variants, seeds):
+def check_study(run:Callable, # what is run
+                variants:dict|Iterable, # by name
+                seeds:Iterable, # for each
+                ):
     "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
     check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
     for name, given in dict(variants=variants, seeds=seeds).items():
@@ -431,7 +437,8 @@ def _bytecode(code):
     parts = code.co_code.hex(), consts, code.co_names, code.co_varnames, code.co_freevars
     return digest(json.dumps(parts))
 
-def is_installed(module):
+def is_installed(module:str # its name
+                 ) -> bool:
     "Is this a module of Python or of an installed package?"
     if module == '__main__' or module not in sys.modules: return False
     file = vars(sys.modules[module]).get('__file__')
