@@ -6,13 +6,15 @@
 __all__ = ['t_factor', 'Runs', 'ablate', 'Verdicts']
 
 # %% ../nbs/15_ablation.ipynb #190e8c16
-import json, math
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+import copyreg, hashlib, itertools, json, math, sys, sysconfig, types
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, is_dataclass
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
+from torch import nn
 from fastcore.basics import patch
 from .core import (atomic_write, check_number, check_type, markdown_text, plain_text,
                          show_progress, user_path)
@@ -32,24 +34,27 @@ def t_factor(n:int, # number of runs
     return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
-def _plain(v):
+def plain_number(v:Any # any value
+                 ) -> Any:
     "A number in place of a tensor or array that holds one; a tuple of them part by part"
-    if isinstance(v, tuple): return tuple(map(_plain, v))
+    if isinstance(v, tuple): return tuple(map(plain_number, v))
     scalar = isinstance(v, (np.generic, np.ndarray)) and v.ndim == 0
     single = isinstance(v, torch.Tensor) and v.numel() == 1
     return v.item() if scalar or single else v
 
 def _numbers(row):
     "The numbers and strings of a row"
-    plain = {k: _plain(v) for k, v in row.items()}
+    plain = {k: plain_number(v) for k, v in row.items()}
     return {k: v for k, v in plain.items() if isinstance(v, (Number, str))}
 
-def _log(result):
-    """What a run returned, as a list of dicts of numbers and strings
+def run_log(result:Any # a trainer, a log, a dict, a number
+            ) -> list|None:
+    """What a run returned, as a list of dicts of numbers and strings; None if it was interrupted
 
     Raises ValueError for what holds none.
     """
-    result = _plain(result)
+    if getattr(result, 'interrupted', False): return None
+    result = plain_number(result)
     rows = getattr(result, 'log', result)
     if isinstance(rows, dict): rows = [rows]
     elif not isinstance(rows, (list, tuple)): rows = [dict(value=rows)]
@@ -58,6 +63,24 @@ def _log(result):
         raise ValueError('a run must return something with .log, a list of dicts, a dict, or a '
                          f'number; it returned {type(result).__name__}')
     return rows
+
+def as_tuples(v:Any # any value
+              ) -> Any:
+    "A list as a tuple, and the lists in it; anything else as it is"
+    return tuple(map(as_tuples, v)) if isinstance(v, list) else v
+
+def check_study(run:Callable, # what is run
+                variants:dict|Iterable, # by name
+                seeds:Iterable, # for each
+                ):
+    "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
+    check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
+    for name, given in dict(variants=variants, seeds=seeds).items():
+        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
+            raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
+        if isinstance(given, Sized) and not len(given):
+            raise ValueError(f'{name} is empty: there is nothing to run')
 
 # %% ../nbs/15_ablation.ipynb #4619c51c
 def _check_record(r):
@@ -111,44 +134,34 @@ def _one_run(run, variant, name, seed, runs):
 
     Its error becomes a RuntimeError that keeps the finished ones.
     """
-    try:
-        result = run(variant, seed)
-        return None if getattr(result, 'interrupted', False) else _log(result)
+    try: return run_log(run(variant, seed))
     except KeyboardInterrupt: return None
     except Exception as e:
         error = RuntimeError(f'variant {name!r}, seed {seed}: {type(e).__name__}: {e}')
         error.runs = runs
         raise error from e
 
-def _check_study(run, variants, seeds):
-    "Raises TypeError for what cannot be run or gone through, ValueError for what is empty"
-    check_type('run', run, Callable, 'a function (variant, seed) → a trainer, a log or a number')
-    for name, given in dict(variants=variants, seeds=seeds).items():
-        rows = isinstance(given, (np.ndarray, torch.Tensor)) and given.ndim != 1
-        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable) or rows:
-            raise TypeError(f'{name} must be a list or a dict of them, not {given!r:.80}')
-        if isinstance(given, Sized) and not len(given):
-            raise ValueError(f'{name} is empty: there is nothing to run')
-
 def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a number
            variants:dict|Iterable, # {name: whatever run needs}, or names
            seeds:Iterable=range(3), # the same for every variant
-           path:str|Path|None=None, # JSON, saved after every run; runs found there are not repeated
+           path:str|Path|None=None, # JSON, saved after every run; what is found is not run again
            verbose:bool=True, # show how far it is
            ) -> Runs:
     """Run every variant with every seed
 
     An interrupt ends the study with the runs that are finished; a run that returns its trainer
-    tells of it. Raises RuntimeError for an error in a run: it names variant and seed, and the
-    finished runs are in its `.runs` and in `path`; ValueError, TypeError where nothing is to run.
+    tells of it. A variant that was edited since `path` was written is run again, and this is said.
+    Raises RuntimeError for an error in a run: it names variant and seed, and the finished runs
+    are in its `.runs` and in `path`; ValueError, TypeError where nothing is to run.
     """
-    _check_study(run, variants, seeds)
+    check_study(run, variants, seeds)
     path = None if path is None else user_path(path)
     named = variants if isinstance(variants, dict) else {str(v): v for v in variants}
-    variants = {_plain(name): v for name, v in named.items()}
-    runs = Runs.from_json(path) if path and path.exists() else Runs([])
+    variants = {plain_number(name): v for name, v in named.items()}
+    made = {name: _made(run, v) for name, v in variants.items()} if path else {}
+    runs = _open_runs(path, made) if path and path.exists() else Runs([])
     def pending():
-        return ((s, n) for s in map(_plain, seeds) for n in variants if not runs.has(n, s))
+        return ((s, n) for s in map(plain_number, seeds) for n in variants if not runs.has(n, s))
     total = sum(1 for _ in pending()) if isinstance(seeds, Sized) else None
     stopped = None
     with show_progress(pending(), 'ablation', total, 'runs', verbose) as todo:
@@ -157,8 +170,9 @@ def ablate(run:Callable, # (variant, seed) → a trainer, a log, a dict or a num
             if log is None:
                 stopped = f'interrupted in variant {name!r}, seed {seed}, which is not recorded'
                 break
-            runs.records.append(dict(variant=name, seed=seed, log=log))
-            if path: runs.to_json(path)
+            record = dict(variant=name, seed=seed, log=log)
+            if path: _record(path, runs, record | dict(made=made[name]))
+            else: runs.records.append(record)
     if stopped: print(f'{stopped}; {len(runs.records)} finished runs are')
     return runs
 
@@ -212,7 +226,8 @@ def plot(self:Runs,
 def _difference(a, b, alpha):
     """Mean, half-width and p of the paired differences a − b (Student 1908)
 
-    a and b are {seed: value}; only seeds that both have count.
+    a and b are {seed: value}; only seeds that both have count. p is nan where there is no test: a
+    verdict takes three shared seeds.
     """
     from scipy import stats
     d = [a[s] - b[s] for s in a if s in b]
@@ -221,6 +236,7 @@ def _difference(a, b, alpha):
     variance = sum((x-mean)**2 for x in d) / (n-1) if n > 1 else math.nan
     se = math.sqrt(variance / n) if n > 1 else math.nan               # standard error
     p = float(mean == 0) if se == 0 else 2*float(stats.t.sf(abs(mean)/se, n-1))
+    if n < 3: p = math.nan
     return dict(n=n, diff=mean, half=t_factor(n, alpha)*se, p=p)
 
 def _verdict(n, diff, half, **_):
@@ -235,19 +251,19 @@ def _levels(ps, alpha, correct):
     """The level that each p is held to
 
     alpha; or alpha/k (Bonferroni); or, from the smallest p on, alpha/k, alpha/(k−1), … until one
-    fails (Holm 1979). Raises ValueError for another correction.
+    fails (Holm 1979), k the number of tests: a p of nan is none. Raises ValueError for another
+    correction.
     """
     if correct not in ('holm', 'bonferroni', None):
         raise ValueError(f"correct must be 'holm', 'bonferroni' or None, not {correct!r}")
-    k = len(ps)
-    if correct is None or k == 0: return [alpha]*k
-    if correct == 'bonferroni': return [alpha/k]*k
-    levels, level, failed = [alpha/k]*k, None, False
-    smallest_first = sorted(range(k), key=lambda i: (math.isnan(ps[i]), ps[i]))
-    for rank, i in enumerate(smallest_first):
+    tested = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
+    k = len(tested)
+    if correct is None or k == 0: return [alpha]*len(ps)
+    levels, level, failed = [alpha/k]*len(ps), None, correct == 'bonferroni'
+    for rank, i in enumerate(tested if not failed else []):
         if not failed: level = alpha/(k-rank)
         levels[i] = level
-        failed = not ps[i] <= level                                   # so does nan
+        failed = not ps[i] <= level
     return levels
 
 # %% ../nbs/15_ablation.ipynb #ef8c7ed1
@@ -302,20 +318,162 @@ def to_json(self:Runs, path:str|Path) -> Path:
     "Save as plain JSON, whole or not at all"
     return atomic_write(path, json.dumps(dict(records=self.records)))
 
-def _tuples(v):
-    "A list as a tuple, and the lists in it; anything else as it is"
-    return tuple(map(_tuples, v)) if isinstance(v, list) else v
-
 @patch(cls_method=True)
 def from_json(cls:Runs, path:str|Path) -> Runs:
     "What `to_json` saved; raises ValueError for a file that is something else"
     path = user_path(path)
     try:
         records = cls(json.loads(path.read_bytes())['records']).records
-        return cls([r | {k: _tuples(r[k]) for k in ('variant', 'seed')} for r in records])
+        return cls([r | {k: as_tuples(r[k]) for k in ('variant', 'seed')} for r in records])
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(f'{path} does not hold runs ({e}); '
                          'delete it or give another path') from None
+
+def _record(path, runs, record):
+    "Add a record to the file and to `runs`, beside those that another process has added since"
+    with _locked(path):
+        there = Runs.from_json(path).records if path.exists() else []
+        if there != runs.records: runs.records[:] = _merged(there, runs.records)
+        if not runs.has(record['variant'], record['seed']): runs.records.append(record)
+        runs.to_json(path)
+
+def _locked(path):
+    "While this is held, no other process changes the file"
+    from filelock import FileLock
+    return FileLock(path.parent/f'.{path.name}.lock')
+
+def _merged(there, ours):
+    known = [(r['variant'], r['seed']) for r in there]
+    return there + [r for r in ours if (r['variant'], r['seed']) not in known]
+
+# %% ../nbs/15_ablation.ipynb #7d0a5c12
+def describe(v:Any, # a number, text, array, dataclass, partial, function, class, module, stream …
+             lists:bool=True, # also what is in the lists that functions refer to
+             ) -> Any:
+    """All that determines `v`, as plain data: equal things have equal descriptions
+
+    What an installed package defines is told by its dotted name; your own functions and classes by
+    their code and all that it refers to, so that a cell that is run again gives the same. Raises
+    TypeError for what cannot be told, such as an open file.
+    """
+    if id(v) in _outer: return 'itself'
+    _outer.append(id(v))
+    try: return _describe(plain_number(v), lists)
+    finally: _outer.pop()
+
+_outer = []                                                           # what is being described
+
+def _describe(v, lists):
+    if v is None or isinstance(v, (Number, type(...), torch.dtype, torch.device)): return repr(v)
+    if isinstance(v, (str, bytes)): return repr(v) if len(v) < 80 else digest(v)
+    if isinstance(v, (np.ndarray, torch.Tensor)): return _describe_array(v)
+    if isinstance(v, Mapping):
+        pairs = sorted((repr(k), describe(x, lists)) for k, x in v.items())
+        return [type(v).__name__, *map(list, pairs)]
+    if isinstance(v, (set, frozenset)): return ['set', *sorted(map(repr, v))]
+    if isinstance(v, (list, tuple)):
+        parts = [describe(x, lists) for x in v]
+        return [type(v).__name__, *(parts if len(parts) < 20 else [digest(json.dumps(parts))])]
+    if isinstance(v, types.ModuleType): return f'module {v.__name__}'
+    if isinstance(v, (types.FunctionType, types.BuiltinFunctionType, type)): return _code(v, lists)
+    return [_code(type(v), lists), describe(_contents(v), lists)]
+
+def digest(v:str|bytes # what to shorten
+           ) -> str:
+    "The first 16 hexadecimal digits of its SHA-256"
+    return hashlib.sha256(v.encode() if isinstance(v, str) else v).hexdigest()[:16]
+
+def _describe_array(v):
+    kind, shape = str(v.dtype), list(v.shape)
+    if isinstance(v, torch.Tensor): v = v.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return f'{kind}{shape} {digest(np.ascontiguousarray(v).tobytes())}'
+
+def _contents(v):
+    "What makes an object what it is; a stream is taken at its beginning"
+    match v:
+        case types.MethodType(): return v.__func__, v.__self__
+        case partial(): return v.func, v.args, v.keywords
+        case nn.Module(): return repr(v), dict(v.state_dict())
+        case object(mark=str(mark)): return mark                      # tokens: size and checksum
+        case object(reseed=reseed, seed=seed): v = reseed(seed)
+        case object(to_dict=to_dict) if not is_dataclass(v): return to_dict()
+        case object(__wrapped__=f) | object(__func__=f) | object(fget=f): return f
+    reduce = copyreg.dispatch_table.get(type(v), lambda v: v.__reduce_ex__(4))
+    try: return reduce(v)[:3]
+    except TypeError as e:
+        raise TypeError(f'what determines a {type(v).__name__} cannot be told ({e}): '
+                        'make it where it is used, inside the function') from None
+
+def _code(f, lists):
+    "The dotted name of what a package defines; else the code, and what it refers to"
+    if is_installed(f.__module__): return f'{f.__module__}.{f.__qualname__}'
+    if isinstance(f, type):
+        own = {k: v for k, v in vars(f).items() if k not in _OF_CLASS}
+        return ['class', *(describe(v, lists) for v in (f.__name__, f.__bases__, own))]
+    used = {}
+    for name in _names(f.__code__):
+        if name in f.__globals__: used[name] = f.__globals__[name]
+    cells = zip(f.__code__.co_freevars, f.__closure__ or ())
+    used |= {name: cell.cell_contents for name, cell in cells}
+    told = {}
+    for name, v in used.items():
+        if type(v) is list and not lists: continue
+        try: told[name] = describe(v, lists)
+        except TypeError as e: raise TypeError(f'{name}: {e}') from None
+    defaults = describe((f.__defaults__, f.__kwdefaults__), lists)
+    return ['function', _bytecode(f.__code__), defaults, told]
+
+_OF_CLASS = ('__module__', '__dict__', '__weakref__', '__doc__', '__firstlineno__',
+             '__static_attributes__', '__annotations__', '__dataclass_fields__')
+
+def _names(code):
+    "All names in a function's code and in the functions within it"
+    within = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return sorted({*code.co_names, *(n for c in within for n in _names(c))})
+
+def _bytecode(code):
+    "What a function does, without the names of its file and lines"
+    consts = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    parts = code.co_code.hex(), consts, code.co_names, code.co_varnames, code.co_freevars
+    return digest(json.dumps(parts))
+
+def is_installed(module:str # its name
+                 ) -> bool:
+    "Is this a module of Python or of an installed package?"
+    if module == '__main__' or module not in sys.modules: return False
+    file = vars(sys.modules[module]).get('__file__')
+    if file is None or module.split('.')[0] == 'gptlab': return True
+    return any(p in Path(file).parents for p in _PACKAGES)
+
+_PACKAGES = {Path(p) for p in sysconfig.get_paths().values()}
+
+# %% ../nbs/15_ablation.ipynb #7d0a5c13
+def _made(run, variant):
+    "The fingerprint of a variant and of what is run; None where it cannot be told"
+    try: return digest(json.dumps(describe([run, variant], lists=False)))
+    except TypeError: return None
+
+def _open_runs(path, made):
+    "The runs at `path`; those of a variant that was edited are put aside in another file"
+    def edited(r):
+        now = made.get(r['variant'])
+        return None not in (now, r.get('made')) and now != r['made']
+    with _locked(path):
+        runs = Runs.from_json(path)
+        old = [r for r in runs.records if edited(r)]
+        if not old: return runs
+        aside = next(p for p in _others(path) if not p.exists())
+        runs.to_json(aside)
+        kept = Runs([r for r in runs.records if r not in old])
+        kept.to_json(path)
+    names = ', '.join(dict.fromkeys(repr(r['variant']) for r in old))
+    print(plain_text(f'edited since {path.name} was written, and run again: {names}; '
+                     f'the old runs are kept in {aside.name}'))
+    return kept
+
+def _others(path):
+    "runs-before-1.json, runs-before-2.json, …"
+    return (path.with_name(f'{path.stem}-before-{n}{path.suffix}') for n in itertools.count(1))
 
 # %% ../nbs/15_ablation.ipynb #7e4add15
 def _mean(values):
@@ -328,7 +486,8 @@ def _mean(values):
 
 def _common_keys(records):
     "The first six numbers that every run logged, but for those that count or time"
-    skip = 'step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'wait', 'memory', 'mfu'
+    skip = ('step', 'tokens', 'lr', 'grad_norm', 'tokens_per_second', 'seconds', 'wait', 'memory',
+            'mfu')
     numbers = []
     for r in records:
         numbers.append({k for row in r['log'] for k, v in row.items() if isinstance(v, Number)})

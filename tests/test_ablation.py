@@ -1,15 +1,22 @@
 """Studies that are interrupted, names and seeds of every kind, tables of one variant, bands of runs
 that were logged at different times."""
+import copy
 import itertools
 import json
 import math
+import re
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fastcore.test import test_eq as same
 
-from gptlab.ablation import ablate, Runs, _band, _levels, _log, _verdict, t_factor
+from gptlab.ablation import ablate, describe, Runs, _band, _levels, run_log, _verdict, t_factor
 from gptlab.core import set_seed
 from gptlab.data import make_stories
 from gptlab.model import GPT, GPTConfig
@@ -38,7 +45,7 @@ def ended_early(): return Stub(True)
 
 
 @pytest.mark.parametrize('end', [ended_by_key, ended_by_signal, ended_early])
-def test_an_interrupted_run_ends_the_study_and_is_run_again(tmp_path, capsys, end):
+def test_r04_an_interrupted_run_ends_the_study_and_is_run_again(tmp_path, capsys, end):
     path, calls = tmp_path/'runs.json', []
 
     def run(variant, seed):
@@ -99,7 +106,7 @@ NAMES = dict(tuples={('muon', .01): 1, ('adamw', (1, 2)): 2}, numbers={1: 1, 2.5
 
 @pytest.mark.parametrize('seeds', SEEDS.values(), ids=list(SEEDS))
 @pytest.mark.parametrize('names', NAMES.values(), ids=list(NAMES))
-def test_names_and_seeds_survive_a_file(tmp_path, names, seeds):
+def test_a13_names_and_seeds_survive_a_file(tmp_path, names, seeds):
     path, calls = tmp_path/'runs.json', []
 
     def run(variant, seed):
@@ -143,14 +150,14 @@ class Trained:
     (torch.tensor([[3.]]), [dict(value=3.)]), (np.array(4), [dict(value=4)]),
     (dict(a=np.float32(.5), b=np.ones(1), c='x'), [dict(a=.5, c='x')])])
 def test_all_results_become_a_log_that_json_holds(result, log):
-    same(_log(result), log)
-    same(json.loads(json.dumps(_log(result))), log)
+    same(run_log(result), log)
+    same(json.loads(json.dumps(run_log(result))), log)
 
 
 # ---- tables
 
 @pytest.mark.parametrize('correct', ['holm', 'bonferroni', None])
-def test_a_single_variant_has_nothing_to_compare_with(correct):
+def test_u02_a_single_variant_has_nothing_to_compare_with(correct):
     table = ablate(lambda v, s: s, ['a']).table('value', 'a', correct=correct)
     same(table['a'], dict(mean=1., verdict='nothing to compare with'))
     same(repr(table), 'a · 1 · nothing to compare with')
@@ -251,8 +258,113 @@ def test_u13_names_of_others_are_only_text():
 
 def test_a24_the_home_folder_of_a_study(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
-    ablate(lambda v, s: s, ['a'], path='~/runs.json')
-    same(len(Runs.from_json('~/runs.json').records), 3)
     calls = []
-    ablate(lambda v, s: calls.append(s) or s, ['a'], path='~/runs.json')
-    same(calls, [])
+
+    def run(variant, seed): return calls.append(seed) or seed
+
+    ablate(run, ['a'], path='~/runs.json')
+    same(len(Runs.from_json('~/runs.json').records), 3)
+    ablate(run, ['a'], path='~/runs.json')
+    same(calls, [0, 1, 2])
+
+
+# ---- A13, U02: what was edited is run again; two processes share a file; Holm counts tests
+
+def made(source, **names):
+    "A function as a notebook's cell makes it"
+    exec(source, names)
+    return names['run']
+
+
+RUN = 'def run(variant, seed):\n    return rate*variant + seed\n'
+
+
+@pytest.mark.parametrize('after, again', [
+    (dict(), []), (dict(source='# said otherwise\n\n' + RUN), []),
+    (dict(variants=dict(b=2, a=1)), []),
+    (dict(variants=dict(a=1, b=5)), ['b']), (dict(rate=2.), ['a', 'b']),
+    (dict(source=RUN.replace('+ seed', '- seed')), ['a', 'b']),
+    (dict(variants=dict(a=1, b=2, c=3)), ['c'])], ids=str)
+def test_u02_an_edited_variant_is_run_again(tmp_path, capsys, after, again):
+    def study(source=RUN, rate=1., variants=dict(a=1, b=2)):
+        runs = ablate(made(source, rate=rate), variants, path=tmp_path/'runs.json', verbose=False)
+        return runs.final('value')
+
+    old, new = study(), study(**after)
+    same([v for v in new if new[v] != old.get(v)], again)
+    edited = [v for v in again if v in old]
+    told = capsys.readouterr().out
+    same('edited since' in told, bool(edited))
+    same((tmp_path/'runs-before-1.json').exists(), bool(edited))
+    if edited: same(Runs.from_json(tmp_path/'runs-before-1.json').final('value'), old)
+
+
+PARTS = dict(number=(1, 2), text=('x'*100, 'x'*99 + 'y'), array=(np.zeros(3), np.ones(3)),
+             tensor=(torch.zeros(3), torch.zeros(3).bfloat16()), functions=(lambda: 1, lambda: 2),
+             partials=(partial(max, key=len), partial(max, key=abs)), sets=({1, 2}, {1, 3}),
+             layers=(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), paths=(Path('a'), Path('b')),
+             patterns=(re.compile('a'), re.compile('b')),
+             nested=(dict(a=[1, (2,)]), dict(a=[1, 2])),
+             long=(list(range(100)), [*range(99), 0]), config=(
+                 GPTConfig(vocab_size=8, context_length=4),
+                 GPTConfig(vocab_size=9, context_length=4)))
+
+
+@pytest.mark.parametrize('one, other', PARTS.values(), ids=list(PARTS))
+def test_u02_a_description_tells_things_apart_and_is_the_same_for_a_copy(one, other):
+    assert describe(one) != describe(other)
+    same(describe(copy.deepcopy(one)), describe(one))
+    same(json.loads(json.dumps(describe(one))), describe(one))
+
+
+def test_u02_a_stream_that_was_read_is_described_as_before():
+    train, valid = batches(make_stories(30, seed=0), ByteTokenizer(), B=2, T=16)
+    before = describe([train, valid])
+    next(train)
+    same(describe([train, valid]), before)
+    assert describe(train.reseed(1)) != describe(train)
+
+
+def test_u02_what_cannot_be_described_is_named():
+    lock = threading.Lock()
+    def run(variant, seed): return lock.locked()
+    said = 'lock: what determines a lock cannot be told'
+    with pytest.raises(TypeError, match=said): describe(run)
+
+
+TWO = """
+import sys
+from gptlab.ablation import ablate
+def run(variant, seed):
+    import time
+    time.sleep(.02)
+    return variant + seed
+for _ in range(3): ablate(run, {str(n): n for n in map(int, sys.argv[2:])}, range(6), sys.argv[1])
+"""
+
+
+@pytest.mark.exhaustive
+def test_u02_two_processes_on_one_path_lose_nothing(tmp_path):
+    args = [[sys.executable, '-c', TWO, str(tmp_path/'runs.json'), *names]
+            for names in (('1', '2', '3'), ('3', '4', '5'))]
+    for p in [subprocess.Popen(a, cwd=tmp_path) for a in args]: same(p.wait(timeout=300), 0)
+    runs = Runs.from_json(tmp_path/'runs.json')
+    same(sorted((r['variant'], r['seed']) for r in runs.records),
+         [(v, s) for v in '12345' for s in range(6)])
+    same({r['log'][0]['value'] - int(r['variant']) - r['seed'] for r in runs.records}, {0})
+
+
+def test_u02_variants_without_shared_seeds_do_not_widen_the_intervals():
+    def records(name, seeds, off):
+        return [dict(variant=name, seed=s, log=[dict(loss=off + .01*(s*s % 7))]) for s in seeds]
+    today = records('base', range(5), 1.) + records('new', range(5), .9)
+    last_week = records('old', range(50, 55), 1.) + records('older', range(3, 5), 1.)
+    alone, beside = Runs(today), Runs(today + last_week)
+    same(beside.table('loss', 'base')['new'], alone.table('loss', 'base')['new'])
+    for v in ('old', 'older'): assert 'no verdict' in beside.table('loss', 'base')[v]['verdict']
+
+
+@pytest.mark.parametrize('correct', ['holm', 'bonferroni'])
+def test_u02_a_p_of_nan_is_no_test(correct):
+    same(_levels([math.nan, .5, .01], .06, correct)[1:], _levels([.5, .01], .06, correct))
+    same(_levels([math.nan], .06, correct), [.06])

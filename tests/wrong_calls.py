@@ -48,13 +48,14 @@ HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes s
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
-    BadSteps Overlap RunTable Report Grid Replay'''.split()
+    BadSteps Overlap RunTable Report Grid Replay Job Study StudyStatus'''.split()
 
 # public, and not swept, and why
 EXEMPT = dict(
     end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
     push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA',
     Stateful='a protocol', wandb_history="reads what W&B wrote", flex='a backend',
+    Executes='a protocol', work='a worker calls it',
     sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
     balance_bias='a choice', **dict.fromkeys(RECORDS, 'a record'))
@@ -615,6 +616,19 @@ runs='''
     RankRows(stream(), 0, 1).load_state_dict(RankRows(stream(), 0, 1).state_dict()) # state: False
     RankRows(stream(), 0, 1).resize(B=2, T=8)
 ''',
+studies='''
+    study(lambda v, s: dict(bpb=1.), dict(a=1), [0], path='lines')
+        # run: callable(v); variants: v == [None]; seeds: v == [None]; executor: callable(v)
+        # retries: v >= 0; threads: v >= 1
+    open_study(made_study())                         # path: False
+    study_status(made_study())                       # path: False
+    drive([])                                        # jobs: v == []; executor: callable(v)
+        # retries: v >= 0
+    noise_floor(Runs(three_records()), 'bpb')        # runs: False; key: False; seeds: v == []
+        # power: .05 < v < 1; alpha: 0 < v < .8
+    paired_scatter(Runs(three_records()), 'bpb')     # runs: False; key: False
+    join_studies(dict(a=made()), ['threads'])        # studies: False; same: v in ([], {})
+''',
 cli='''
     command('train', text=file('a.txt', LONG), steps='1', vocab='260', layers='1', width='32')
         # text: False; steps: v == '1000000000'; dir: True; device: v == ''; layers: False;
@@ -645,7 +659,8 @@ def namespace():
 MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder
     file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
     tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora average
-    saved_average run_folder command kept kept_opt hf sp probed'''.split())
+    saved_average run_folder command kept kept_opt hf sp probed made made_study
+    three_records'''.split())
 
 def lab():
     import gptlab.all
@@ -732,6 +747,14 @@ def checkpoint(): return lab().save_checkpoint('step', a=dict(b=1))
 def records():
     log = [dict(step=1, bpb=1.)]
     return [dict(variant=v, seed=s, log=log) for v in 'ab' for s in (0, 1)]
+def three_records():
+    log = [dict(step=1, bpb=1.)]
+    return [dict(variant='a', seed=s, log=log) for s in range(3)]
+
+def made(): return lab().study(lambda v, s: dict(bpb=1.), dict(a=1), [0], path='made')
+
+def made_study(): return made().path
+
 def token_folder(): return lab().write_tokens(docs(), tok(), 'tokens', progress=False)
 def dataset():
     import datasets
