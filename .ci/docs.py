@@ -10,7 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT/'nbs'
-SECTIONS = dict(recipes='Recipes', howto='How to', experiments='Experiments')
+FOLDERS = dict(recipes='Recipes', howto='How to', experiments='Experiments')
+# A shelf chapter stands beside the part of the map that it lights: section → those parts
+SHELF = {'Text': 'tokenizer bpe data packing', 'Model': 'blocks attention model',
+         'Training': 'optimizers schedules trainer checkpoints watching',
+         'Writing and measuring': 'generation score ablation', 'Tools': 'start cli'}
+NUMBERS = 'Numbers give the order of imports, not of reading; so they stay, and leave gaps.'
 
 
 # ---- the sidebar
@@ -21,15 +26,38 @@ def pages() -> list[Path]:
     return [p for p in found if not any(q.startswith(('.', '_')) for q in p.parts)]
 
 
+def map_part(page: Path) -> str:
+    "The part of the map that a notebook lights at its top"
+    found = re.search(r"flow_map\('(\w+)'\)", (NBS/page).read_text(encoding='utf-8'))
+    if not found: raise SystemExit(f"{page}: no map; a chapter has flow_map('…') near its top")
+    return found[1]
+
+
+def shelf(chapters: list[Path]) -> list[str]:
+    "The shelf's part of the sidebar: chapters by subject, in the order of their numbers"
+    parts = {p: map_part(p) for p in chapters}
+    lines = ['      - section: The shelf', '        contents:', f'          - text: "{NUMBERS}"']
+    for title, keys in SHELF.items():
+        members = [p for p in chapters if parts[p] in keys.split()]
+        if not members: continue
+        lines += [f'          - section: {title}', '            contents:']
+        lines += [f'              - {p.as_posix()}' for p in members]
+    return lines
+
+
 def sidebar() -> str:
     "The sidebar of _quarto.yml as it should be for the notebooks on disk"
     num = lambda p: int(p.name[:2]) if p.name[:2].isdigit() else None
     top = [p for p in pages() if len(p.parts) == 1]
-    groups = {'The book': [p for p in top if num(p) is not None and num(p) <= 15], 'The shelf': [p for p in top if (num(p) or 0) > 15]}
-    groups |= {title: [p for p in pages() if p.parts[0] == folder and len(p.parts) > 1] for folder, title in SECTIONS.items()}
     lines = ['      - index.ipynb'] if Path('index.ipynb') in top else []
+    groups = {'The book': [p for p in top if num(p) is not None and num(p) <= 15], 'The shelf': []}
+    groups |= {title: [p for p in pages() if p.parts[0] == folder and len(p.parts) > 1]
+               for folder, title in FOLDERS.items()}
     for title, members in groups.items():
-        if members: lines += [f'      - section: {title}', '        contents:'] + [f'          - {p.as_posix()}' for p in members]
+        if title == 'The shelf': lines += shelf([p for p in top if (num(p) or 0) > 15])
+        elif members:
+            lines += [f'      - section: {title}', '        contents:']
+            lines += [f'          - {p.as_posix()}' for p in members]
     rest = [p for p in top if num(p) is None and p.name != 'index.ipynb']
     return '\n'.join(lines + [f'      - {p.as_posix()}' for p in rest]) + '\n'
 
@@ -61,6 +89,8 @@ def to_mathml(match: re.Match) -> str:
 
 
 MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
+# a line of the sidebar that leads nowhere
+NOTE = re.compile(r'<a href="" class="sidebar-item-text sidebar-link">(.*?)</a>')
 CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
 
 
@@ -81,6 +111,7 @@ def repair(site: Path) -> None:
             up = '../' * (len(f.relative_to(site).parts) - 1) or './'
             text = re.sub(r'((?:href|src)=")' + re.escape(home), r'\1' + up, text)
             text = CDN.sub('', MATH.sub(to_mathml, text))
+            text = NOTE.sub(r'<span class="sidebar-note">\1</span>', text)
         f.write_text(text, encoding='utf-8')
 
 
