@@ -34,9 +34,10 @@ SKIP = 'Skip at first reading'  # the heading of a chapter's last part
 
 def _summary(cell, names):
     "The line under which a cell is folded"
-    kinds = dict(exports='Code', export='Helpers', exporti='For other modules')
+    kinds = dict(exports='Code', export='Code', exporti='For other modules')
     kind = next(kinds[k] for k in kinds if k in cell.directives_)
     own = [n for n in names if '.' not in n] or names
+    if kind == 'Code' and all(n.startswith('_') for n in own): kind = 'Helpers'
     if own: return f'{kind}: {", ".join(own)}'
     return 'Imports' if re.search(r'^(import|from) ', cell.source, re.M) else 'Settings'
 
@@ -280,7 +281,7 @@ class PageSources:
         front = next((c for c in self.nb.cells if c.cell_type == 'raw'), None)
         if front is None: return
         title = rf'title: "{number} · \1"'
-        front.source = re.sub(r'^title: (.*)$', title, front.source, flags=re.M)
+        front.source = re.sub(r'''^title: ['"]?(.*?)['"]?$''', title, front.source, flags=re.M)
 
 _fold = '#| code-fold: true\n#| code-summary: '
 _IMPORTS = f'{_fold}"Imports"\n'
