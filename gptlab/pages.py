@@ -231,7 +231,8 @@ class PageSources:
         for output in cell.get('outputs', []): self._link_map(output)
         if cell.directives_.keys() & {'hide', 'default_exp'}: return []
         if not cell.directives_.keys() & {'export', 'exports', 'exporti'}:
-            if _only_imports(cell.source): cell.source = f'{_IMPORTS}{cell.source}'
+            if _only_imports(cell.source):
+                cell.source, cell['outputs'] = f'{_IMPORTS}{cell.source}', []
             return [cell]
         return [self._place(cell), self._folded(cell)]
 
@@ -287,8 +288,8 @@ _fold = '#| code-fold: true\n#| code-summary: '
 _IMPORTS = f'{_fold}"Imports"\n'
 
 def _is_imports(cell):
-    "Is a cell folded under Imports, and shows nothing else?"
-    return cell.source.startswith(_IMPORTS) and not cell.get('outputs')
+    "Is a cell folded under Imports?"
+    return cell.source.startswith(_IMPORTS)
 
 def _only_place(cell):
     "Is a cell the line that says where the source is, and nothing leads to it?"
