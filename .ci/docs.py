@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Build the docs site without Quarto: python .ci/docs.py [--out _docs]   (--sidebar rewrites the sidebar in _quarto.yml)
+"""Build the docs site without Quarto: python .ci/docs.py [--out _docs]
 
-nbdev prepares the notebooks (nbs/92_pages.ipynb says how), smalldocs renders them from the same _quarto.yml that Quarto uses on GitHub,
-and we repair what smalldocs does differently: the names of pages, links to the published site, and maths, which becomes MathML.
-The result asks no other host for anything.
+nbdev prepares the notebooks (nbs/92_pages.ipynb says how), smalldocs renders them from the same
+_quarto.yml that Quarto uses on GitHub, and we repair what smalldocs does differently: the names of
+pages, links to the published site, and maths, which becomes MathML. With --sidebar only the sidebar
+in _quarto.yml is written. The result asks no other host for anything.
 """
 import argparse, html, os, re, shutil, subprocess, sys, time
 from pathlib import Path
@@ -85,24 +86,32 @@ def to_mathml(match: re.Match) -> str:
     block = match[1] == 'display'
     tex = tex.removeprefix('\\[' if block else '\\(').removesuffix('\\]' if block else '\\)')
     try: return convert(tex, display='block' if block else 'inline')
-    except Exception as e: raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({type(e).__name__})') from None
+    except Exception as e:
+        kind = type(e).__name__
+        raise SystemExit(f'maths that latex2mathml cannot read: {tex!r} ({kind})') from None
 
 
 MATH = re.compile(r'<span class="math (inline|display)">(.*?)</span>', re.S)
 # a line of the sidebar that leads nowhere
 NOTE = re.compile(r'<a href="" class="sidebar-item-text sidebar-link">(.*?)</a>')
-CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
+CDN = re.compile(r'<(?:script|link)\b[^>]*https://cdn\.jsdelivr\.net[^>]*>(?:</script>)?'
+                 r'|<script\b[^>]*>[^<]*renderMathInElement[^<]*</script>')
 
 
 def repair(site: Path) -> None:
-    "Give the pages nbdev's names, make links to the published site relative, turn TeX into MathML, drop what comes from a CDN"
+    """Give the pages nbdev's names, and make links to the published site relative
+
+    TeX becomes MathML, and what comes from a CDN is dropped.
+    """
     cfg = dict(re.findall(r'^(\w+)\s*=\s*(.*)$', (ROOT/'settings.ini').read_text(), re.M))
     home = cfg['doc_host'].rstrip('/') + cfg['doc_baseurl'].rstrip('/') + '/'
-    rename = {p.with_suffix('.html').as_posix(): (p.parent/page_name(p.stem)).as_posix() for p in pages()}
+    rename = {p.with_suffix('.html').as_posix(): (p.parent/page_name(p.stem)).as_posix()
+              for p in pages()}
     for old, new in rename.items():
         if old != new and (site/old).exists(): (site/old).replace(site/new)
     stems = {Path(a).name: Path(b).name for a, b in rename.items() if a != b}
-    link = re.compile(r'(?<![\w-])(' + '|'.join(map(re.escape, stems)) + r')(?=["#?<\s])') if stems else None
+    names = '|'.join(map(re.escape, stems))
+    link = re.compile(rf'(?<![\w-])({names})(?=["#?<\s])') if stems else None
     for f in [*site.rglob('*.html'), site/'search.json', site/'sitemap.xml']:
         if not f.exists(): continue
         text = f.read_text(encoding='utf-8')
@@ -124,22 +133,27 @@ def build(out: Path, quiet: bool = False) -> Path:
     from nbdev.serve import proc_nbs
     os.chdir(ROOT)
     try: cache = proc_nbs(n_workers=2, force=True)
-    except Exception as e: raise SystemExit(f'nbdev could not prepare a notebook: {type(e).__name__}: {e}') from None
-    done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(cache)], capture_output=True, text=True)
+    except Exception as e:
+        raise SystemExit(f'nbdev could not prepare a notebook: {type(e).__name__}: {e}') from None
+    done = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', str(cache)],
+                          capture_output=True, text=True)
     if done.returncode: raise SystemExit(done.stdout + done.stderr)
-    ignored = ('wrote', 'execute.enabled', 'html-math-method', 'format.html.grid', 'output-file')     # for Quarto, or done below
+    # for Quarto, or done below
+    ignored = ('wrote', 'execute.enabled', 'html-math-method', 'format.html.grid', 'output-file')
     said = [w for w in done.stderr.splitlines() if not any(i in w for i in ignored)]
     if not quiet and said: print('\n'.join(said))
     if out.exists(): shutil.rmtree(out)
     shutil.move(str(cache/'_docs'), out)
     repair(out)
-    if not quiet: print(f'{len(list(out.rglob("*.html")))} pages in {time.time() - start:.0f} s: {out}/index.html')
+    count, seconds = len(list(out.rglob('*.html'))), time.time() - start
+    if not quiet: print(f'{count} pages in {seconds:.0f} s: {out}/index.html')
     return out
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--out', type=Path, default=ROOT/'_docs', help='the folder for the site (replaced)')
+    p.add_argument('--out', type=Path, default=ROOT/'_docs',
+                   help='the folder for the site (replaced)')
     p.add_argument('--sidebar', action='store_true', help='only rewrite the sidebar in _quarto.yml')
     args = p.parse_args()
     if args.sidebar: print('sidebar rewritten' if write_sidebar() else 'sidebar is right')

@@ -39,7 +39,7 @@ def route_tokens(scores:torch.Tensor, # (N,E) how well each expert suits each to
 
 # %% ../nbs/23_moe.ipynb #76f2bd37
 class MoE(Layer):
-    """Mixture of experts: each token asks k of them, and the shared ones besides
+    """Mixture of experts: each token uses k of them, and the shared ones besides
 
     Shazeer et al. 2017; shared experts: Dai et al. 2024. Without a capacity no token is dropped.
     Raises ValueError for numbers and words that make no mixture."""
@@ -47,8 +47,8 @@ class MoE(Layer):
                  C:int, # width
                  d_ff:int, # hidden width of each expert
                  n_experts:int=8, # to choose from
-                 k:int=2, # asked per token
-                 shared:int=0, # asked by all tokens
+                 k:int=2, # chosen per token
+                 shared:int=0, # applied to all tokens
                  d_expert:int|None=None, # hidden width of each expert where it is not d_ff
                  expert:Callable=MLP, # expert(C, d_ff), any MLP
                  gate:str='softmax', # scores: 'softmax', or 'sigmoid' of each (DeepSeek-V3)
@@ -82,7 +82,7 @@ class MoE(Layer):
         for e, m in enumerate(self.experts):
             n, slot = (chosen == e).nonzero(as_tuple=True)        # tokens of this expert
             n, slot = n[:self._most(len(flat))], slot[:self._most(len(flat))]
-            # asked even about no token: then its gradient is 0, not missing
+            # applied even to no token: then its gradient is 0, not missing
             y = y.index_add(0, n, (w[n,slot,None] * m(flat[n])).to(y.dtype)) # (N,C)
         y = sum([m(flat) for m in self.shared], y).view_as(x)     # (B,T,C)
         return y if self.balance is None else (y, self._unevenness(chosen, scores))
@@ -121,7 +121,7 @@ def _check_moe(E, k, shared, gate, balance, capacity):
         raise ValueError(f"balance is 'loss', 'bias' or None, not {balance!r}")
 
 # %% ../nbs/23_moe.ipynb #759d18ac
-def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
+def balance_loss(chosen:torch.Tensor, # (N,k) the chosen experts
                  scores:torch.Tensor, # (N,E) of every expert, each row sums to 1
                  ) -> torch.Tensor:
     """1 when the load is even, up to E when one expert has it all
@@ -131,10 +131,10 @@ def balance_loss(chosen:torch.Tensor, # (N,k) the experts asked
     if len(chosen) != N: raise ValueError(f'{len(chosen)} choices for {N} tokens')
     return E * (load_of(chosen, E).to(scores.dtype) * scores.mean(0)).sum()
 
-def load_of(chosen:torch.Tensor, # (N,k) the experts asked
+def load_of(chosen:torch.Tensor, # (N,k) the chosen experts
             E:int, # how many there are
             ) -> torch.Tensor: # (E,)
-    "Each expert's fraction of all that was asked; raises ValueError for fewer than one expert"
+    "Each expert's fraction of all choices; raises ValueError for fewer than one expert"
     if E < 1: raise ValueError(f'E is how many experts there are, at least 1, not {E!r}')
     return F.one_hot(chosen.flatten(), E).float().mean(0)
 
@@ -184,8 +184,8 @@ def expert_load(model:nn.Module, # any model with mixtures in it
         for h in hooks: h.remove()
     return torch.stack(loads)
 
-def dropped_share(load:torch.Tensor, # (…,E) shares, as of `expert_load`
-                  capacity:float, # room of an expert, times the mean load
+def dropped_share(load:torch.Tensor, # (…,E) fractions, as of `expert_load`
+                  capacity:float, # capacity of an expert, times the mean load
                   ) -> torch.Tensor: # (…,)
     "The fraction of choices that a fixed capacity would not have served"
     check_number('capacity', capacity, above=0)
@@ -225,7 +225,7 @@ def _share_of(T, share): return max(1, round(share*T))
 
 # %% ../nbs/23_moe.ipynb #d7d056c7
 class MoD(Layer):
-    """Mixture of depths: a block that works on a share of the tokens
+    """Mixture of depths: a block that works on a fraction of the tokens
 
     Raposo et al. 2024, eq. 1, with a sigmoid on the weights. Raises ValueError for a share outside
     0 to 1."""
@@ -236,7 +236,7 @@ class MoD(Layer):
                  norm:Callable, # norm(C)
                  share:float=.5, # of tokens to work on
                  inner:Callable=Block, # the block that does the work
-                 causal:bool|None=None, # does the guess decide? None: except in training
+                 causal:bool|None=None, # does the causal router decide? None: except in training
                  dropout:float=0., # offered to the inner block
                  ):
         super().__init__()
@@ -270,11 +270,11 @@ def _through(self:MoD, x, seq, keep, w, K=None):
     return y, 0. if aux is None else aux
 
 def _take(t, at):
-    "The entries of t (B,T,…) at the places (B,K)"
+    "The entries of t (B,T,…) at the positions (B,K)"
     return t.gather(1, at.view(*at.shape, *[1]*(t.ndim-2)).expand(*at.shape, *t.shape[2:]))
 
 def _places(keep, K=None):
-    "Where kept tokens are, in order, filled up to K or to the longest row; which of these are kept"
+    "Where chosen tokens are, in order, filled up to K or to the longest row; which are chosen"
     if K is None: K = keep.sum(1).max()
     at = (~keep).int().argsort(dim=1, stable=True)[:,:K]          # (B,K)
     return at, keep.gather(1, at)

@@ -27,7 +27,7 @@ class ParallelBlock(Block):
                  attn:Callable, # bound constructor: attn() makes the attention
                  mlp:Callable, # bound constructor: mlp() makes the MLP
                  norm:Callable, # norm(C)
-                 dropout:float=0., # share of attention's answer zeroed in training
+                 dropout:float=0., # dropout probability of attention's output
                  two_norms:bool=False, # one each (Black et al. 2022, GPT-NeoX)?
                  ):
         super().__init__(C, attn, mlp, norm, dropout)
@@ -54,8 +54,8 @@ class ScaledBlock(Block):
                  layer:int=0, # this layer
                  n_layers:int=1, # of so many
                  h:tuple=(1.15, 1.05), # the stream's scale: first layer, last layer
-                 z:tuple=(.20, .05), # x0's share, likewise; (1, 1) and (0, 0) begin plain
-                 dropout:float=0., # share of attention's answer zeroed in training
+                 z:tuple=(.20, .05), # x0's factor, likewise; (1, 1) and (0, 0) begin plain
+                 dropout:float=0., # dropout probability of attention's output
                  ):
         super().__init__(C, attn, mlp, norm, dropout)
         # 0 first layer, 1 last

@@ -277,7 +277,8 @@ CUT = """wide => {
         return false }
     return [...document.querySelectorAll('main *')].filter(e => {
         const r = e.getBoundingClientRect()
-        return r.width && (r.right > wide + 1 || r.left < -1) && !e.closest('svg, math') && !boxed(e)
+        const out = r.width && (r.right > wide + 1 || r.left < -1)
+        return out && !e.closest('svg, math') && !boxed(e)
     }).map(e => `${e.tagName} ${e.className}: ${(e.innerText || '').slice(0, 40)}`) }"""
 
 

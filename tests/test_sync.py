@@ -120,7 +120,8 @@ def test_each_chapter_of_the_shelf_stands_once_in_the_sidebar():
 
 # ---- the glossary
 
-ALONE = ['A *batch* is B rows of T tokens.', '*Perplexity* is the exponential of the cross-entropy.',
+ALONE = ['A *batch* is B rows of T tokens.',
+         '*Perplexity* is the exponential of the cross-entropy.',
          'Each *training step* computes the loss on a batch and its gradient.',
          'This chapter turns documents into batches: this is called *packing*.']
 LEANING = ['It is counted in *nats*.', 'This is *attention*, and here is all of it:',
