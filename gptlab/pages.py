@@ -109,12 +109,17 @@ def _mark_papers(text, seen):
     ids = _paper_ids(text, seen)
     return _ENTRY.sub(lambda m: f'- <a id="{next(ids)}"></a>', text)
 
+def _markdown(path):
+    "The Markdown cells of a notebook; none where there is no such notebook"
+    if not Path(path).is_file(): return []
+    cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+
 @cache
 def _papers(path):
     "Author and year → the entries of that name: their ids and what they say"
     found, seen = {}, {}
-    for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']:
-        text = ''.join(cell['source'])
+    for text in _markdown(path):
         entries = [line for line in text.split('\n') if _ENTRY.match(line)]
         for id, entry in zip(_paper_ids(text, seen), entries):
             found.setdefault(re.sub(r'(-\d{4})-\d+$', r'\1', id), []).append((id, entry))
@@ -147,9 +152,7 @@ def _mark_terms(text):
 @cache
 def _terms(path):
     "The terms of the glossary that can be nothing else, the longest first"
-    cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
-    text = '\n'.join(''.join(c['source']) for c in cells)
-    found = re.findall(r'^- \*\*(.+?)\*\*', text, re.M)
+    found = re.findall(r'^- \*\*(.+?)\*\*', '\n'.join(_markdown(path)), re.M)
     clear = [t for t in found if t in _CLEAR or re.search(r'[ A-Z-]', t)]
     return sorted(clear, key=len, reverse=True)
 
