@@ -15,12 +15,12 @@ TERMS = {
     'Text': 'token, vocabulary, token id, special token, bos?, tokenizer, byte-pair encoding, '
             'merge, corpus, training, held out, batch, batch size, context length, target, epoch, '
             'packing, document mask',
-    'The model': 'language model, config?, tensor, shape, parameters, channel, embedding, head, '
-                 'logits, softmax, attention, self-attention, scaled dot-product attention, '
-                 'attention head?, query, key, value, grouped-query attention, mask, causal mask, '
-                 'positional encoding, positional embedding, RoPE, KV cache, norm, LayerNorm, MLP, '
-                 'activation function, GELU?, dropout, block, transformer, transformer block, '
-                 'residual stream, forward pass, backward pass, activations, '
+    'The model': 'language model, config?, tensor, shape, parameters, channel, embedding, head?, '
+                 'output head?, logits, softmax, attention, self-attention, scaled dot-product '
+                 'attention, attention head?, query, key, value, grouped-query attention, mask, '
+                 'causal mask, positional encoding, positional embedding, RoPE, KV cache, norm, '
+                 'LayerNorm, MLP, activation function, GELU?, dropout, block, transformer, '
+                 'transformer block, residual stream, forward pass, backward pass, activations, '
                  'activation checkpointing, initialisation, auxiliary loss',
     'Training': 'loss, nats, negative log-likelihood, cross-entropy, perplexity, bits per byte, '
                 'baseline, gradient, backpropagation, gradient descent, learning rate, optimizer, '

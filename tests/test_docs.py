@@ -106,17 +106,18 @@ def chapter_pages(read):
 def test_every_definition_is_on_its_page_once(read):
     "Also helpers, and each method of a class; a part that is not shown cannot be rebuilt"
     bad = []
+    begins = re.compile(r'\s*(def|class) (\w+)')
     for m, module, page in chapter_pages(read):
-        on_page = Counter(line.strip() for block in code_of(page) for line in block.splitlines())
-        for node in ast.walk(module):
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            kind = 'def' if isinstance(node, ast.FunctionDef) else 'class'
-            begins = re.compile(rf'{kind} {node.name}\b')
-            count = sum(n for line, n in on_page.items() if begins.match(line))
-            same = [n for n in ast.walk(module) if type(n) is type(node) and n.name == node.name]
-            if count < len(same): bad.append(f'{m}: {node.name} is not on its page')
-            if isinstance(node, ast.ClassDef) and count > len(same):
-                bad.append(f'{m}: {node.name} is shown {count} times')
+        lines = [found.groups() for block in code_of(page) for line in block.splitlines()
+                 if (found := begins.match(line))]
+        shown = Counter(lines)
+        there = Counter(('def' if isinstance(node, ast.FunctionDef) else 'class', node.name)
+                        for node in ast.walk(module)
+                        if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+        for (kind, called), count in there.items():
+            if shown[kind, called] < count: bad.append(f'{m}: {called} is not on its page')
+            if kind == 'class' and shown[kind, called] > count:
+                bad.append(f'{m}: {called} is shown {shown[kind, called]} times')
     assert not bad, '\n'.join(bad)
 
 
