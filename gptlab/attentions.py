@@ -69,7 +69,7 @@ class OpenAttention(Attention):
         _, _, base = check_heads(C, n_heads, n_kv_heads, d_head)
         wide = round(base*qk_expand) if d_head or qk_expand != 1 else None
         super().__init__(C, n_heads, n_kv_heads, d_head=wide, **kwargs)
-        self.Dv, self.R = max(1, round(base*v_expand)), self.D    # R channels are turned
+        self.Dv, self.R = max(1, round(base*v_expand)), self.D    # R channels are rotated
         if self.Dv != self.D:
             bias = self.q.bias is not None
             self.v = nn.Linear(C, self.K*self.Dv, bias=bias)
@@ -120,7 +120,7 @@ def mix_flops(self:OpenAttention, T:int) -> int:
 class Add(nn.Module):
     "What may be added: a change before the average, a change after it; here none"
     def before(self,
-               q:torch.Tensor, # (B,H,T,D) queries, normed, not yet turned
+               q:torch.Tensor, # (B,H,T,D) queries, normed, not yet rotated
                k:torch.Tensor, # (B,K,T,D) keys
                v:torch.Tensor, # (B,K,T,Dv) values
                x:torch.Tensor, # (B,T,C) what the layer was given
@@ -134,7 +134,7 @@ class Add(nn.Module):
               x:torch.Tensor, # (B,T,C) what the layer was given
               seq:Seq, # ids, positions, documents
               ) -> torch.Tensor:
-        "The heads' answers to use"
+        "The heads' outputs to use"
         return y
 
 # %% ../nbs/22_attentions.ipynb #dac43d9d
@@ -144,7 +144,7 @@ class Gate(Add):
                  C:int, # width
                  n_heads:int, # heads of queries
                  n_kv_heads:int, # not used
-                 d_value:int, # width of a head's answer
+                 d_value:int, # width of a head's output
                  per_head:bool=False, # one gate for all channels of a head?
                  ):
         super().__init__()
@@ -320,7 +320,7 @@ class StaticCache(Cache):
 def _time(t): return -2 if t.ndim == 4 else -1
 
 def _fits(cache, new, places):
-    "Make the empty places at the first call, check the names at later ones; returns T"
+    "Make the empty slots at the first call, check the names at later ones; returns T"
     size  = lambda t: [places if i == t.ndim+_time(t) else s for i, s in enumerate(t.shape)]
     empty = lambda t: t.new_zeros(size(t))
     if not cache.kept: cache.kept = {n: empty(t) for n, t in new.items()}
@@ -331,7 +331,7 @@ def _fits(cache, new, places):
 
 # %% ../nbs/22_attentions.ipynb #32b48820
 class RingCache(Cache):
-    """As many places as a window looks back, the newest over the oldest: memory does not grow
+    """As many slots as a window looks back, the newest over the oldest: memory does not grow
 
     Raises ValueError without a window."""
     def __init__(self, window:int):

@@ -30,7 +30,7 @@ from .tokenizer import Tokenizer, as_tokenizer, utf8
 def clip_bytes(text:str, # any text
                n_bytes:int, # at most so many bytes of UTF-8
                ) -> str:
-    """The longest beginning of a text that fits into `n_bytes`, cut between two characters
+    """The longest beginning of a text that fits into `n_bytes`, ended between two characters
 
     Raises TypeError for what is no text or no number, ValueError for fewer than 0 bytes.
     """
@@ -44,7 +44,7 @@ def _capped(source, n_bytes, start):
 def cap_documents(source:Iterable[str], # documents
                   n_bytes:int=10_000, # at most so many bytes of each
                   ) -> Source:
-    """The same source, each document cut to `n_bytes` between two characters
+    """The same source, each document truncated to `n_bytes` between two characters
 
     Raises ValueError for a cap under 4 bytes; TypeError for what are no documents, and for a method
     nearly called `skip`.

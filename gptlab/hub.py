@@ -47,10 +47,10 @@ class HubLlama3(Llama3RoPE):
                  D:int, # head width, even
                  n_heads:int|None=None, # not used
                  theta:float=5e5, # base of the rotation frequencies
-                 factor:float=8., # the slow pairs turn so many times slower
+                 factor:float=8., # the slow pairs rotate so many times slower
                  context_length:int=8192, # the context it was trained with
-                 low:float=1., # pairs of fewer turns than this within it are slowed down
-                 high:float=4., # pairs of more turns stay as they are
+                 low:float=1., # pairs of fewer rotations than this within it are slowed down
+                 high:float=4., # pairs of more rotations stay as they are
                  ):
         _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, low=low,
                         high=high)
@@ -64,10 +64,10 @@ class HubYaRN(YaRN):
                  D:int, # head width, even
                  n_heads:int|None=None, # not used
                  theta:float=1e4, # base of the rotation frequencies
-                 factor:float=4., # the slow pairs turn so many times slower
+                 factor:float=4., # the slow pairs rotate so many times slower
                  context_length:int=4096, # the context it was trained with
-                 slow:float=1., # pairs of fewer turns than this within it are slowed down
-                 fast:float=32., # pairs of more turns stay as they are
+                 slow:float=1., # pairs of fewer rotations than this within it are slowed down
+                 fast:float=32., # pairs of more rotations stay as they are
                  strength:float=1., # queries and keys are multiplied by it
                  ):
         _check_positive(D=D, theta=theta, factor=factor, context_length=context_length, slow=slow,

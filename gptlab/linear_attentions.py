@@ -31,8 +31,8 @@ class MLA(OpenAttention):
                  C:int, # width
                  n_heads:int, # heads
                  n_kv_heads:int|None=None, # None or n_heads: every head has its own keys
-                 d_latent:int|None=None, # width of what is kept per token; None is two heads
-                 d_rope:int|None=None, # turned channels that heads share; None is half a head
+                 d_latent:int|None=None, # width of what is cached per token; None is two heads
+                 d_rope:int|None=None, # rotated channels that heads share; None is half a head
                  d_head:int|None=None, # width of a head; None is C/n_heads
                  pos:Callable|None=RoPE, # position scheme
                  absorb:bool=True, # read single tokens in the latent's own space?
@@ -98,7 +98,7 @@ def _in_heads(self:MLA, q, kept, seq, kpos, kdocs):
 
 @patch
 def _in_latent(self:MLA, q, kept, seq, kpos, kdocs):
-    "Fold the query, unfold the answer: heads stand in line, like tokens, before one wide head"
+    "Fold the query, unfold the output: heads stand in line, like tokens, before one wide head"
     heads = lambda f: f.weight.view(self.H, -1, self.L).to(q.dtype)
     Wk, Wv = heads(self.k), heads(self.v)                         # (H,D,L)
     plain, turned = q.split([self.Dv, self.R], -1)

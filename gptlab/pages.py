@@ -6,7 +6,7 @@
 __all__ = ['SKIP', 'defined_names', 'link_names', 'PageSources']
 
 # %% ../nbs/92_pages.ipynb #9a6e0005
-import ast, base64, html, importlib, re
+import ast, base64, html, importlib, json, re, unicodedata
 from functools import cache
 from pathlib import Path
 from .core import html_text
@@ -34,9 +34,10 @@ SKIP = 'Skip at first reading'  # the heading of a chapter's last part
 
 def _summary(cell, names):
     "The line under which a cell is folded"
-    kinds = dict(exports='Code', export='Helpers', exporti='For other modules')
+    kinds = dict(exports='Code', export='Code', exporti='For other modules')
     kind = next(kinds[k] for k in kinds if k in cell.directives_)
     own = [n for n in names if '.' not in n] or names
+    if kind == 'Code' and all(n.startswith('_') for n in own): kind = 'Helpers'
     if own: return f'{kind}: {", ".join(own)}'
     return 'Imports' if re.search(r'^(import|from) ', cell.source, re.M) else 'Settings'
 
@@ -53,6 +54,14 @@ def _source_link(path, line, cfg):
     return f'<a href="{cfg.git_url}/blob/{cfg.branch}/{path}#L{line}">{said}</a>'
 
 # %% ../nbs/92_pages.ipynb #9a6e000d
+_FENCES = r'^```.*?^```$|^#[^\n]*$|\[[^\]]*\]\([^)]*\)'   # code, headings, links
+_PROSE = _FENCES + r'|`[^`]*`|\$[^$]*\$|^\|[^\n]*$'       # and names, formulas, tables
+
+def _outside(pattern, change, text):
+    "The Markdown with `change` applied to what does not match the pattern"
+    parts = re.split(f'({pattern})', text, flags=re.M | re.S)
+    return ''.join(s if i % 2 else change(s) for i, s in enumerate(parts))
+
 @cache
 def _addresses():
     "name → notebook and place: nbdev's index has the place, each module names its notebook"
@@ -76,26 +85,118 @@ def link_names(text:str, # Markdown
         file, at = _addresses().get(name, ('', ''))
         if not file or not (file == page or re.search(r'[A-Z_.]', name)): return match[0]
         return f'[`{match[1]}`]({"" if file == page else up + file}#{at})'
-    fences = re.split(r'(^```.*?^```$|^#[^\n]*$|\[[^\]]*\]\([^)]*\))', text, flags=re.M | re.S)
     plain = re.compile(r'(?<!`)`([\w.]+(?:\(\))?)`(?!`)')
-    return ''.join(s if i % 2 else plain.sub(link, s) for i, s in enumerate(fences))
+    return _outside(_FENCES, lambda s: plain.sub(link, s), text)
+
+# %% ../nbs/92_pages.ipynb #9a6e0022
+_ENTRY = re.compile(r'^- (?=([^(\n]*?) \((\d{4})\))', re.M)  # authors and year of an entry
+
+def _paper_key(name, year):
+    "An author and a year as an id: hagele-2024"
+    plain = unicodedata.normalize('NFKD', name).encode('ascii', 'ignore').decode()
+    return f'{plain.lower()}-{year}'
+
+def _paper_ids(text, seen):
+    "The id of each entry in turn; `seen` counts them over the whole page"
+    for entry in _ENTRY.finditer(text):
+        first = re.split(r', | and others', entry[1])[0].split()[-1]
+        key = _paper_key(first, entry[2])
+        seen[key] = seen.get(key, 0) + 1
+        yield key if seen[key] == 1 else f'{key}-{seen[key]}'
+
+def _mark_papers(text, seen):
+    "The references with a place before each entry, which citations lead to"
+    ids = _paper_ids(text, seen)
+    return _ENTRY.sub(lambda m: f'- <a id="{next(ids)}"></a>', text)
+
+def _markdown(path):
+    "The Markdown cells of a notebook; none where there is no such notebook"
+    if not Path(path).is_file(): return []
+    cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+
+@cache
+def _papers(path):
+    "Author and year → the entries of that name: their ids and what they say"
+    found, seen = {}, {}
+    for text in _markdown(path):
+        entries = [line for line in text.split('\n') if _ENTRY.match(line)]
+        for id, entry in zip(_paper_ids(text, seen), entries):
+            found.setdefault(re.sub(r'(-\d{4})-\d+$', r'\1', id), []).append((id, entry))
+    return found
+
+# %% ../nbs/92_pages.ipynb #9a6e0023
+_CITATION = re.compile(r'\b([A-Z][\w-]+)(?: et al\.| and others|(?: &| and) [A-Z]\w+)?,? '
+                       r'(?:((?:19|20)\d\d)\b|\(((?:19|20)\d\d)\))')
+
+def _link_citations(text, path, page='', up=''):
+    "Links from citations, such as Hewitt (2021), to the entries of `path`, the references"
+    def link(match):
+        entries = _papers(path).get(_paper_key(match[1], match[2] or match[3]), [])
+        if not entries: return match[0]
+        id = next((id for id, entry in entries if page and page in entry), entries[0][0])
+        return f'[{match[0]}]({up}references.ipynb#{id})'
+    return _outside(_PROSE, lambda s: _CITATION.sub(link, s), text)
+
+# %% ../nbs/92_pages.ipynb #9a6e0026
+_CLEAR = set('autoregressive backpropagation dropout embedding logits momentum nats overfitting '
+             'perplexity softmax tokenizer transformer vocabulary'.split())
+
+def _term_id(term): return 'term-' + re.sub(r'\W+', '-', term.lower())
+
+def _mark_terms(text):
+    "The glossary with a place before each term"
+    def mark(match): return f'- <a id="{_term_id(match[1])}"></a>**{match[1]}**'
+    return re.sub(r'^- \*\*(.+?)\*\*', mark, text, flags=re.M)
+
+@cache
+def _terms(path):
+    "The terms of the glossary that can be nothing else, the longest first"
+    found = re.findall(r'^- \*\*(.+?)\*\*', '\n'.join(_markdown(path)), re.M)
+    clear = [t for t in found if t in _CLEAR or re.search(r'[ A-Z-]', t)]
+    return sorted(clear, key=len, reverse=True)
+
+def _link_terms(text, terms, up=''):
+    "A link from the first mention of each term, which then leaves the list, to the glossary"
+    def link(match):
+        term = next(t for t in terms if t.lower() == match[1].lower())
+        if term in used: return match[0]
+        used.add(term)
+        return f'[{match[0]}]({up}glossary.ipynb#{_term_id(term)})'
+    used = set()
+    if not terms: return text
+    names = re.compile(rf'(?<![\w*-])({"|".join(map(re.escape, terms))})s?(?![\w*-])', re.I)
+    text = _outside(_PROSE, lambda s: names.sub(link, s), text)
+    terms[:] = [t for t in terms if t not in used]
+    return text
 
 # %% ../nbs/92_pages.ipynb #9a6e0010
-def _linked_map(image, up):
+def _map_caption(lit, page):
+    "What the map shows, in a sentence"
+    own = re.sub(r'^\d+_|\.ipynb$', '', page)
+    flow = 'How text becomes a trained model; every box is a link to its chapter.'
+    if own == lit != 'start': return f'{flow} You are in {lit}.'
+    if lit in ('start', 'cli'): return flow
+    return f'{flow} This page stands on the shelf, beside {lit}.'
+
+def _linked_map(image, page, up):
     "The map's image as a drawing whose boxes lead to their chapters"
     data, alt = re.search(r'base64,([^"]+)" alt="([^"]*)"', image).groups()
-    def link(match):
-        return f'<a href="{up}{match[2]}.html">{match[1]}</a>'
+    box = re.compile(r'(<rect [^>]*/><text [^>]*>(\w+)</text>)')
     svg = base64.b64decode(data).decode()
-    svg = re.sub(r'(<rect [^>]*/><text [^>]*>(\w+)</text>)', link, svg)
+    lit = re.search(r', (\w+) lit', alt)[1]
+    row = ''.join(f'<a{" class=lit" if k == lit else ""} href="{up}{k}.html">{k}</a> '
+                  for _, k in box.findall(svg))
+    svg = box.sub(lambda m: f'<a href="{up}{m[2]}.html">{m[1]}</a>', svg)
     label = html_text(html.unescape(alt))
-    return f'<div class="map" role="navigation" aria-label="{label}">{svg}</div>'
+    return (f'<div class="map" role="navigation" aria-label="{label}">{svg}'
+            f'<p class="boxes">{row}</p><p class="caption">{_map_caption(lit, page)}</p></div>')
 
 # %% ../nbs/92_pages.ipynb #9a6e0012
 class PageSources:
     """A processor of nbdev's: shows each exported cell once, in its place
 
-    Titles get the chapter's number, names their links, and the map's boxes theirs."""
+    Titles get the chapter's number. Names, citations, terms and the map's boxes get links."""
     def __init__(self,
                  nb:object, # a notebook, as nbdev reads it
                  ):
@@ -114,8 +215,12 @@ class PageSources:
         self.places = _places(self.cfg.lib_path/f'{module}.py')
         prose = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'markdown')
         self.taken = {_slug(h) for h in re.findall(r'^#+ (.*)$', prose, re.M)}
-        self.skipping = False
+        defined = {t.lower() for t in re.findall(r'(?<![*\w])\*([^*\n]+)\*(?!\*)', prose)}
+        known = _terms(self.cfg.nbs_path/'glossary.ipynb')
+        self.terms = [t for t in known if not defined & {t.lower(), f'{t.lower()}s'}]
+        self.skipping, self.papers = False, {}
         self.nb.cells[:] = [new for c in self.nb.cells for new in self._rewritten(c)]
+        self._merge_imports()
         number = re.match(r'(\d+)_', path.name)
         if number: self._number(number[1])
 
@@ -124,14 +229,34 @@ class PageSources:
         if cell.cell_type == 'markdown':
             heading = re.match(r'## (.*)', cell.source)
             if heading: self.skipping = heading[1] == SKIP
-            cell.source = link_names(cell.source, self.page, self.up)
+            cell.source = self._prose(cell.source)
         if cell.cell_type != 'code': return [cell]
         for output in cell.get('outputs', []): self._link_map(output)
         if cell.directives_.keys() & {'hide', 'default_exp'}: return []
         if not cell.directives_.keys() & {'export', 'exports', 'exporti'}:
-            if _only_imports(cell.source): cell.source = f'{_fold}"Imports"\n{cell.source}'
+            if _only_imports(cell.source):
+                cell.source, cell['outputs'] = f'{_IMPORTS}{cell.source}', []
             return [cell]
         return [self._place(cell), self._folded(cell)]
+
+    def _prose(self, text):
+        "Markdown with its links; lists of papers and of terms get the places that links lead to"
+        if self.page == 'references.ipynb': return _mark_papers(text, self.papers)
+        text = link_names(text, self.page, self.up)
+        text = _link_citations(text, self.cfg.nbs_path/'references.ipynb', self.page, self.up)
+        if self.page == 'glossary.ipynb': return _mark_terms(text)
+        return _link_terms(text, self.terms, self.up)
+
+    def _merge_imports(self):
+        "Two folds of imports in a row become one"
+        kept = []
+        for cell in self.nb.cells:
+            last = next((c for c in reversed(kept) if not _only_place(c)), None)
+            if last is not None and _is_imports(last) and _is_imports(cell):
+                last.source += '\n' + cell.source.removeprefix(_IMPORTS)
+                while _only_place(kept[-1]): kept.pop()
+            else: kept.append(cell)
+        self.nb.cells[:] = kept
 
     def _place(self, cell):
         "A line above a cell: what links lead to, and where the source is"
@@ -152,16 +277,26 @@ class PageSources:
     def _link_map(self, output):
         data = output.get('data', {})
         shown = ''.join(data.get('text/html', ''))
-        if 'alt="The flow of gptlab' in shown: data['text/html'] = [_linked_map(shown, self.up)]
+        if 'alt="The flow of gptlab' in shown:
+            data['text/html'] = [_linked_map(shown, self.page, self.up)]
 
     def _number(self, number):
         "The chapter's number before its title"
         front = next((c for c in self.nb.cells if c.cell_type == 'raw'), None)
         if front is None: return
         title = rf'title: "{number} · \1"'
-        front.source = re.sub(r'^title: (.*)$', title, front.source, flags=re.M)
+        front.source = re.sub(r'''^title: ['"]?(.*?)['"]?$''', title, front.source, flags=re.M)
 
 _fold = '#| code-fold: true\n#| code-summary: '
+_IMPORTS = f'{_fold}"Imports"\n'
+
+def _is_imports(cell):
+    "Is a cell folded under Imports?"
+    return cell.source.startswith(_IMPORTS)
+
+def _only_place(cell):
+    "Is a cell the line that says where the source is, and nothing leads to it?"
+    return cell.source.startswith('<p class="source">') and '<a id=' not in cell.source
 
 def _only_imports(source):
     "Does a cell of the lesson import names, and seed, and nothing else?"

@@ -117,17 +117,17 @@ class NTK(ScaledRoPE):
 # %% ../nbs/18_positions.ipynb #7d4084a9
 class YaRN(ScaledRoPE):
     """Fast pairs keep their speed, slow ones are divided:
-    32 turns or more in the trained context are fast, one or fewer slow
+    32 rotations or more in the trained context are fast, one or fewer slow
     (Peng et al. 2023, section 3.2)"""
     fast, slow = 32, 1
     @property
     def strength(self) -> float:
-        "Queries and keys grow by this, which sharpens the shares (eq. 22)"
+        "Queries and keys grow by this, which sharpens the attention weights (eq. 22)"
         return .1*math.log(self.factor) + 1 if self.factor > 1 else 1.
 
     def speeds(self) -> torch.Tensor:
         w, n = self._plain(), _context(self)
-        # the pair that turns t times
+        # the pair that rotates t times
         def turns(t):
             return self.D * math.log(n/(t*2*math.pi)) / (2*math.log(self.theta))
         low = max(math.floor(turns(self.fast)), 0)

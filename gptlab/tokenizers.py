@@ -79,7 +79,7 @@ class ByT5Tokenizer(TableTokenizer):
 def _between(text, ends):
     """Bytes of the text between the ends of successive ids (positions in characters)
 
-    The last id answers for the rest."""
+    The last id stands for the rest."""
     offsets = list(accumulate((len(c.encode()) for c in text), initial=0))
     done, out = 0, []
     for e in ends:

@@ -106,17 +106,18 @@ def chapter_pages(read):
 def test_every_definition_is_on_its_page_once(read):
     "Also helpers, and each method of a class; a part that is not shown cannot be rebuilt"
     bad = []
+    begins = re.compile(r'\s*(def|class) (\w+)')
     for m, module, page in chapter_pages(read):
-        on_page = Counter(line.strip() for block in code_of(page) for line in block.splitlines())
-        for node in ast.walk(module):
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
-            kind = 'def' if isinstance(node, ast.FunctionDef) else 'class'
-            begins = re.compile(rf'{kind} {node.name}\b')
-            count = sum(n for line, n in on_page.items() if begins.match(line))
-            same = [n for n in ast.walk(module) if type(n) is type(node) and n.name == node.name]
-            if count < len(same): bad.append(f'{m}: {node.name} is not on its page')
-            if isinstance(node, ast.ClassDef) and count > len(same):
-                bad.append(f'{m}: {node.name} is shown {count} times')
+        lines = [found.groups() for block in code_of(page) for line in block.splitlines()
+                 if (found := begins.match(line))]
+        shown = Counter(lines)
+        there = Counter(('def' if isinstance(node, ast.FunctionDef) else 'class', node.name)
+                        for node in ast.walk(module)
+                        if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+        for (kind, called), count in there.items():
+            if shown[kind, called] < count: bad.append(f'{m}: {called} is not on its page')
+            if kind == 'class' and shown[kind, called] > count:
+                bad.append(f'{m}: {called} is shown {shown[kind, called]} times')
     assert not bad, '\n'.join(bad)
 
 
@@ -130,6 +131,34 @@ def test_code_holds_no_markup_of_others(read):
 def test_the_map_leads_to_the_chapters(read):
     for f, page in read.items():
         if has_map(f): assert page.text.count('<a href="trainer.html"><rect') == 1, f
+
+
+def test_the_map_says_what_it_shows(read):
+    says = dict(trainer='You are in trainer.', start='a link to its chapter.</p>',
+                attentions='on the shelf, beside attention.', hub='on the shelf, beside model.')
+    for f, said in says.items():
+        assert re.search(r'class="caption">[^<]*' + re.escape(said), read[f'{f}.html'].text), f
+
+
+def test_imports_are_folded_once(read):
+    row = r'<summary>Imports</summary>(?:(?!<summary>|<h2|<p>).)*?<summary>Imports</summary>'
+    bad = [f for f, page in read.items() if re.search(row, page.text, re.S)]
+    assert not bad, bad
+
+
+def test_a_term_leads_to_the_glossary_once_a_page(read):
+    "And never from a page that defines it, or from a heading"
+    links = {f: [h for h in page.links if 'glossary.html#term-' in h] for f, page in read.items()}
+    twice = {f: h for f, h in links.items() if len(h) != len(set(h))}
+    assert not twice
+    assert 'glossary.html#term-residual-stream' in links['stacks.html']
+    assert 'glossary.html#term-residual-stream' not in links['start.html']
+    assert not any(re.search(r'<h\d[^>]*>(?:(?!</h).)*#term-', p.text) for p in read.values())
+
+
+def test_the_sidebar_says_why_numbers_leave_gaps(read):
+    for f in ('index.html', 'recipes/gpt_lab.html'):
+        assert read[f].text.count('<span class="sidebar-note">') == 1, f
 
 
 def test_titles_have_the_chapters_number(read, site):
@@ -235,21 +264,70 @@ def test_a_search_for_a_term_finds_its_chapter_first(home, chromium):
     assert {t: f[:len(SOUGHT[t])] for t, f in found.items()} == SOUGHT
 
 
-BOOK = [re.sub(r'^\d+_', '', p.name).replace('.ipynb', '.html') for p in notebooks()
-        if re.match(r'0\d|1[0-5]', p.name)]
+def page_of(path): return re.sub(r'(^|/)\d+_', r'\1', name(path)).replace('.ipynb', '.html')
 
 
-@pytest.mark.parametrize('width, most', [(1300, 20_000), (390, 25_000)])
-def test_a_chapter_is_not_endless_and_fits_its_page(home, chromium, width, most):
-    bad, page = [], chromium.new_page(viewport=dict(width=width, height=900))
-    for f in BOOK:
+BOOK = [page_of(p) for p in notebooks() if re.match(r'0\d|1[0-5]', p.name)]
+REST = [page_of(p) for p in notebooks() if page_of(p) not in BOOK]
+
+# What sticks out of the page and stands in no box that scrolls; maths draws beyond its own edges
+CUT = """wide => {
+    const boxed = e => {
+        for (let a = e.parentElement; a && a !== document.body; a = a.parentElement) {
+            if (/auto|scroll/.test(getComputedStyle(a).overflowX)) return true }
+        return false }
+    return [...document.querySelectorAll('main *')].filter(e => {
+        const r = e.getBoundingClientRect()
+        const out = r.width && (r.right > wide + 1 || r.left < -1)
+        return out && !e.closest('svg, math') && !boxed(e)
+    }).map(e => `${e.tagName} ${e.className}: ${(e.innerText || '').slice(0, 40)}`) }"""
+
+
+def misfits(browser, home, pages, width, most):
+    "What is too high, too wide or cut off on these pages"
+    bad, page = [], browser.new_page(viewport=dict(width=width, height=900))
+    for f in pages:
         page.goto(home + f, wait_until='load')
         high, wide = page.evaluate("""() => [document.documentElement.scrollHeight,
                                              document.documentElement.scrollWidth]""")
         if high > most: bad.append(f'{f}: {high:,} pixels high')
         if wide > width: bad.append(f'{f}: {wide} pixels wide')
+        bad += [f'{f}: cut off: {what}' for what in page.evaluate(CUT, width)[:3]]
     page.close()
+    return bad
+
+
+@pytest.mark.parametrize('width, most', [(1300, 20_000), (390, 25_000)])
+def test_a_chapter_is_not_endless_and_fits_its_page(home, chromium, width, most):
+    bad = misfits(chromium, home, BOOK, width, most)
     assert not bad, '\n'.join(bad)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('width, most', [(1300, 25_000), (390, 30_000)])
+def test_other_pages_are_not_endless_and_fit(home, chromium, width, most):
+    bad = misfits(chromium, home, REST, width, most)
+    assert not bad, '\n'.join(bad)
+
+
+def test_what_is_cut_off_would_be_found(chromium):
+    page = chromium.new_page(viewport=dict(width=390, height=600))
+    page.set_content('<main><p style="overflow-x:auto"><b style="margin-left:400px">a</b></p>'
+                     '<table style="width:500px"><td>wide</td></table></main>')
+    assert any(what.startswith('TABLE') for what in page.evaluate(CUT, 390))
+    assert not any(what.startswith('B ') for what in page.evaluate(CUT, 390))
+    page.close()
+
+
+def test_a_phone_sees_the_whole_map(home, chromium):
+    page = chromium.new_page(viewport=dict(width=390, height=900))
+    page.goto(home + 'attentions.html', wait_until='load')
+    boxes = page.locator('.map .boxes a')
+    assert boxes.count() == 15 and page.locator('.map .boxes a.lit').inner_text() == 'attention'
+    for box in boxes.all():
+        at = box.bounding_box()
+        assert 0 <= at['x'] and at['x'] + at['width'] <= 390, at
+    page.close()
 
 
 @pytest.mark.exhaustive

@@ -1,14 +1,15 @@
-"""Notebooks and package say the same: exported and cleaned in a copy, nothing differs.
+"""Notebooks and package say the same: exported and cleaned in a copy, nothing differs. So do the
+sidebar, the glossary, the references, and the chapters.
 
 Run nbdev_export and nbdev_clean to mend it. nbdev 3 exports the same where GPTLAB_NBDEV3 names an
 environment that holds it; .ci/run makes one.
 """
-import ast, os, shutil, subprocess, sys
+import ast, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 
-from common import LIB, NBS, ROOT, script
+from common import LIB, NBS, ROOT, cells, name, notebooks, number, refuses, script
 
 
 def run(cmd, cwd):
@@ -105,6 +106,90 @@ def test_the_glossary_is_as_the_chapters_have_it():
     done = subprocess.run([sys.executable, '.ci/glossary.py', '--check'], cwd=ROOT,
                           capture_output=True, text=True, timeout=60)
     assert not done.returncode, done.stderr
+
+
+def test_each_chapter_of_the_shelf_stands_once_in_the_sidebar():
+    docs = script('docs')
+    shelf = [p.name for p in notebooks() if (number(p) or 0) > 15]
+    lines = [line.strip(' -') for line in docs.shelf([p.relative_to(NBS) for p in notebooks()
+                                                      if (number(p) or 0) > 15])]
+    assert sorted(line for line in lines if line.endswith('.ipynb')) == sorted(shelf)
+    parts = [k for keys in docs.SHELF.values() for k in keys.split()]
+    assert len(parts) == len(set(parts))
+
+
+# ---- the glossary
+
+ALONE = ['A *batch* is B rows of T tokens.',
+         '*Perplexity* is the exponential of the cross-entropy.',
+         'Each *training step* computes the loss on a batch and its gradient.',
+         'This chapter turns documents into batches: this is called *packing*.']
+LEANING = ['It is counted in *nats*.', 'This is *attention*, and here is all of it:',
+           'Such an *auxiliary loss* is added in the end.', 'So a *norm* divides each vector.',
+           '*Temperature* divides them: the favourite wins.', '*Sampling* draws one token from it.',
+           'A *tokenizer* cuts it into pieces.', '*Perplexity* is its exponential.',
+           'Each normalises its input (*LayerNorm*).']
+
+
+def test_a_definition_stands_alone():
+    leans = script('glossary').leans
+    assert [s for s in ALONE if leans(s)] == [] == [s for s in LEANING if not leans(s)]
+
+
+def entry(*sentences): return [('00_start.ipynb', 'Start', 'The text', s) for s in sentences]
+
+
+def test_the_glossary_takes_the_first_sentence_that_stands_alone():
+    place = script('glossary').place
+    found = entry('It has a *rank*.', 'The *rank* is a number.', 'A *rank* is 3.')
+    assert place('rank', found)[-1] == 'The *rank* is a number.'
+    assert place('column?', found) is None
+    with refuses(SystemExit, 'no chapter', '*column*'): place('column', found)
+    with refuses(SystemExit, '00_start.ipynb', 'leans', 'It has a *rank*.'):
+        place('rank', entry('It has a *rank*.'))
+
+
+# ---- the references
+
+def prose():
+    "Each notebook's name and its prose"
+    for p in notebooks():
+        if p.name != 'references.ipynb':
+            yield name(p), '\n\n'.join(c['source'] for c in cells(p, 'markdown'))
+
+
+def test_a_citation_leads_to_its_paper():
+    pages = pytest.importorskip('gptlab.pages')
+    bad, path, count = [], NBS/'references.ipynb', 0
+    surely = re.compile(r' et al\.| & | and others|\(\w+ \d{4}|\w+ \(\d{4}\)')
+    for page, text in prose():
+        plain = re.sub(r'```.*?```|`[^`]*`|\[[^\]]*\]\([^)]*\)', '', text, flags=re.S)
+        for m in pages._CITATION.finditer(plain):
+            around = plain[max(m.start()-1, 0):m.end()]
+            if not surely.search(around): continue
+            count += 1
+            if 'references.ipynb#' not in pages._link_citations(m[0], path, page):
+                bad.append(f'{page}: {m[0]} has no entry in nbs/references.ipynb')
+    assert not bad, '\n'.join(bad)
+    assert count > 20, 'the pattern finds no citations any more'
+
+
+def test_entries_of_papers_lead_to_the_papers():
+    "All but those that stand in no open archive"
+    text = '\n'.join(c['source'] for c in cells(NBS/'references.ipynb', 'markdown'))
+    entries = re.findall(r'^- [^\n]*?\(\d{4}\)\. [^\n]*', text, re.M)
+    plain = [re.match(r'- (.*?) \(', e)[1] for e in entries if not re.search(r'\(\d{4}\)\. \[', e)]
+    assert len(entries) > 80
+    assert plain == ['S. Holm', 'P. Gage', 'A. Radford and others', 'D. Ruppert',
+                     'R. Arratia, M. S. Waterman', 'R. Arratia, L. Gordon, M. S. Waterman']
+
+
+def test_two_papers_of_one_name_and_year_are_told_apart_by_the_chapter():
+    pages, path = pytest.importorskip('gptlab.pages'), NBS/'references.ipynb'
+    link = lambda page: pages._link_citations('Chen et al. (2023)', path, page)
+    assert link('18_positions.ipynb') != link('09_optimizers.ipynb')
+    first = '[Chen et al. (2023)](references.ipynb#chen-2023)'
+    assert link('18_positions.ipynb') == link('') == first
 
 
 def test_quarto_reads_the_one_file():
