@@ -30,8 +30,8 @@ def t_factor(n:int, # number of runs
     """
     n = check_number('n', n, low=0, whole=True)
     alpha = check_number('alpha', alpha, above=0, below=1)
-    from scipy import stats
-    return float(stats.t.ppf(1 - alpha/2, n-1)) if n > 1 else math.nan
+    from scipy.special import stdtrit                                 # the inverse of stdtr
+    return float(stdtrit(n-1, 1 - alpha/2)) if n > 1 else math.nan
 
 # %% ../nbs/15_ablation.ipynb #1abab54a
 def plain_number(v:Any # any value
@@ -229,13 +229,13 @@ def _difference(a, b, alpha):
     a and b are {seed: value}; only seeds that both have count. p is nan where there is no test: a
     verdict takes three shared seeds.
     """
-    from scipy import stats
+    from scipy.special import stdtr                                   # Student's t, from −∞ to x
     d = [a[s] - b[s] for s in a if s in b]
     n = len(d)
     mean = sum(d)/n if d else math.nan
     variance = sum((x-mean)**2 for x in d) / (n-1) if n > 1 else math.nan
     se = math.sqrt(variance / n) if n > 1 else math.nan               # standard error
-    p = float(mean == 0) if se == 0 else 2*float(stats.t.sf(abs(mean)/se, n-1))
+    p = float(mean == 0) if se == 0 else 2*float(stdtr(n-1, -abs(mean)/se))
     if n < 3: p = math.nan
     return dict(n=n, diff=mean, half=t_factor(n, alpha)*se, p=p)
 
