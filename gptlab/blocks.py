@@ -88,7 +88,7 @@ class MLP(nn.Module):
         self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
-        h = self.act(self.up(x))                                      # (B,T,d_ff)
+        h = self.act(self.up(x))                                    # (B,T,d_ff)
         return F.dropout(self.down(h), self.dropout, self.training)
 
 # %% ../nbs/06_blocks.ipynb #af01913b
@@ -110,10 +110,10 @@ class GLU(nn.Module):
         self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
-        h = self.act(self.gate(x)) * self.up(x)                       # (B,T,d_ff)
+        h = self.act(self.gate(x)) * self.up(x)                     # (B,T,d_ff)
         return F.dropout(self.down(h), self.dropout, self.training)
 
-SwiGLU = GLU                               # the field's name for the gate with silu, as it is here
+SwiGLU = GLU                # the field's name for the gate with silu, as here
 
 # %% ../nbs/06_blocks.ipynb #38095a46
 def no_gradient(module:nn.Module, # after a backward pass
