@@ -16,7 +16,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from .blocks import build_part, checked, no_gradient, perturb_parameters, Report
+from .blocks import (build_part, checked, explained, no_gradient, perturb_parameters,
+                           Report)
 from .core import check_contract, check_number
 
 # %% ../nbs/07_attention.ipynb #877d88af
@@ -327,6 +328,8 @@ def keys_of(self:Seq, held:dict) -> tuple:
 # %% ../nbs/07_attention.ipynb #8e46e20a
 class Layer(nn.Module):
     "What a model may ask an attention beside `forward(x, seq)`; here it says nothing"
+    def __init__(self): super().__init__()
+
     def prepare(self, seq:Seq, x:torch.Tensor):
         "Make what layers of this kind share, from x (B,T,C): called before block 0"
 
@@ -476,10 +479,12 @@ LayerCache.past = None                                    # what it has read, an
 def keys_of(self:Seq, held:dict) -> tuple:
     "Positions and documents (B,S) of a cache's keys: one tensor for caches of one past"
     c, keys = self.cache, (held['pos'], held.get('docs'))
-    past = _past(c, self.pos.shape[1], keys[0].shape[1])
-    c.past = None if past is None else (self.once(('past', past), object), c.seen)
-    if past is None: self.plain = False                   # any tokens: only the tensor says which
-    return keys if past is None else self.once(('keys', past, keys[0].shape), lambda: keys)
+    past, memo = _past(c, self.pos.shape[1], keys[0].shape[1]), self._memo
+    if past is None:
+        c.past, self.plain = None, False                  # any tokens: only the tensor says which
+        return keys
+    c.past = memo.setdefault(('past', past), object()), c.seen
+    return memo.setdefault(('keys', past, keys[0].shape), keys)
 
 def _past(cache, T, S):
     "What S keys depend on, after T new ones: all that was read before; None if they may be any"
@@ -489,6 +494,8 @@ def _past(cache, T, S):
     past, end = cache.past or (None, 0)
     return ('empty' if seen == T else None) if end != seen-T or past is None else past
 
+plain_attention, visible_mask = explained(plain_attention), explained(visible_mask)
+rotate_halves = explained(rotate_halves)
 checked(LearnedPositions)
 checked(RoPE)
 checked(Attention, own='C n_heads n_kv_heads d_head window softcap dropout')
