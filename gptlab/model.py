@@ -112,7 +112,9 @@ def gpt2_init(model:nn.Module):
 
 # %% ../nbs/08_model.ipynb #84936d00
 class GPT(nn.Module):
-    "A decoder-only transformer, as its config describes it; TypeError for no config"
+    """A decoder-only transformer, as its config describes it
+
+    Raises TypeError for what is no GPTConfig."""
     remat, loss_chunk = False, None        # how it runs, not what it is: see Memory
     trained_length:int|None = None         # longest row trained on; training sets it
     def __init__(self, cfg:GPTConfig):
