@@ -71,7 +71,7 @@ class GPTConfig:
     mlp: Callable = MLP            # mlp(C, d_ff)
     attn: Callable = Attention     # attn(C, n_heads, n_kv_heads)
     block: Callable = Block        # block(C, attn, mlp, norm)
-    pos_embed: Callable|None = None # pos_embed(width, context_length), added to the tokens'
+    pos_embed: Callable|None = None # pos_embed(width, context_length), added to the embedding
     init: Callable|None = None     # init(model); None is modern_init
 
     def __post_init__(self):
