@@ -88,7 +88,7 @@ class MLP(nn.Module):
         self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
-        h = self.act(self.up(x))                                      # (B,T,d_ff)
+        h = self.act(self.up(x))                                    # (B,T,d_ff)
         return F.dropout(self.down(h), self.dropout, self.training)
 
 # %% ../nbs/06_blocks.ipynb #af01913b
@@ -110,10 +110,10 @@ class GLU(nn.Module):
         self.act, self.dropout = act, dropout
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:                # (B,T,C)
-        h = self.act(self.gate(x)) * self.up(x)                       # (B,T,d_ff)
+        h = self.act(self.gate(x)) * self.up(x)                     # (B,T,d_ff)
         return F.dropout(self.down(h), self.dropout, self.training)
 
-SwiGLU = GLU                               # the field's name for the gate with silu, as it is here
+SwiGLU = GLU                # the field's name for the gate with silu, as here
 
 # %% ../nbs/06_blocks.ipynb #38095a46
 def no_gradient(module:nn.Module, # after a backward pass
@@ -205,23 +205,34 @@ def _fits(name, kind, low):
         raise TypeError(f'{name} must be {said}, not {reprlib.repr(v)}')
     return check
 
+def _fitted(f, own, low):
+    "A function of args and kwargs that gives both as f takes them, or raises"
+    names = inspect.signature(f).parameters
+    fits = {n: _fits(n, p.annotation, low) for n, p in names.items()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in own.split()}
+    fits = {n: fit for n, fit in fits.items() if fit is not None}
+    names = [*names]
+
+    def both(args, kwargs):
+        rest = [*args[len(names):]]
+        args = [fits[n](a) if n in fits else a for n, a in zip(names, args)]
+        return args + rest, {n: fits[n](a) if n in fits else a for n, a in kwargs.items()}
+
+    return both
+
 def checked(f:Callable, # a function, or a class, whose constructor it is then
             own:str='', # arguments that f looks at itself
             parts:tuple=(), # attributes that must be modules afterwards
             **low:float|None, # argument → its smallest number; None is any
             ) -> Callable: # the same, which refuses arguments that do not fit their annotations
     "What f refuses before it begins: TypeError or ValueError that names the argument"
-    made, signature = f, inspect.signature(f.__init__ if isinstance(f, type) else f)
+    made = f
     if isinstance(f, type): f = f.__init__
-    fits = {n: _fits(n, p.annotation, low) for n, p in signature.parameters.items()
-            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and n not in own.split()}
-    fits = {n: fit for n, fit in fits.items() if fit is not None}
-    names = [*signature.parameters]
+    fitted = _fitted(f, own, low)
 
     @wraps(f)
     def safe(*args, **kwargs):
-        args = [fits[n](a) if n in fits else a for n, a in zip(names, args)] + [*args[len(names):]]
-        kwargs = {n: fits[n](a) if n in fits else a for n, a in kwargs.items()}
+        args, kwargs = fitted(args, kwargs)
         y = f(*args, **kwargs)
         for n in parts:
             if n not in dict(args[0].named_children()):
@@ -231,6 +242,27 @@ def checked(f:Callable, # a function, or a class, whose constructor it is then
     if not isinstance(made, type): return safe
     made.__init__ = safe
     return made
+
+def explained(f:Callable, # a function of tensors, called too often to be asked before
+              **low:float|None, # argument → its smallest number; None is any
+              ) -> Callable: # the same; where it fails, the error names what did not fit
+    "What f could not do, told after it has failed: while all goes well, nothing is asked"
+    fitted, names = _fitted(f, '', low), [*inspect.signature(f).parameters]
+
+    @wraps(f)
+    def told(*args, **kwargs):
+        try: return f(*args, **kwargs)
+        except Exception as e: failed = e
+        try: fitted(args, kwargs)
+        except (TypeError, ValueError) as e: raise e from failed
+        given = dict(zip(names, args)) | kwargs
+        shapes = [f'{n} {tuple(t.shape)}' for n, t in given.items() if isinstance(t, torch.Tensor)]
+        ours = type(failed) not in (RuntimeError, IndexError) or 'memory' in str(failed)
+        if ours or not shapes: raise failed
+        raise ValueError(f'{f.__name__} cannot use tensors of these shapes, {", ".join(shapes)}: '
+                         f'help({f.__name__}) gives those that it takes') from failed
+
+    return told
 
 for _part in (RMSNorm, LayerNorm, MLP, GLU): checked(_part)
 no_gradient, check_part = checked(no_gradient), checked(check_part)

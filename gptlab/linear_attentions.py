@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .attention import (as_position, check_attn, check_heads, make_position, Layer,
                               LayerCache, Mask, RoPE, Seq)
 from .attentions import OpenAttention
-from .blocks import build_part, checked, RMSNorm
+from .blocks import build_part, checked, explained, RMSNorm
 from .core import check_number, markdown_text, show_progress
 
 # %% ../nbs/36_linear_attentions.ipynb #c2e30694
@@ -271,4 +271,4 @@ def _check_one(attn, kw):
 # %% ../nbs/36_linear_attentions.ipynb #0b6c4e15
 checked(MLA, own='C n_heads n_kv_heads d_head window softcap dropout', d_rope=0)
 checked(DeltaAttention, own='C n_heads n_kv_heads d_head')
-check_grid = checked(check_grid)
+check_grid, delta_rule = checked(check_grid), explained(delta_rule)

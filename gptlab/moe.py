@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .attention import first_cache, Cache, Layer, LayerCache, Seq
-from .blocks import build_part, checked, MLP
+from .blocks import build_part, checked, explained, MLP
 from .core import check_number
 from .model import run_eagerly, unwrapped, as_pair, Block, GPT
 from .optimizers import Group
@@ -323,3 +323,5 @@ checked(MoE, own='shared k', capacity=None)
 checked(MoD)
 balance_experts, active_params = checked(balance_experts), checked(active_params)
 expert_load, dropped_share = checked(expert_load), checked(dropped_share)
+route_tokens, balance_loss = explained(route_tokens), explained(balance_loss)
+load_of, top_share = explained(load_of), explained(top_share)

@@ -4,6 +4,7 @@ compiled or wrapped, what a config from a file may ask for, and what wrong argum
 Each test names the fault it stands for, where there is one.
 """
 import copy
+import inspect
 import json
 import math
 import time
@@ -20,15 +21,18 @@ from torch.optim.swa_utils import AveragedModel
 
 import gptlab.attention as attention_module
 from gptlab.attention import (Attention, Cache, Layer, LayerCache, LearnedPositions, Mask, Position,
-                              RoPE, Seq, check_attn, once, visible_mask)
+                              RoPE, Seq, check_attn, first_cache, once, plain_attention,
+                              rotate_halves, visible_mask)
 from gptlab.attentions import (Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding,
                                cache_bytes, flex, matmul, sdpa)
-from gptlab.blocks import GLU, MLP, LayerNorm, Report, RMSNorm, SwiGLU, check_part, gelu
+from gptlab.blocks import (GLU, MLP, LayerNorm, Report, RMSNorm, SwiGLU, check_part, explained,
+                           gelu)
 from gptlab.costs import costs
-from gptlab.linear_attentions import MLA, DeltaAttention, Grid, check_grid
+from gptlab.linear_attentions import MLA, DeltaAttention, Grid, check_grid, delta_rule
 from gptlab.model import (GPT, Block, GPTConfig, check_model, gpt2_config, llama_config, lm_loss,
                           parameter_shapes, plain_name, swap, token_nll, unwrapped)
-from gptlab.moe import MoD, MoE, active_params, expert_load
+from gptlab.moe import (MoD, MoE, active_params, balance_loss, expert_load, load_of, route_tokens,
+                        top_share)
 from gptlab.optimizers import hidden
 from gptlab.positions import (ALiBi, LinearBias, Llama3RoPE, NTK, ScaledRoPE, Sinusoids, YaRN,
                               extend_context)
@@ -675,3 +679,67 @@ def test_r11_a_scheme_that_is_refused_changes_nothing():
     for scheme in (Rotat, lambda D, **kw: None, lambda D, **kw: 3):
         with pytest.raises(TypeError): extend_context(model, 2., scheme)
         assert [b.attn.pos for b in model.blocks] == before and model.cfg is cfg
+
+
+def _qkv(): return torch.randn(3, 1, 2, 3, 4).unbind()
+
+# function → good arguments, one that is none, one of another shape
+TENSORS = {
+    plain_attention: (_qkv, dict(k='x'), dict(k=torch.ones(1, 2, 3, 5))),
+    visible_mask: (lambda: (ROWS, ROWS), dict(kpos=None), dict(qpos=torch.arange(3))),
+    rotate_halves: (lambda: (torch.ones(3, 8), torch.ones(3, 4), torch.ones(3, 4)),
+                    dict(sin=1.), dict(cos=torch.ones(3, 5))),
+    token_nll: (lambda: (torch.zeros(1, 3, 11), ROWS), dict(logits=[0.]),
+                dict(targets=torch.ones(2, dtype=torch.long))),
+    delta_rule: (lambda: (*_qkv(), torch.rand(1, 2, 3)), dict(beta=.5), dict(q=torch.ones(2))),
+    route_tokens: (lambda: (torch.rand(3, 4), 2), dict(k='x'), dict(bias=torch.ones(3))),
+    balance_loss: (lambda: (torch.zeros(3, 1).long(), torch.rand(3, 4)), dict(scores=None),
+                   dict(scores=torch.ones(3))),
+    load_of: (lambda: (torch.zeros(3, 1).long(), 4), dict(chosen=3), dict(chosen=torch.ones(2))),
+    top_share: (lambda: (torch.rand(1, 8), .5), dict(r='x'), dict(r=torch.rand(8)))}
+
+
+@pytest.mark.parametrize('f', TENSORS, ids=lambda f: f.__name__)
+def test_r11_what_is_no_tensor_or_has_another_shape_is_named(f):
+    good, none, shape = TENSORS[f]
+    f(*good())
+    names = list(inspect.signature(f).parameters)
+    for wrong in (none, shape):
+        (name, value), = wrong.items()
+        given = dict(zip(names, good())) | wrong
+        with pytest.raises((TypeError, ValueError)) as caught: f(**given)
+        assert '/torch/' not in str(caught.traceback[-1].path), caught.value
+        assert wrong is shape or name in str(caught.value)
+
+
+def test_r11_a_failure_of_ones_own_stays_what_it_was():
+    "Only arguments that do not fit, and shapes that do not go together, are told in other words"
+    @explained
+    def f(x:torch.Tensor, kind:str) -> torch.Tensor:
+        if kind == 'key': return {}[kind]
+        if kind == 'memory': raise RuntimeError("can't allocate memory: you tried 10**12 bytes")
+        return x @ torch.ones(3)
+    assert f(torch.ones(3), 'x') == 3
+    with pytest.raises(KeyError): f(torch.ones(3), 'key')
+    with pytest.raises(RuntimeError, match='allocate'): f(torch.ones(3), 'memory')
+    with pytest.raises(TypeError, match='x must be a tensor, not 3') as caught: f(3, 'x')
+    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(ValueError, match=r'f cannot use tensors of these shapes, x \(2,\)'):
+        f(torch.ones(2), 'x')
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'kind'"):
+        f(torch.ones(3))
+
+
+# ---- small things that a lesson once held
+
+def test_a_learnt_table_of_positions_ends():
+    table, ids = LearnedPositions(8, 6), torch.zeros(2, 6, dtype=torch.long)
+    assert table(Seq(ids)).shape == (2, 6, 8)
+    with pytest.raises(ValueError, match='beyond the table of 6'):
+        table(Seq(ids, pos=torch.arange(6)[None] + 3))
+
+
+def test_the_first_cache_of_a_part_is_its_layers():
+    layer = Attention(32, 4, window=4)
+    assert first_cache(nn.Sequential(nn.Linear(32, 32), layer)).window == 4
+    assert first_cache(nn.Linear(32, 32)) is None

@@ -218,6 +218,8 @@ model='''
         # attn: False; mlp: False; norm: False
     GPTConfig(vocab_size=9, n_layers=1, n_heads=2, d_model=8)
         # d_model: v % 4 == 0; n_heads: v in (1, 2); n_kv_heads: v in (1, 2)
+    as_pair(torch.ones(1))                           # y: any
+    layer_part([Attention], 0)                       # parts: any; i: any
     cfg().to_dict()
     modern_init(model())
     gpt2_init(model())
