@@ -71,7 +71,7 @@ class _Names(dict):
         try: shown = show_tokens(self.tok, [i]).pieces[0][1]
         except ValueError: shown = f'id {i}'       # the model has more ids than the tokenizer
         shown = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in shown.replace('\n', ''))
-        return self.setdefault(i, shown)
+        return self.setdefault(i, '␣'*len(shown) if shown.isspace() else shown)
 
 def _starts(batch):
     "The positions with nothing before them: the first of each document"
@@ -166,7 +166,8 @@ def _percent(p):
 
 def _legend(what):
     names = ['below 1 %', '1 to 5 %', '5 to 20 %', '20 to 50 %', '50 to 80 %', '80 % and more']
-    boxes = ''.join(f'<span style="{_box(p, "padding:1px 6px")}">{n}</span>'
+    style = 'display:inline-block;padding:1px 6px;border:1px solid #c5ced8'
+    boxes = ''.join(f'<span style="{_box(p, style)}">{n}</span>'
                     for p, n in zip([0., *_edges], names))
     return f'<div style="font-size:12px;margin:4px 0">{html_text(what)}: {boxes}</div>'
 
@@ -187,7 +188,9 @@ background:#fff;color:#1c2733;border:1px solid #8a96a3;z-index:2}
 </style>'''
 
 def _page(*parts):
-    return f'{_style}<div class="gptlab-text" style="font-family:sans-serif">{"".join(parts)}</div>'
+    hint = '<div style="font-size:12px">Point at a token to see the alternatives.</div>'
+    return (f'{_style}<div class="gptlab-text" style="font-family:sans-serif">{"".join(parts)}'
+            f'{hint}</div>')
 
 def _token_html(t):
     said = 'first' if t.prob is None else _percent(t.prob)
@@ -196,8 +199,9 @@ def _token_html(t):
     tip = html_text(tip) if t.prob is None else tip
     box = _box(t.prob, 'display:inline-block;margin:0 1px 5px 0;padding:1px 3px;white-space:pre')
     end = '<br>' if '⏎' in t.text else ''
-    return (f'<span class="gptlab-token" tabindex="0" style="{box}"><span title="{tip}">'
-            f'{html_text(t.text)}<br><small>{html_text(said)}</small></span></span>{end}')
+    return (f'<span class="gptlab-token" tabindex="0" style="{box}">'
+            f'<span style="display:block" title="{tip}">{html_text(t.text)}<br>'
+            f'<small>{html_text(said)}</small></span></span>{end}')
 
 def _table(reads):
     "The same as a table, for readers without a pointer"
@@ -359,12 +363,13 @@ def _lens_parts(model):
 def _stacked(states):
     if any(s.shape != states[0].shape or len(s) != 1 for s in states):
         shapes = ', '.join(str(tuple(s.shape)) for s in states)
-        raise ValueError(f'the outputs of the blocks are no states of one residual stream: {shapes}')
+        raise ValueError('the outputs of the blocks are no states of one residual stream: '
+                         f'their shapes are {shapes}')
     return torch.cat(states)                                          # (L+1,T,C)
 
 # %% ../nbs/45_explain.ipynb #e2955a07
 class LogitLens(list):
-    "For each state of the residual stream a list of `TokenRead`: the token that comes next, and top"
+    "For each state of the residual stream a `TokenRead` a position: of the token that comes next"
     def __init__(self,
                  states:list, # L+1 lists of TokenRead, the embedding first
                  tokens:list[str], # texts of the tokens that are read
@@ -379,7 +384,8 @@ def logit_lens(model:nn.Module, # a GPT, or a model with blocks, norm and head a
                tokens:int=24, # the first so many tokens are shown
                ) -> LogitLens: # L+1 lists of TokenRead, the embedding first
     "What each layer would predict after each token; raises as `text_row` and `lens_logits` do"
-    k, n = check_number('k', k, low=1, whole=True), check_number('tokens', tokens, low=1, whole=True)
+    k = check_number('k', k, low=1, whole=True)
+    n = check_number('tokens', tokens, low=1, whole=True)
     batch, names = text_row(model, tok, text), _Names(tok)
     ids, starts = batch['ids'][0].tolist(), _starts(batch)
     batch = {key: v[:,:n] for key, v in batch.items()}
@@ -404,9 +410,9 @@ def _lens_cell(r):
     else: first = f'next comes {r.text}  with {_percent(r.prob)}, rank {r.rank:,}; most likely are'
     box = _box(p, 'padding:1px 4px;white-space:pre;text-align:center;border:1px solid #ffffff')
     sign = '✓ ' if _right(r) else ''
-    return (f'<td class="gptlab-token" tabindex="0" style="{box}"><span title="'
-            f'{_tip(r.top, first)}">{sign}{html_text(text)}<br><small>{_percent(p)}</small>'
-            '</span></td>')
+    return (f'<td class="gptlab-token" tabindex="0" style="{box}">'
+            f'<span style="display:block" title="{_tip(r.top, first)}">{sign}{html_text(text)}'
+            f'<br><small>{_percent(p)}</small></span></td>')
 
 def _state_names(n): return ['embedding', *[f'after block {i}' for i in range(n-1)]]
 
@@ -441,7 +447,7 @@ def plot(self:LogitLens,
     if ax is None: ax = plt.subplots(figsize=(1.2 + .55*T, 1 + .3*L))[1]
     values = [[r.top[0][1] for r in row] for row in self]             # L+1 rows of T
     norm = BoundaryNorm([0, *_edges, 1.001], len(_shades))
-    image = ax.imshow(values, cmap=ListedColormap(_shades), norm=norm, aspect='auto', origin='lower')
+    image = ax.imshow(values, ListedColormap(_shades), norm, aspect='auto', origin='lower')
     for y, row in enumerate(self):
         for x, r in enumerate(row):
             text = '✓'*_right(r) + one_line(r.top[0][0])[:8]
@@ -495,13 +501,16 @@ def sample_checkpoints(run:str|Path, # the folder of a run
                        ) -> SampleTable:
     """What each checkpoint of a run writes after each prompt
 
-    Raises FileNotFoundError for a run without checkpoints, ValueError for one without a tokenizer,
-    TypeError for prompts that are no list of texts; and as `load_model` and `generate_text` do.
+    Raises FileNotFoundError for a run without checkpoints, ValueError for one without a tokenizer
+    and for no prompts, TypeError for prompts that are no texts; and as `load_model` and
+    `generate_text` do.
     """
-    if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
-        raise TypeError(f'prompts must be a list of texts, not {prompts!r:.60}')
+    texts = isinstance(prompts, (list, tuple)) and all(isinstance(p, str) for p in prompts)
+    if not texts: raise TypeError(f'prompts must be a list of texts, not {prompts!r:.60}')
+    if not prompts: raise ValueError('prompts is empty: give at least one text to continue')
     points, table = checkpoints_in(run) or [find_checkpoint(run)], SampleTable()
-    filters = [filters] if callable(filters) else list(filters)
+    filters = [filters] if callable(filters) else filters
+    filters = list(check_type('filters', filters, Iterable, 'functions from logits to logits'))
     for point in show_progress(points, 'sampling', unit='checkpoints'):
         model, tok = load_model(point, parts)
         if tok is None: raise ValueError(f'{point} has no tokenizer, so no text can be written')
@@ -567,7 +576,7 @@ def _powers():
     return np.multiply.accumulate(p)
 
 def _longest(sample, block, known):
-    "(n, where) of the longest stretch that both hold, if it is longer than known; else (known, None)"
+    "(n, where) of the longest stretch that both hold, if longer than known; else (known, None)"
     low, high, where, n = known, min(len(sample.codes), len(block.codes)), None, known + 1
     while low < high:
         at = _common(sample, block, n)
@@ -602,7 +611,7 @@ class LongestCopy(NamedTuple):
     "A stretch of a sample that stands in a text"
     text:str
     start:int                                      # in the sample, in characters
-    doc:int|None                                   # the document that has it; None: nothing is found
+    doc:int|None                                   # the document that has it; None: none has
 
 def longest_copy(sample:str, # a text that was written, of at most a million characters
                  docs:str|Iterable[str], # a text, or documents, such as `corpus(…).train`
