@@ -1,5 +1,5 @@
-"""Explaining a text (45): what is shown equals what is computed plainly, other models and texts, bad
-input, and pages that hold nothing but text."""
+"""Explaining a text (45): what is shown equals what is computed plainly, other models and texts,
+bad input, and pages that hold nothing but text."""
 import base64, math, random, re, time
 import xml.etree.ElementTree as xml
 from html.parser import HTMLParser
@@ -74,8 +74,9 @@ def test_ids_that_the_tokenizer_has_not_are_named():
 
 # ---- attention
 
-VARIANTS = dict(full=Attention, window=partial(Attention, window=4), alibi=partial(Attention, pos=ALiBi),
-                softcap=partial(Attention, softcap=5.), mixed=[partial(Attention, window=3), Attention])
+VARIANTS = dict(full=Attention, window=partial(Attention, window=4),
+                alibi=partial(Attention, pos=ALiBi), softcap=partial(Attention, softcap=5.),
+                mixed=[partial(Attention, window=3), Attention])
 
 @pytest.mark.parametrize('attn', VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize('kv', [None, 2])
@@ -143,9 +144,6 @@ def test_a_state_of_the_lens_is_what_a_shorter_model_predicts():
     model, tok = made().eval(), ByteTokenizer()
     row = text_row(model, tok, TEXT)
     got = lens_logits(model, row)
-    for n in (1, 0):
-        del model.blocks[n]
-        if n: continue
     with torch.no_grad(): bare = model.head(model.norm(model.embed(row['ids'])))[0]
     assert_equal(got[0], bare, tol=1e-5)
     short = made()
@@ -214,7 +212,8 @@ def test_shades_can_be_told_apart_and_read():
     assert all(a > 1.2*b for a, b in zip(shades, shades[1:])), shades
 
 
-ODD = ['<b>&"\'', '\x1b]52;c;\x07', '\uffff\ufffe', '\u202egnp', '\ud800', ' ', '\n', 'a'*99, '🐈']
+ODD = ['<b>&"\'', '\x1b]52;c;\x07', '\uffff\ufffe', '\u202egnp', '\ud800', ' ', '\n', 'a'*99,
+       '🐈']
 
 def test_r01_a_heat_map_is_well_formed_whatever_its_tokens_are():
     class Names(ByteTokenizer):
@@ -293,7 +292,8 @@ def test_chance_is_what_random_letters_share():
     for alphabet in ('ab', 'aaab', 'abcdefghijklmnop'):
         def letters(n): return ''.join(rng.choices(alphabet, k=n))
         found = [len(longest_copy(letters(200), letters(5000)).text) for _ in range(60)]
-        assert abs(sum(found)/60 - chance_copy(200, letters(5000))) < 1
+        expected = chance_copy(200, letters(5000))
+        assert abs(sum(found)/60 - expected) < .1*expected
     assert chance_copy(5, 'aaaa') == 4 and chance_copy(1, 'ab') <= 1
 
 
@@ -354,11 +354,12 @@ def test_models_that_cannot_be_explained():
     tok, row = ByteTokenizer(), dict(ids=torch.zeros(1, 2, dtype=torch.long))
     bare = Headless(torch.zeros(1, 2, V))
     assert_equal(next_token_probs(bare, row), torch.full((2, V), 1/V))
-    with refuses(TypeError, 'Headless has no blocks and no norm and no head'): lens_logits(bare, row)
+    with refuses(TypeError, 'Headless has no blocks and no norm and no head'):
+        lens_logits(bare, row)
     page = explain_text(Headless(torch.zeros(1, 3, V)), tok, 'ab')
     assert page.lens is page.patterns is None and page.probs[1].prob == pytest.approx(1/V)
-    with refuses(TypeError, 'must return logits'): next_token_probs(Headless(torch.zeros(2, 2)), row)
-    with refuses(TypeError, 'must return logits'): next_token_probs(Headless('no'), row)
+    for out in (torch.zeros(2, 2), 'no'):
+        with refuses(TypeError, 'must return logits'): next_token_probs(Headless(out), row)
     for v in (math.nan, math.inf):
         with refuses(ValueError, 'not finite'): next_token_probs(Headless(bare.out + v), row)
     for wrong in ({}, dict(ids=torch.zeros(2, 2)), dict(ids=torch.zeros(1, 0)), dict(ids=3)):

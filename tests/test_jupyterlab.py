@@ -1,6 +1,6 @@
 """In real JupyterLab: the front page runs from top to bottom, a notebook opened for the first time
-shows its pictures, the live view's buttons work while its cell runs, also after a reload, and a text
-that is explained answers to the pointer, also without a kernel.
+shows its pictures, the live view's buttons work while its cell runs, also after a reload, and an
+explained text answers to the pointer, also without a kernel.
 
 What is asked of the front page: the live view carries the class `gptlab-live`, moves, and leaves a
 picture whose earlier samples can be unfolded.

@@ -547,9 +547,10 @@ explain='''
     logit_lens(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
     explain_text(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
     sample_checkpoints(saved(), ['a'], 2, docs=docs())
-        # run: False; prompts: False; n: v >= 0; filters: v == [] or callable(v); docs: v == []
-    longest_copy('a text', docs())                   # sample: v; docs: v == []
-    chance_copy(9, docs())                           # docs: False
+        # run: False; prompts: False; n: v >= 0; filters: v == [] or callable(v)
+        # docs: isinstance(v, str) or v == []
+    longest_copy('a text', docs())                   # sample: v; docs: isinstance(v, str) or v == []
+    chance_copy(9, docs())                           # docs: v == 'x'
 ''',
 hub='''
     HubLlama3(8)
