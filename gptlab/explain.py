@@ -300,7 +300,8 @@ def _map_image(w, tokens, title, size=16, margin=92):
            f'<g transform="translate({margin} {margin})">'
            f'<rect width="{S*size}" height="{T*size}" fill="{_shades[0]}"/>{_cells(w, size)}'
            f'<g text-anchor="end">{rows}</g><g transform="rotate(-90)">{tops}</g></g></svg>')
-    return svg_image(svg, f'{title}: a row for each query, a column for each key; {_words(w)}')
+    said = f'{title}: a row for each query, a column for each key; {_words(w)}'
+    return svg_image(svg, plain_text(said))
 
 def _head(name, h, w, tokens, opened):
     said = html_text(f'head {h}: {_words(w)}')
@@ -420,10 +421,11 @@ def _state_names(n): return ['embedding', *[f'after block {i}' for i in range(n-
 def _repr_html_(self:LogitLens):
     "A row for each state, the last on top; a column for each token that was read"
     cell = '<th style="text-align:center;white-space:pre;font-weight:normal">{}</th>'
+    side = 'text-align:right;white-space:nowrap;padding-right:6px'
     texts = ''.join(cell.format(html_text(t)) for t in self.tokens)
-    rows = [f'<tr><th style="text-align:right">{name}</th>{"".join(map(_lens_cell, row))}</tr>'
+    rows = [f'<tr><th style="{side}">{name}</th>{"".join(map(_lens_cell, row))}</tr>'
             for name, row in zip(_state_names(len(self)), self)]
-    rows.insert(0, f'<tr><th style="text-align:right">after reading</th>{texts}</tr>')
+    rows.insert(0, f'<tr><th style="{side}">after reading</th>{texts}</tr>')
     table = '<table style="border-collapse:collapse;font-size:12px">' + ''.join(rows[::-1])
     told = '<div style="font-size:12px">✓: the token that does come next</div>'
     return _page(_legend('probability of the token shown'), told,
@@ -521,24 +523,6 @@ def sample_checkpoints(run:str|Path, # the folder of a run
             table.append(row if docs is None else row | dict(copied=longest_copy(text, docs)))
     return table
 
-@patch
-def _repr_html_(self:SampleTable):
-    "A row for each step, a column for each prompt"
-    cell = '<{0} style="text-align:left;vertical-align:top;white-space:pre-wrap">{1}</{0}>'
-    steps, prompts = (list(dict.fromkeys(r[k] for r in self)) for k in ('step', 'prompt'))
-    def shown(r):
-        found = r.get('copied')
-        told = '' if found is None else f'<br><small>copied: {len(found.text)} characters</small>'
-        return cell.format('td', html_text(r['text']) + told)
-    head = ''.join(cell.format('th', html_text(p or '(no prompt)')) for p in prompts)
-    rows = [f'<tr>{cell.format("th", s)}{"".join(shown(r) for r in self if r["step"] == s)}</tr>'
-            for s in steps]
-    return f'<table><tr>{cell.format("th", "step")}{head}</tr>{"".join(rows)}</table>'
-
-@patch
-def __repr__(self:SampleTable):
-    return '\n'.join(one_line(f'{r["step"]:>6} {r["prompt"]}|{r["text"]}') for r in self)
-
 # %% ../nbs/45_explain.ipynb #15ecdbb3
 _base, _mix, _block = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), 1 << 21
 
@@ -586,27 +570,6 @@ def _longest(sample, block, known):
         n = (low + high + 1)//2
     return low, where
 
-def _blocks(docs, m):
-    """Documents laid end to end in blocks: (codes, where each begins, its number)
-
-    What is no character stands between them. A document that is longer than a block is cut, and
-    its pieces overlap by m characters.
-    """
-    docs = check_texts([docs] if isinstance(docs, str) else docs)
-    parts, starts, numbers, size, step = [], [], [], 0, _block - m - 1
-    for number, doc in enumerate(docs):
-        codes = _codes(check_type('a document', doc, str, 'a text'))
-        for i in range(0, len(codes), step):
-            piece = codes[i:i+step+m]
-            if size + len(piece) + 1 > _block:
-                yield np.concatenate(parts), starts, numbers
-                parts, starts, numbers, size = [], [], [], 0
-            starts.append(size)
-            numbers.append(number)
-            parts += [piece, np.array([0x110000], np.uint32)]
-            size += len(piece) + 1
-    if parts: yield np.concatenate(parts), starts, numbers
-
 # %% ../nbs/45_explain.ipynb #cbe585d8
 class LongestCopy(NamedTuple):
     "A stretch of a sample that stands in a text"
@@ -635,6 +598,47 @@ def longest_copy(sample:str, # a text that was written, of at most a million cha
                 best = LongestCopy(sample[at[0]:at[0]+n], at[0], doc)
             bar.update(len(codes))
     return best
+
+# %% ../nbs/45_explain.ipynb #775af131
+def _blocks(docs, m):
+    """Documents laid end to end in blocks: (codes, where each begins, its number)
+
+    What is no character stands between them. A document that is longer than a block is cut, and
+    its pieces overlap by m characters.
+    """
+    docs = check_texts([docs] if isinstance(docs, str) else docs)
+    parts, starts, numbers, size, step = [], [], [], 0, _block - m - 1
+    for number, doc in enumerate(docs):
+        codes = _codes(check_type('a document', doc, str, 'a text'))
+        for i in range(0, len(codes), step):
+            piece = codes[i:i+step+m]
+            if size + len(piece) + 1 > _block:
+                yield np.concatenate(parts), starts, numbers
+                parts, starts, numbers, size = [], [], [], 0
+            starts.append(size)
+            numbers.append(number)
+            parts += [piece, np.array([0x110000], np.uint32)]
+            size += len(piece) + 1
+    if parts: yield np.concatenate(parts), starts, numbers
+
+@patch
+def _repr_html_(self:SampleTable):
+    "A row for each step, a column for each prompt"
+    style = 'text-align:left;vertical-align:top;white-space:pre-wrap;padding:2px 10px 2px 0'
+    cell = '<{0} style="' + style + '">{1}</{0}>'
+    steps, prompts = (list(dict.fromkeys(r[k] for r in self)) for k in ('step', 'prompt'))
+    def shown(r):
+        found = r.get('copied')
+        told = '' if found is None else f'<br><small>copied: {len(found.text)} characters</small>'
+        return cell.format('td', html_text(r['text']) + told)
+    head = ''.join(cell.format('th', html_text(p or '(no prompt)')) for p in prompts)
+    rows = [f'<tr>{cell.format("th", s)}{"".join(shown(r) for r in self if r["step"] == s)}</tr>'
+            for s in steps]
+    return f'<table><tr>{cell.format("th", "step")}{head}</tr>{"".join(rows)}</table>'
+
+@patch
+def __repr__(self:SampleTable):
+    return '\n'.join(one_line(f'{r["step"]:>6} {r["prompt"]}|{r["text"]}') for r in self)
 
 # %% ../nbs/45_explain.ipynb #9bda4e51
 def chance_copy(n:int, # characters of a sample

@@ -307,6 +307,7 @@ def operate(page):
     assert page.locator('.jp-OutputArea-output script').count() == 0
 
 
+@pytest.mark.exhaustive
 def test_a_text_is_explained_with_and_without_a_kernel(lab, page_dir, chromium):
     page = start_cell(lab, page_dir, chromium, 'explained', EXPLAIN)
     operate(page)
@@ -345,6 +346,7 @@ def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
     images = "document.querySelectorAll('.jp-OutputArea-output img')"
     page = open_page(lab, chromium, f'saved/{path}', f'() => {images}.length >= {sum(want)}')
     page.wait_for_function(f'() => [...{images}].every(e => e.complete)', timeout=60_000)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     pictures = page.locator('.jp-OutputArea-output img')
     sizes = pictures.evaluate_all('all => all.map(e => [e.src.slice(0, 18), e.naturalWidth, '
                                   'e.getBoundingClientRect().width])')
