@@ -549,7 +549,8 @@ explain='''
     sample_checkpoints(saved(), ['a'], 2, docs=docs())
         # run: False; prompts: False; n: v >= 0; filters: v == [] or callable(v)
         # docs: isinstance(v, str) or v == []
-    longest_copy('a text', docs())                   # sample: v; docs: isinstance(v, str) or v == []
+    longest_copy('a text', docs())                   # sample: v
+        # docs: isinstance(v, str) or v == []
     chance_copy(9, docs())                           # docs: v == 'x'
 ''',
 hub='''
