@@ -327,6 +327,29 @@ def __repr__(self:AttentionPatterns):
              for h, w in enumerate(maps)]
     return plain_text('\n'.join(lines))
 
+# %% ../nbs/45_explain.ipynb #8e6c96b7
+def _scale():
+    "The six shades, for matplotlib"
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    return dict(cmap=ListedColormap(_shades), norm=BoundaryNorm([0, *_edges, 1.001], len(_shades)))
+
+@patch
+def plot(self:AttentionPatterns,
+         size:float=1.3, # of a map, in inches
+         ) -> object: # matplotlib's figure
+    "All heads at a glance: a row of maps for each module, a column for each head"
+    import matplotlib.pyplot as plt
+    size, H = check_number('size', size, above=0), max(map(len, self.values()))
+    fig, axes = plt.subplots(len(self), H, squeeze=False, layout='constrained',
+                             figsize=(size*(H + 1), size*len(self)))
+    for ax in axes.flat: ax.axis('off')
+    for (name, maps), row in zip(self.items(), axes):
+        for h, (w, ax) in enumerate(zip(maps, row)):
+            image = ax.imshow(w.numpy(), **_scale())
+            ax.set_title(one_line(f'{name}, head {h}'), fontsize=7, parse_math=False)
+    fig.colorbar(image, ax=axes, label='attention weight', ticks=_edges, format='%g')
+    return fig
+
 # %% ../nbs/45_explain.ipynb #50947481
 @torch.no_grad()
 def lens_logits(model:nn.Module, # a GPT, or a model with blocks, norm and head as it has
@@ -444,12 +467,10 @@ def plot(self:LogitLens,
          ) -> object: # the axes
     "The most likely token by state and position, shaded by its probability, as a picture"
     import matplotlib.pyplot as plt
-    from matplotlib.colors import BoundaryNorm, ListedColormap
     L, T = len(self), len(self.tokens)
     if ax is None: ax = plt.subplots(figsize=(1.2 + .55*T, 1 + .3*L))[1]
     values = [[r.top[0][1] for r in row] for row in self]             # L+1 rows of T
-    norm = BoundaryNorm([0, *_edges, 1.001], len(_shades))
-    image = ax.imshow(values, ListedColormap(_shades), norm, aspect='auto', origin='lower')
+    image = ax.imshow(values, aspect='auto', origin='lower', **_scale())
     for y, row in enumerate(self):
         for x, r in enumerate(row):
             text = '✓'*_right(r) + one_line(r.top[0][0])[:8]

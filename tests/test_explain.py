@@ -122,6 +122,19 @@ def test_what_is_said_of_a_head_is_counted():
     assert '100% to itself' in repr(AttentionPatterns({'a': torch.ones(1, 1, 1)}, ['a']))
 
 
+def test_all_heads_can_be_drawn():
+    import matplotlib
+    matplotlib.use('agg')
+    patterns = attention_patterns(made(), ByteTokenizer(), TEXT)
+    fig = AttentionPatterns({'$x_ \n': patterns['blocks.0.attn'][:3]} | patterns, []).plot()
+    fig.canvas.draw()
+    maps = [ax.images[0].get_array() for ax in fig.axes if ax.images]
+    assert len(maps) == 3 + 4 + 4
+    assert_equal(torch.tensor(maps[3].data), patterns['blocks.0.attn'][0])
+    with refuses(ValueError, 'size must be'): patterns.plot(0)
+    matplotlib.pyplot.close(fig)
+
+
 # ---- logit lens
 
 KINDS = dict(plain={}, tied=dict(tie=True), capped=dict(softcap=3.), narrow=dict(d_embed=8),
@@ -138,6 +151,22 @@ def test_the_last_state_of_the_lens_is_the_model(kw):
     assert_equal(got[-1], want, tol=1e-5)
     assert (got[0] - want).abs().max() > 1e-3 < (got[1] - want).abs().max()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize('how', ['whole', 'blocks', 'bfloat16'])
+def test_compiled_models_and_half_precision_are_read_too(how):
+    tok, model = ByteTokenizer(), made()
+    want = explain_text(model, tok, TEXT)
+    if how == 'whole': model = torch.compile(model, backend='eager')
+    if how == 'blocks': model.blocks[0].compile(backend='eager')
+    if how == 'bfloat16': model = model.bfloat16()
+    got, tol = explain_text(model, tok, TEXT), dict(rel=.2 if how == 'bfloat16' else 1e-4)
+    assert [t.prob for t in got.probs[1:]] == pytest.approx([t.prob for t in want.probs[1:]], **tol)
+    first, also = ([r.prob for r in e.lens[1][:9]] for e in (got, want))
+    assert first == pytest.approx(also, **tol)
+    assert list(got.patterns) == list(want.patterns)
+    for name, w in want.patterns.items():
+        assert_equal(got.patterns[name], w, tol=.05 if how == 'bfloat16' else 1e-5)
 
 
 def test_a_state_of_the_lens_is_what_a_shorter_model_predicts():
