@@ -465,10 +465,15 @@ def __repr__(self:LogitLens):
 def plot(self:LogitLens,
          ax:object=None, # matplotlib's axes; None: new ones
          ) -> object: # the axes
-    "The most likely token by state and position, shaded by its probability, as a picture"
+    """The most likely token by state and position, shaded by its probability, as a picture
+
+    Raises TypeError for what are no axes.
+    """
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
     L, T = len(self), len(self.tokens)
     if ax is None: ax = plt.subplots(figsize=(1.2 + .55*T, 1 + .3*L))[1]
+    check_type('ax', ax, Axes, "matplotlib's axes, or None")
     values = [[r.top[0][1] for r in row] for row in self]             # L+1 rows of T
     image = ax.imshow(values, aspect='auto', origin='lower', **_scale())
     for y, row in enumerate(self):

@@ -552,6 +552,8 @@ explain='''
     longest_copy('a text', docs())                   # sample: v
         # docs: isinstance(v, str) or v == []
     chance_copy(9, docs())                           # docs: v == 'x'
+    logit_lens(model(), tok(), 'ab').plot()          # ax: False
+    attention_patterns(model(), tok(), 'ab').plot(1.) # size: v > 0
 ''',
 hub='''
     HubLlama3(8)
