@@ -37,6 +37,7 @@ from .positions import *
 from .attentions import *
 from .moe import *
 from .diagnostics import *
+from .explain import *
 from .hub import *
 from .linear_attentions import *
 from .formats import *

@@ -86,6 +86,18 @@ def runs_of(folder):
     yield 'model', run.model
     yield 'figures', RunTable([{HARM: HARM}], HARM)
 
+def explained(folder):
+    "How a model reads a text, and what it wrote"
+    set_seed(0)
+    model = GPT(GPTConfig(vocab_size=257, n_layers=1, n_heads=2, d_model=16, context_length=300))
+    yield 'probabilities', token_probs(model, Odd(), HARM, k=257)      # the special is among them
+    yield 'patterns', AttentionPatterns({HARM: torch.ones(1, 2, 2)/2}, [HARM, HARM])
+    yield 'lens', logit_lens(model, Odd(), 'ab', k=257)
+    yield 'all', explain_text(model, Odd(), 'ab', k=257)
+    copied = longest_copy(HARM, [HARM])
+    yield 'copy', copied
+    yield 'samples', SampleTable([dict(step=1, prompt=HARM, text=HARM, copied=copied)])
+
 class Page:
     "A page that is a file"
     def __init__(self, html): self.html = html
@@ -104,5 +116,5 @@ def studies(folder):
 
 def objects(folder):
     "name → object, of all kinds"
-    for kind in (texts, tokens, runs_of, studies):
+    for kind in (texts, tokens, runs_of, studies, explained):
         for name, thing in kind(Path(folder)): yield f'{kind.__name__} {name}', thing

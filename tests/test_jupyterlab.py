@@ -1,5 +1,6 @@
 """In real JupyterLab: the front page runs from top to bottom, a notebook opened for the first time
-shows its pictures, and the live view's buttons work while its cell runs, also after a reload.
+shows its pictures, the live view's buttons work while its cell runs, also after a reload, and an
+explained text answers to the pointer, also without a kernel.
 
 What is asked of the front page: the live view carries the class `gptlab-live`, moves, and leaves a
 picture whose earlier samples can be unfolded.
@@ -267,6 +268,71 @@ def test_r01_no_text_of_others_runs_a_script(lab, page_dir, chromium):
     page.close()
 
 
+EXPLAIN = """from gptlab.all import *
+set_seed(0)
+model = GPT(GPTConfig(vocab_size=257, n_layers=2, n_heads=2, d_model=16, context_length=32))
+perturb_parameters(model)
+explain_text(model, ByteTokenizer(), 'a <b>cat')"""
+
+
+def strip_below(page, token):
+    "What the page shows while the pointer is at a token: the text below, or else the title"
+    token.scroll_into_view_if_needed()
+    token.hover()
+    inner = token.locator('span')
+    shown = inner.evaluate("e => getComputedStyle(e, '::after').content")
+    over = inner.evaluate('e => e.matches(":hover")')             # the title of what it is over
+    page.mouse.move(1, 1)
+    return shown if shown != 'none' else inner.get_attribute('title') if over else ''
+
+
+def operate(page):
+    "Point at a token, and click on a layer and a head, as a reader does"
+    tokens = page.locator('.jp-OutputArea-output .gptlab-token')
+    tokens.nth(3).wait_for(timeout=60_000)
+    told = strip_below(page, tokens.nth(3))
+    assert 'the most likely were' in told and told.count('%') >= 6, told
+    assert strip_below(page, tokens.nth(5)) != told
+    layer = page.locator('summary', has_text='blocks.1.attn')
+    head = layer.locator('xpath=..').locator('summary', has_text='head 1')
+    picture = head.locator('xpath=..').locator('img')
+    assert not picture.is_visible()
+    layer.click()
+    head.click()
+    picture.wait_for(state='visible', timeout=10_000)
+    assert picture.evaluate('e => e.complete && e.naturalWidth > 200'), 'no heat map'
+    head.click()
+    picture.wait_for(state='hidden', timeout=10_000)
+    layer.click()                                                     # as it was
+    assert page.locator('.jp-OutputArea-output script').count() == 0
+
+
+@pytest.mark.exhaustive
+def test_a_text_is_explained_with_and_without_a_kernel(lab, page_dir, chromium):
+    page = start_cell(lab, page_dir, chromium, 'explained', EXPLAIN)
+    operate(page)
+    assert page.locator('.gptlab-token', has_text='<').count()        # a token, not a tag
+    page.keyboard.press('Control+s')
+    file = page_dir/'explained.ipynb'
+    for _ in range(100):
+        if 'gptlab-token' in file.read_text(encoding='utf-8'): break
+        page.wait_for_timeout(200)
+    else: pytest.fail('the notebook was not saved')
+    page.close()
+
+    # as it comes from somebody else: not trusted, and nothing behind it
+    nb = json.loads(file.read_text(encoding='utf-8'))
+    nb['cells'][0]['source'] = '# not run here'
+    (page_dir/'alone.ipynb').write_text(json.dumps(nb), encoding='utf-8')
+    for path in ('explained.ipynb', 'alone.ipynb'):
+        page = open_page(lab, chromium, path, READY)
+        page.locator('.lm-MenuBar-itemLabel', has_text='Kernel').first.click()
+        page.locator('[data-command="kernelmenu:shutdown"]').click()
+        page.locator('.jp-KernelName', has_text='No Kernel').wait_for(timeout=60_000)
+        operate(page)
+        page.close()
+
+
 @pytest.mark.parametrize('path', SAVED)
 def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
     """U06: a clone's notebooks are untrusted: JupyterLab drops bare SVG and scripts of their saved
@@ -280,6 +346,7 @@ def test_a_notebook_nobody_trusts_yet_shows_its_pictures(lab, chromium, path):
     images = "document.querySelectorAll('.jp-OutputArea-output img')"
     page = open_page(lab, chromium, f'saved/{path}', f'() => {images}.length >= {sum(want)}')
     page.wait_for_function(f'() => [...{images}].every(e => e.complete)', timeout=60_000)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     pictures = page.locator('.jp-OutputArea-output img')
     sizes = pictures.evaluate_all('all => all.map(e => [e.src.slice(0, 18), e.naturalWidth, '
                                   'e.getBoundingClientRect().width])')

@@ -48,7 +48,8 @@ HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes s
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
-    BadSteps Overlap RunTable Report Grid Replay Job Study StudyStatus'''.split()
+    BadSteps Overlap RunTable Report Grid Replay Job Study StudyStatus TokenRead TokenProbs
+    AttentionPatterns LogitLens Explanation SampleTable LongestCopy'''.split()
 
 # public, and not swept, and why
 EXEMPT = dict(
@@ -539,6 +540,23 @@ diagnostics='''
     make_hooks([dict(hook='centralize')])            # config: v == [] or v == {}
     replay(fitted(), 1, run)                         # run: False; make: False
     bad_steps(folder('a'))                            # folder: False
+''',
+explain='''
+    next_token_probs(model(), dict(ids=id_rows()))   # batch: False
+    text_row(model(), tok(), 'a text')               # text: isinstance(v, str)
+    token_probs(model(), tok(), 'a text', k=2)       # text: isinstance(v, str)
+    attention_patterns(model(), tok(), 'a text', '*.attn', tokens=9) # text: isinstance(v, str)
+    lens_logits(model(), dict(ids=id_rows()))        # batch: False
+    logit_lens(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
+    explain_text(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
+    sample_checkpoints(saved(), ['a'], 2, docs=docs())
+        # run: False; prompts: False; n: v >= 0; filters: v == [] or callable(v)
+        # docs: isinstance(v, str) or v == []
+    longest_copy('a text', docs())                   # sample: v
+        # docs: isinstance(v, str) or v == []
+    chance_copy(9, docs())                           # docs: v == 'x'
+    logit_lens(model(), tok(), 'ab').plot()          # ax: False
+    attention_patterns(model(), tok(), 'ab').plot(1.) # size: v > 0
 ''',
 hub='''
     HubLlama3(8)
