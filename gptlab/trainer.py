@@ -186,6 +186,7 @@ def gradients(self:Trainer) -> torch.Tensor:
         first = self._over_ranks(weights[0])/self.ranks.world_size
         self.backward(total/first.clamp(min=1).to(total.dtype))   # as if all weighed the same …
         self._count(self.batch['ids'].shape if 'ids' in self.batch else (1, int(weight)))
+        if 'ids' in self.batch: self._note_length(self.batch['ids'].shape[1])
     total, W = self._over_ranks(torch.stack([sum(sums), sum(weights)]))
     W = W.clamp(min=1)
     if self.accumulate > 1 or self.ranks.many:
@@ -421,6 +422,7 @@ def resume(self:Trainer,
         self.load_state_dict(d['trainer'])
         self._prefer_new(d['trainer']['info'], mine)
     load_weights(self.model, d['model'])
+    self._take_length(point)
     self._saved = self.step if self.dir and point.parent == self.dir else None
     return self
 
