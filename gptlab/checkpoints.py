@@ -408,6 +408,16 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     tok = None if d['tokenizer'] is None else Tokenizer.from_dict(d['tokenizer'], parts)
     return model.eval().to(best_device(device)), tok
 
+def _saved_length(path): return _saved_number(path, 'trained_length', low=1, whole=True)
+
+def _saved_number(path, name, **bounds):
+    "One number of the summary that a checkpoint was saved with, or None"
+    try:
+        found = load_checkpoint(path, 'summary')['summary'].get(name)
+        return check_number(name, found, **bounds)
+    except (ValueError, OSError, AttributeError, TypeError):
+        return None
+
 def _check_shapes(cfg, state):
     "Raises ValueError where a config describes another model than the weights, before it is built"
     _check_state(state)
@@ -468,16 +478,6 @@ def _best(found):
     return min(scores, key=scores.get)
 
 def _valid_loss(path): return _saved_number(path, 'valid')
-
-def _saved_length(path): return _saved_number(path, 'trained_length', low=1, whole=True)
-
-def _saved_number(path, name, **bounds):
-    "One number of the summary that a checkpoint was saved with, or None"
-    try:
-        found = load_checkpoint(path, 'summary')['summary'].get(name)
-        return check_number(name, found, **bounds)
-    except (ValueError, OSError, AttributeError, TypeError):
-        return None
 
 # %% ../nbs/11_checkpoints.ipynb #c1a5000b
 @contextlib.contextmanager
@@ -731,8 +731,7 @@ def _as_tree(t):
 # %% ../nbs/11_checkpoints.ipynb #c1b50002
 class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
-    EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-              'before_eval', 'after_eval', 'before_save', 'after_fit')
+    EVENTS = []         # names of its events: those that callbacks may have as methods
     find_unused = False # on several ranks: may a step leave some parameters without a gradient?
     peak = 'gptlab.watching.device_peak' # trainer -> operations per second, or None
 
