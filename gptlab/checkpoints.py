@@ -880,7 +880,7 @@ def _summary(self:SafeRun):
     return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, last_scores=scores,
                 run_id=self.info['run_id'], name=self.info['name']) | now
 
-def _trained_length(model): return getattr(unwrapped(model), 'trained_length', None)
+def _trained_length(model): return vars(unwrapped(model)).get('trained_length')
 
 @patch
 def _take_length(self:SafeRun, point):
@@ -891,9 +891,13 @@ def _note_length(self:SafeRun, T):
     "Remember the longest row trained on; once, say where the model's context is longer"
     model = unwrapped(self.model)
     model.trained_length = max(T, _trained_length(model) or 0)
-    context = getattr(getattr(model, 'cfg', None), 'context_length', None)
-    longest = max([model.trained_length, *(getattr(cb, 'longest_row', 0) for cb in self.callbacks)])
-    if self._length_told or not context or context <= longest: return
+    if self._length_told: return
+    try: context = model.cfg.context_length
+    except AttributeError: return                                 # a model of another kind
+    if context <= model.trained_length: return
+    grown = [cb.longest_row for cb in self.callbacks if 'longest_row' in dir(cb)]
+    longest = max([model.trained_length, *grown])
+    if context <= longest: return
     self._length_told = True
     self._say(f"rows have {longest} tokens, the model's context is {context}: it won't learn to "
               f'read beyond {longest}; build it with context_length={longest}, '

@@ -104,7 +104,8 @@ TRAINED = dict(
     gpt2=partial(gpt2_config, **SMALL),
     llama=partial(llama_config, **SMALL, n_kv_heads=2, d_ff=128),
     experimental_slm=of_recipe('experimental_slm', 'slm', n_layers=2, d_model=64, d_ff=128),
-    gradientlab=of_recipe('gradientlab', 'gradientlab', n_layers=6, d_ff=128),
+    gradientlab=of_recipe('gradientlab', 'gradientlab', n_layers=6, d_model=64,
+                          d_ff=128),
     gpt_lab=of_recipe('gpt_lab', 'gpt_lab', 4, aspect=32, d_head=64),
     hlb_gpt=of_recipe('hlb_gpt', 'hlb_gpt', .25))
 

@@ -530,7 +530,8 @@ def test_a_checkpoint_of_before_does_not_know_its_longest_row(tmp_path):
     small(dir=tmp_path).fit(2)
     point = latest_checkpoint(tmp_path)
     trees = load_checkpoint(point)
-    for left in (trees | dict(summary=dict(step=2)), {k: trees[k] for k in trees if k != 'summary'}):
+    none = {k: v for k, v in trees.items() if k != 'summary'}
+    for left in (trees | dict(summary=dict(step=2)), none):
         save_checkpoint(point, **left)
         assert load_model(point)[0].trained_length is None
         run = small(dir=tmp_path).resume()
