@@ -894,7 +894,7 @@ def _note_length(self:SafeRun, T):
     if self._length_told: return
     try: context = model.cfg.context_length
     except AttributeError: return                                 # a model of another kind
-    if context <= model.trained_length: return
+    if not context or context <= model.trained_length: return
     grown = [cb.longest_row for cb in self.callbacks if 'longest_row' in dir(cb)]
     longest = max([model.trained_length, *grown])
     if context <= longest: return
