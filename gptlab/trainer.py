@@ -145,7 +145,7 @@ def _config(self:Trainer):
 
 # %% ../nbs/12_trainer.ipynb #17775e0e
 EVENTS = ['before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-          'before_eval', 'after_eval', 'before_save', 'after_fit']  # a save: before it is copied
+          'before_eval', 'after_eval', 'before_save', 'after_fit']
 Trainer.EVENTS = EVENTS
 
 @patch
