@@ -389,13 +389,14 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
                ) -> tuple:
     """The model of a checkpoint, in evaluation mode, and its tokenizer (or None)
 
+    `model.trained_length` is the longest row it was trained on, or None where that is not known.
     Raises FileNotFoundError without a checkpoint, ValueError for one that is damaged, holds a
     model without a config, or names parts that are not in `parts`, TypeError where `parts` is no
     dict.
     """
     if not isinstance(parts, dict | None):
         raise TypeError(f"parts is a dict of yours, such as {{'Mine': Mine}}, not {parts!r:.80}")
-    d = load_found(path, which, 'config', 'tokenizer', 'model')[1]
+    point, d = load_found(path, which, 'config', 'tokenizer', 'model')
     if d['config'] is None:
         raise ValueError(f'{path} holds a model that has no config: '
                          'build it yourself and use load_weights')
@@ -403,8 +404,19 @@ def load_model(path:str|Path, # a checkpoint, a run, or a folder of runs (its la
     _check_shapes(cfg, d['model'])
     model = GPT(cfg)
     load_weights(model, d['model'])
+    model.trained_length = _saved_length(point)
     tok = None if d['tokenizer'] is None else Tokenizer.from_dict(d['tokenizer'], parts)
     return model.eval().to(best_device(device)), tok
+
+def _saved_length(path): return _saved_number(path, 'trained_length', low=1, whole=True)
+
+def _saved_number(path, name, **bounds):
+    "One number of the summary that a checkpoint was saved with, or None"
+    try:
+        found = load_checkpoint(path, 'summary')['summary'].get(name)
+        return check_number(name, found, **bounds)
+    except (ValueError, OSError, AttributeError, TypeError):
+        return None
 
 def _check_shapes(cfg, state):
     "Raises ValueError where a config describes another model than the weights, before it is built"
@@ -465,13 +477,7 @@ def _best(found):
                          'train with validation batches, or name a step')
     return min(scores, key=scores.get)
 
-def _valid_loss(path):
-    "The validation loss that a checkpoint was saved with, or None"
-    try:
-        valid = load_checkpoint(path, 'summary')['summary'].get('valid')
-        return check_number('valid', valid)
-    except (ValueError, OSError, AttributeError, TypeError):
-        return None
+def _valid_loss(path): return _saved_number(path, 'valid')
 
 # %% ../nbs/11_checkpoints.ipynb #c1a5000b
 @contextlib.contextmanager
@@ -725,8 +731,7 @@ def _as_tree(t):
 # %% ../nbs/11_checkpoints.ipynb #c1b50002
 class SafeRun:
     "What a trainer inherits: identity, precision, its folder, signals, saving, and bad steps"
-    EVENTS = ('before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
-              'before_eval', 'after_eval', 'before_save', 'after_fit')
+    EVENTS = []         # names of its events: those that callbacks may have as methods
     find_unused = False # on several ranks: may a step leave some parameters without a gradient?
     peak = 'gptlab.watching.device_peak' # trainer -> operations per second, or None
 
@@ -743,6 +748,7 @@ def _begin_run(self:SafeRun):
     self._warm = self._halted = False                             # compiled? stopped by a signal?
     self._peak = None                                             # of the device, once known
     self._flops_of = {}                                           # T → operations per token
+    self._length_told = False                                     # that rows are short?
     self._unread, self._failed, self.doing = [], set(), ''
     self._saved, self._unsaved, self._next_save = None, None, math.inf
     self._memory, self._bad_in_row, self._bad_step = None, 0, -1
@@ -870,8 +876,32 @@ def _summary(self:SafeRun):
     scores = {k: v for line in self.log for k, v in line.items() if k in ('valid', 'bpb')}
     last = self.log[-1] if self.log else {}
     now = {k: last.get(k) for k in ('loss', 'valid', 'bpb')}
+    now |= dict(trained_length=_trained_length(self.model))
     return dict(step=self.step, tokens=self.tokens, seconds=self.seconds, last_scores=scores,
                 run_id=self.info['run_id'], name=self.info['name']) | now
+
+def _trained_length(model): return vars(unwrapped(model)).get('trained_length')
+
+@patch
+def _take_length(self:SafeRun, point):
+    unwrapped(self.model).trained_length = _saved_length(point)
+
+@patch
+def _note_length(self:SafeRun, T):
+    "Remember the longest row trained on; once, say where the model's context is longer"
+    model = unwrapped(self.model)
+    model.trained_length = max(T, _trained_length(model) or 0)
+    if self._length_told: return
+    try: context = model.cfg.context_length
+    except AttributeError: return                                 # a model of another kind
+    if not context or context <= model.trained_length: return
+    grown = [cb.longest_row for cb in self.callbacks if 'longest_row' in dir(cb)]
+    longest = max([model.trained_length, *grown])
+    if context <= longest: return
+    self._length_told = True
+    self._say(f"rows have {longest} tokens, the model's context is {context}: it won't learn to "
+              f'read beyond {longest}; build it with context_length={longest}, '
+              'or train on longer rows')
 
 def as_number(v:object) -> object:
     "A number of torch or NumPy as Python's own; anything else as it is"

@@ -565,6 +565,7 @@ class Grow:
     "A callback: from step n on, rows of T tokens and B in a batch, as `plan={n: (B, T)}` says"
     def __init__(self, plan:dict[int,tuple[int,int]]):
         self.plan = _checked_plan(plan)
+        self.longest_row = max(T for _, T in self.plan.values())  # the trainer asks for it
 
     def before_step(self, run:object):
         "Give the training stream the shape that this step asks for"

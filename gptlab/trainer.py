@@ -144,7 +144,9 @@ def _config(self:Trainer):
     return cfg.to_dict() if hasattr(cfg, 'to_dict') else None
 
 # %% ../nbs/12_trainer.ipynb #17775e0e
-EVENTS = [*SafeRun.EVENTS]
+EVENTS = ['before_fit', 'before_step', 'after_loss', 'after_backward', 'after_step',
+          'before_eval', 'after_eval', 'before_save', 'after_fit']
+Trainer.EVENTS = EVENTS
 
 @patch
 def call(self:Trainer, event:str):
@@ -185,7 +187,7 @@ def gradients(self:Trainer) -> torch.Tensor:
         self.call('after_loss')
         first = self._over_ranks(weights[0])/self.ranks.world_size
         self.backward(total/first.clamp(min=1).to(total.dtype))   # as if all weighed the same …
-        self._count(self.batch['ids'].shape if 'ids' in self.batch else (1, int(weight)))
+        self._count(self.batch, weight)
     total, W = self._over_ranks(torch.stack([sum(sums), sum(weights)]))
     W = W.clamp(min=1)
     if self.accumulate > 1 or self.ranks.many:
@@ -227,10 +229,12 @@ def _reading(self:Trainer):
     return self._reader
 
 @patch
-def _count(self:Trainer, shape):
+def _count(self:Trainer, batch, weight):
     "Count the tokens of a batch (B,T) on all ranks, and the operations where they are known"
+    shape = batch['ids'].shape if 'ids' in batch else (1, int(weight))
     n = math.prod(shape)*self.ranks.world_size
     self.tokens += n
+    if 'ids' in batch: self._note_length(shape[1])
     if not hasattr(self.model, 'flops_per_token'): return
     T, known = shape[1], self._flops_of                           # it walks the model: once a step
     if T not in known: known[T] = self.model.flops_per_token(T)
@@ -421,6 +425,7 @@ def resume(self:Trainer,
         self.load_state_dict(d['trainer'])
         self._prefer_new(d['trainer']['info'], mine)
     load_weights(self.model, d['model'])
+    self._take_length(point)
     self._saved = self.step if self.dir and point.parent == self.dir else None
     return self
 
@@ -457,7 +462,9 @@ def plot(self:Trainer,
 def __repr__(self:Trainer):
     last = self.log[-1] if self.log else {}
     scores = ', '.join(f'{k} {last[k]:.3f}' for k in ('loss', 'valid', 'bpb') if k in last)
-    where = f'step {self.step:,} of {self.budget or "no budget"}'
+    unit, whole = self.budget or ('', 0)
+    end = f'{whole:,}' if unit == 'steps' else f'a budget of {whole:,} {unit}'
+    where = f'step {self.step:,} of {end if unit else "no budget"}'
     used = f'{self.tokens:,} tokens in {self.seconds:.1f} s'
     return f'Trainer at {where}, {used}' + (f': {scores}' if scores else '')
 

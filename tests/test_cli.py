@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gptlab
-from gptlab.checkpoints import latest_checkpoint, load_checkpoint, run_lock
+from gptlab.checkpoints import latest_checkpoint, load_checkpoint, run_lock, save_checkpoint
 from gptlab.cli import main
 from gptlab.data import make_stories
 from gptlab.trainer import Trainer
@@ -193,6 +193,22 @@ def test_runs_of_before_have_the_front_pages_size(home, tmp_path, monkeypatch, c
     assert json.loads(Path('old/settings.json').read_text()) == kept
 
 
+def test_a_run_keeps_the_context_it_began_with(home, tmp_path, monkeypatch, capsys):
+    "Rows and context are of one length; runs of before had a context of 256, and go on with it"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    shutil.copytree(home[0]/'runs'/'first run', 'old')
+    point = latest_checkpoint('old')
+    trees = load_checkpoint(point)
+    assert trees['config']['context_length'] == trees['summary']['trained_length'] == 128
+    trees['config']['context_length'] = 256
+    save_checkpoint(point, **trees)
+    assert main(['train', '--resume', '--dir', 'old']) == 0
+    later = load_checkpoint(latest_checkpoint('old'), 'config', 'summary')
+    assert later['config']['context_length'] == 256 and later['summary']['trained_length'] == 128
+    assert 'read beyond 128' in capsys.readouterr().out
+
+
 # ---- runs
 
 def test_runs_are_listed_compared_renamed_and_deleted(home, tmp_path, monkeypatch, capsys):
@@ -318,7 +334,7 @@ def test_mistakes(home, tmp_path, monkeypatch, capsys):
     train('--text', book, '--dir', runs/'first run',
           said=['already holds a run', '--resume', 'another --dir'])
     long = refused(capsys, 'sample', '--dir', runs, '--prompt', 'word '*2000,
-                   said=['context holds 256', 'shorten it'])
+                   said=['context holds 128', 'shorten it'])
     assert not long                                             # the prompt is not repeated first
     refused(capsys, 'sample', '--dir', runs, '--temp', '-1', said=['temperature', '-1'])
     refused(capsys, 'sample', '--dir', runs, '--k', '0', said=['at least 1'])

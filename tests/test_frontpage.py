@@ -1,13 +1,16 @@
 """The front page, the command line and the README are one run: same parts, same numbers, same
 figure."""
 import base64, json, re
+from functools import partial
 
 import pytest
 import torch
 
-from common import NBS, ROOT
-from gptlab.all import corpus
-from gptlab.cli import front_page_run, SECONDS
+from common import NBS, notebooks, ROOT
+from gptlab.all import (adamw, batches, ByteTokenizer, corpus, GPT, gpt2_config, GPTConfig, hidden,
+                        llama_config, muon, Opt, set_seed, Trainer)
+from gptlab.cli import front_page_parts, front_page_run, ROW, SECONDS
+from test_model import recipe
 
 
 @pytest.fixture(scope='module')
@@ -73,3 +76,69 @@ def test_readme_has_the_two_commands_and_live_links():
             == ['pip install -e . && gptlab train', "pip install -e '.[dev]' && pytest"])
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', text): assert (ROOT/link).exists(), link
     assert '@' not in re.sub(r'\S+@\S+\.\S+', '', text), 'a placeholder is left'
+
+
+# ---- no model of the book reads beyond its rows
+
+def test_the_front_pages_rows_fill_its_context(page):
+    model, _, train, _ = front_page_parts(corpus('stories'))
+    assert model.cfg.context_length == page['cfg'].context_length == train.T == ROW
+    assert f'context_length={ROW}' in (ROOT/'README.md').read_text(encoding='utf-8')
+
+
+def test_no_saved_page_trains_on_rows_shorter_than_the_context():
+    "The trainer says so, and nobody listened"
+    said = [p.name for p in notebooks() for c in json.loads(p.read_text(encoding='utf-8'))['cells']
+            if 'to read beyond' in json.dumps(c.get('outputs', ''))]
+    assert not said
+
+
+SMALL = dict(vocab_size=257, n_layers=2, n_heads=2, d_model=64)
+
+def of_recipe(name, make, *args, **kw):
+    return lambda **more: recipe(name)[make](*args, vocab_size=257, **kw | more)
+
+# what the book and its recipes train, and the presets of chapter 08, small
+TRAINED = dict(
+    front=partial(GPTConfig, **SMALL), chapters=partial(GPTConfig, **SMALL | dict(d_model=32)),
+    gpt2=partial(gpt2_config, **SMALL),
+    llama=partial(llama_config, **SMALL, n_kv_heads=2, d_ff=128),
+    experimental_slm=of_recipe('experimental_slm', 'slm', n_layers=2, d_model=64, d_ff=128),
+    gradientlab=of_recipe('gradientlab', 'gradientlab', n_layers=6, d_model=64,
+                          d_ff=128),
+    gpt_lab=of_recipe('gpt_lab', 'gpt_lab', 4, aspect=32, d_head=64),
+    hlb_gpt=of_recipe('hlb_gpt', 'hlb_gpt', .25))
+
+def harm_of_context(cfg, T, context=64):
+    """(nats, standard error): how much worse the last quarter of a row is predicted with the whole
+    context before it than with its half, on the same tokens, after some steps on rows of T"""
+    set_seed(0)
+    model = GPT(cfg(context_length=context))
+    opt = Opt(model, muon(lr=.014, at=hidden), adamw(lr=3e-3))
+    train, _ = batches('stories', ByteTokenizer(), B=8, T=T)
+    Trainer(model, opt, train, callbacks=[], eval_every=0, device='cpu').fit(120)
+    exam = batches('stories', ByteTokenizer(), B=8, T=context)[1]
+    rows = [b for b in exam if (b['targets'] != -100).all()][:100]
+    model.eval()
+    half = slice(context//2, None)
+    with torch.no_grad():
+        whole = torch.cat([model(**b)[0][:,half] for b in rows])                # (N,T/2)
+        short = torch.cat([model(b['ids'][:,half], b['targets'][:,half])[0] for b in rows])
+    worse = (whole - short)[:,context//4:].mean(1)                              # (N,)
+    assert model.trained_length == T
+    return worse.mean().item(), (worse.std()/len(worse)**.5).item()
+
+
+# a model of so few steps spreads its attention thin, also within its rows: up to 0.07 nats worse
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('name', TRAINED)
+def test_context_harms_no_model_whose_rows_fill_it(name, capsys):
+    nats, error = harm_of_context(TRAINED[name], T=64)
+    assert nats < .09 + 2*error and 'to read beyond' not in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_context_beyond_the_rows_harms(capsys):
+    "What the front page did: a context of twice the row"
+    nats, error = harm_of_context(TRAINED['front'], T=32)
+    assert nats > .1 + 2*error and 'to read beyond 32' in capsys.readouterr().out
