@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .attention import Cache
-from .core import check_number, evaluating, plain_text
+from .core import check_number, check_type, evaluating, plain_text
 from .model import compiled_in_place, module_inside, unwrapped
 from .tokenizer import as_tokenizer
 
@@ -52,7 +52,8 @@ def top_p(p:float) -> Callable:
 # %% ../nbs/14_generation.ipynb #00300654
 class RowFilter:
     "A filter that sees the ids too: f(logits (B,V), rows), a pair (prompt, written) for each row"
-    def __init__(self, f:Callable): self.f = f
+    def __init__(self, f:Callable): self.f = check_type('f', f, Callable, 'a function')
+
     def __call__(self, logits:torch.Tensor, rows:list|None=None) -> torch.Tensor: # (B,V)
         "Apply it; raises ValueError unless there is a pair of lists of ids for each row of logits"
         if rows is not None and len(rows) == len(logits): return self.f(logits, rows)
@@ -123,18 +124,18 @@ def _can_draw(logits):
     return isinstance(logits, torch.Tensor) and bool(logits.amax(-1).isfinite().all())
 
 # %% ../nbs/14_generation.ipynb #e03c2aa1
-def pad_left(rows:list[list[int]], # prompts as token ids
-             device:torch.device|str='cpu', # where the model is
+def pad_left(rows:list[list[int]] # prompts as token ids
              ) -> dict:
     """Rows of equal length: ids, docs (−1 for padding) and pos, each (B,T)
 
-    docs and pos are left out when nothing was padded.
+    docs and pos are left out when nothing was padded. Raises TypeError for what are no lists.
     """
-    T = max(map(len, rows))
-    ids = torch.tensor([[0]*(T-len(r)) + list(r) for r in rows], device=device)
+    for r in check_type('rows', rows, list, 'a list of rows'): check_type('a row', r, list, 'ids')
+    T = max(map(len, rows), default=0)
+    ids = torch.tensor([[0]*(T-len(r)) + r for r in rows], dtype=torch.long)
     if all(len(r) == T for r in rows): return dict(ids=ids)
-    padding = torch.tensor([[T-len(r)] for r in rows], device=device)  # (B,1)
-    pos = torch.arange(T, device=device)[None] - padding          # (B,T)
+    padding = torch.tensor([[T-len(r)] for r in rows])            # (B,1)
+    pos = torch.arange(T)[None] - padding                         # (B,T)
     return dict(ids=ids, docs=torch.where(pos < 0, -1, 0), pos=pos.clamp(min=0))
 
 # %% ../nbs/14_generation.ipynb #c75f9ba9
@@ -161,11 +162,12 @@ class Reader:
     rows = property(lambda self: [p + w for p, w in zip(self.prompts, self.written)])
 
     def restart(self, n:int): # tokens
-        "New caches; the last n tokens of every row are read again"
+        "New caches; the last n tokens of every row are read again; raises ValueError below 1"
+        n = check_number('n', n, low=1, whole=True)
         self.caches, self.n_tokens = self.new_caches(), n
         rows = [r[-n:] for r in self.rows]
         self.padding = [n - len(r) for r in rows] if min(map(len, rows)) < n else None
-        self.pending = pad_left(rows, self.device)
+        self.pending = {k: t.to(self.device) for k, t in pad_left(rows).items()}
 
 
 # %% ../nbs/14_generation.ipynb #26ff00ff
@@ -186,7 +188,11 @@ def next_logits(self:Reader) -> torch.Tensor: # (B,V)
 
 @patch
 def append(self:Reader, new:torch.Tensor): # (B,T) token ids
-    "Write T tokens after every row; with caches, they alone are read next"
+    """Write T tokens after every row; with caches, they alone are read next
+
+    Raises TypeError and ValueError for what are no ids of this shape.
+    """
+    _check_whole('new', new, 2, len(self.written))
     for w, ids in zip(self.written, new.tolist()): w.extend(ids)
     n = self.n_tokens + new.shape[1]
     full = self.limit and n > self.limit
@@ -299,6 +305,14 @@ def _is_broken(weight):
     ends = torch.stack(weight.aminmax())
     return bool(ends.isnan().any() if weight.ndim < 2 else not ends.isfinite().all())
 
+def _check_whole(name, t, ndim, rows=None):
+    "Raise unless t is a tensor of whole numbers, of so many dimensions and rows"
+    check_type(name, t, torch.Tensor, 'a tensor')
+    if t.ndim != ndim or t.dtype not in (torch.int64, torch.int32) or rows not in (None, len(t)):
+        raise ValueError(f'{name} must be whole numbers in {ndim} dimensions'
+                         f'{"" if rows is None else f", of {rows} rows"}, not {t.dtype} of shape '
+                         f'{tuple(t.shape)}')
+
 def _as_3d(logits):
     if isinstance(logits, torch.Tensor) and logits.ndim == 3: return logits
     raise TypeError('a model must return logits (rows, tokens, vocabulary), not '
@@ -308,7 +322,11 @@ def _as_3d(logits):
 # %% ../nbs/14_generation.ipynb #6d938fa2
 @patch
 def select(self:Reader, index:torch.Tensor): # (N,) which rows to keep, in this order
-    "Keep some rows; one may come several times, and is not read again if caches can be copied"
+    """Keep some rows; one may come several times, and is not read again if caches can be copied
+
+    Raises TypeError and ValueError for what are no whole numbers of this shape.
+    """
+    _check_whole('index', index, 1)
     index = index.to(self.device)
     copied = lambda lists: [list(lists[i]) for i in index.tolist()]
     self.prompts, self.written = copied(self.prompts), copied(self.written)
@@ -327,7 +345,8 @@ def continue_rows(reader:Reader, # what was read so far
                   copies:int=1, # texts to write after each row
                   ) -> Iterator[torch.Tensor]: # (B·copies,)
     "Token after token, without end; raises as `generate_rows` does"
-    filters = _as_filters(filters)
+    check_type('reader', reader, Reader, 'a Reader')
+    filters, copies = _as_filters(filters), check_number('copies', copies, low=1, whole=True)
     logits = reader.next_logits()                                 # (B,V)
     if copies > 1:
         index = torch.arange(len(logits)).repeat_interleave(copies)  # (B·copies,)
@@ -355,8 +374,7 @@ def generate_rows(model:nn.Module, # put into eval mode while it reads, then bac
     are NaN; TypeError for text.
     """
     n, filters = check_number('n', n, low=0, whole=True), _as_filters(filters)
-    copies = check_number('copies', copies, low=1, whole=True)
-    reader = Reader(model, rows, reach)
+    copies, reader = check_number('copies', copies, low=1, whole=True), Reader(model, rows, reach)
     g = make_generator(seed, reader.device)
     return itertools.islice(continue_rows(reader, filters, g, copies), n)
 
@@ -503,7 +521,8 @@ def _first_not_finite(reader):
         return hook
     parts = [(n, m) for n, m in reader.model.named_modules() if n]
     hooks = [m.register_forward_hook(watch(n)) for n, m in parts]
-    inputs = pad_left([r[-reader.n_tokens:] for r in reader.rows], reader.device)
+    inputs = pad_left([r[-reader.n_tokens:] for r in reader.rows])
+    inputs = {k: t.to(reader.device) for k, t in inputs.items()}
     try:
         with reader.mode(), torch.no_grad(): reader.model(**inputs)
     finally:

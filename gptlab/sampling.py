@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from .attention import Cache, first_cache
 from .attentions import StaticCache
-from .core import check_number
+from .core import check_number, check_type
 from .generation import continue_rows, end_ids, filter_logits, generate, make_generator
 from .generation import Reader, RowFilter
 from .model import GPT, unwrapped
@@ -119,10 +119,11 @@ def stop_before(pieces:Iterable[str], # text as it comes
     text, ValueError for an empty string.
     """
     strings = _as_strings(strings)
+    check_type('pieces', pieces, Iterable, 'text as it comes, such as generate_text(…)')
     def passed():
         held = ''
         for piece in pieces:
-            held += piece
+            held += check_type('a piece', piece, str, 'text')
             found = [at for s in strings if (at := held.find(s)) >= 0]
             open_ = 0 if found else _open_end(held, strings)
             ready = min(found) if found else len(held) - open_
@@ -142,6 +143,7 @@ def stop_when(stream:Iterable, # tokens or pieces of text, as they come
     "Pass on what comes, up to and with the first after which `done` says True"
     if not callable(done):
         raise TypeError(f'done is a function of the list of all that came, not {done!r:.60}')
+    check_type('stream', stream, Iterable, 'tokens or text as they come')
     def passed():
         so_far = []
         for new in stream:
@@ -190,6 +192,7 @@ class Prefix:
         return (new.item() for new in itertools.islice(made, n))
 
 def _as_more(reader, ids):
+    check_type('ids', ids, Iterable, 'token ids, such as [5, 17]')
     ids = [check_number('an id', i, low=0, whole=True) for i in ids]
     if not ids: raise ValueError('nothing follows the beginning: give one token at least')
     if reader.limit and (n := reader.n_tokens + len(ids)) > reader.limit:
@@ -218,12 +221,28 @@ def beam_search(model:nn.Module, # a language model
 
 
 # %% ../nbs/44_sampling.ipynb #e1444a20
+def _check_chances(p, q, proposed, generator):
+    kinds = dict(p=p, q=q, proposed=proposed)
+    for name, t in kinds.items(): check_type(name, t, torch.Tensor, 'a tensor')
+    check_type('generator', generator, torch.Generator|None, 'a torch.Generator, or None')
+    if p.ndim != 2 or p.shape != q.shape or proposed.shape != p.shape[:1]:
+        shapes = ', '.join(f'{k} {tuple(t.shape)}' for k, t in kinds.items())
+        raise ValueError(f'p and q are (N,V) and proposed is (N,), not {shapes}')
+    if proposed.is_floating_point():
+        raise ValueError(f'proposed must be token ids, whole numbers, not {proposed.dtype}')
+
+
+# %% ../nbs/44_sampling.ipynb #e1444a21
 def accept_or_replace(p:torch.Tensor, # (N,V) probabilities of the model
                       q:torch.Tensor, # (N,V) probabilities of the draft model
                       proposed:torch.Tensor, # (N,) tokens drawn from q
                       generator:torch.Generator|None=None, # draws; None is the global one
                       ) -> tuple[torch.Tensor, torch.Tensor]: # tokens (N,), accepted? (N,)
-    "Tokens with the distribution p, made from tokens of q (Leviathan et al. 2023, algorithm 1)"
+    """Tokens with the distribution p, made from tokens of q (Leviathan et al. 2023, algorithm 1)
+
+    Raises TypeError and ValueError for tensors of other shapes.
+    """
+    _check_chances(p, q, proposed, generator)
     at = proposed[:,None]                                         # (N,1)
     ratio = (p.gather(1, at) / q.gather(1, at))[:,0]              # (N,)
     accepted = torch.rand(len(p), generator=generator, device=p.device) < ratio
@@ -233,12 +252,13 @@ def accept_or_replace(p:torch.Tensor, # (N,V) probabilities of the model
     return torch.where(accepted, proposed, other), accepted
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a23
+# %% ../nbs/44_sampling.ipynb #e1444a24
 def rewind(reader:Reader, # with caches, or without
            n:int, # tokens to forget, of those that were written
            ):
-    "Forget the last n tokens of every row"
-    if not n: return
+    "Forget the last n tokens of every row; raises ValueError for more than were written"
+    check_type('reader', reader, Reader, 'a Reader')
+    if not (n := _as_written(reader, n)): return
     for w in reader.written: del w[-n:]
     unread = 0 if reader.pending is None else reader.pending['ids'].shape[1]
     read = n - min(n, unread)                                     # to be cut from the caches
@@ -248,6 +268,11 @@ def rewind(reader:Reader, # with caches, or without
     reader.pending = {k: t[:,:left] for k, t in reader.pending.items()} if left else None
     for c in reader.caches or []: _cut(c, read)
     reader.n_tokens -= n
+
+def _as_written(reader, n):
+    n, written = check_number('n', n, low=0, whole=True), min(map(len, reader.written))
+    if n <= written: return n
+    raise ValueError(f'only {written} tokens were written, so {n} cannot be forgotten')
 
 def _can_cut(cache): return type(cache) in (Cache, StaticCache) and cache.window is None
 
@@ -261,7 +286,7 @@ def _cut(cache, n):
     cache.kept = {k: t.narrow(time(t), 0, cache.seen) for k, t in cache.kept.items()}
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a24
+# %% ../nbs/44_sampling.ipynb #e1444a25
 def speculative(model:nn.Module, # the large model
                 draft:nn.Module, # a small one that knows the same tokens
                 ids:list[int], # the prompt
@@ -309,7 +334,7 @@ def _round(large, small, k, filters, g):
     return torch.cat(proposed[:n] + new).tolist()
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a25
+# %% ../nbs/44_sampling.ipynb #e1444a26
 def _check_pair(large, small, n):
     sizes = [r.model.cfg.vocab_size for r in (large, small)]
     if sizes[0] != sizes[1]:
@@ -321,7 +346,7 @@ def _check_pair(large, small, n):
                          f'{limit}: write fewer, or shorten the prompt')
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a29
+# %% ../nbs/44_sampling.ipynb #e1444a2a
 def constrained(tok:object, # the tokenizer of the model
                 regex:str|None=None, # the whole text must match it; or
                 schema:dict|None=None, # a JSON schema
@@ -332,6 +357,8 @@ def constrained(tok:object, # the tokenizer of the model
     tokenizer without end marks; ImportError where it is not installed.
     """
     if (regex is None) == (schema is None): raise ValueError('give regex=… or schema=…, one of them')
+    if regex is not None: check_type('regex', regex, str, 'a regular expression')
+    if schema is not None: check_type('schema', schema, dict, 'a JSON schema, as a dict')
     tok = as_tokenizer(tok)
     matcher, ends = _matcher(tok, regex, schema), [*_marks(tok)]
     def allowed(written):                                         # (V,) bool
@@ -351,13 +378,15 @@ def constrained(tok:object, # the tokenizer of the model
     return RowFilter(f)
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a2a
+# %% ../nbs/44_sampling.ipynb #e1444a2b
 def _marks(tok):
     "The ids with which a text may end; the mark of the next document is one"
     ends = {*tok.end_ids} | ({tok.bos} - {None})
     if ends: return ends
     raise ValueError(f'{type(tok).__name__} has no mark that ends a text, so nobody could say that '
                      'it is complete: give it one, such as special=["<|bos|>"]')
+
+_compact = dict(whitespace_flexible=False)                        # JSON without blanks
 
 def _matcher(tok, regex, schema):
     "What llguidance makes of a regular expression or a schema"
@@ -374,7 +403,7 @@ def _matcher(tok, regex, schema):
     as_ids = lambda text: tok.encode(text.decode('utf-8', 'replace'))
     words = TokenizerWrapper(_Callable(words, as_ids))
     grammar = (LLMatcher.grammar_from_regex(regex) if schema is None
-               else LLMatcher.grammar_from_json_schema(schema))
+               else LLMatcher.grammar_from_json_schema(schema, overrides=_compact))
     matcher = LLMatcher(LLTokenizer(words), grammar, log_level=0)
     if matcher.is_error(): raise ValueError(f'llguidance: {matcher.get_error()[:300]}')
     return matcher
@@ -392,7 +421,7 @@ def _widened(masks, V):
     return masks[:,:V] if v >= V else torch.cat([masks, masks.new_zeros(B, V-v)], 1)
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a30
+# %% ../nbs/44_sampling.ipynb #e1444a32
 class FixedCache(Cache):
     "Memory for `length` tokens, returned whole; position −1 marks what is not filled"
     def __init__(self, length:int):
@@ -419,12 +448,12 @@ class FixedCache(Cache):
 def _time(t): return 2 if t.ndim == 4 else 1
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a31
+# %% ../nbs/44_sampling.ipynb #e1444a33
 class StaticDecoder(nn.Module):
     """A model that decodes with static memory and a compiled step, for `generate` and the others
 
-    The first step of each number of rows compiles, which takes about half a minute. Raises
-    ValueError for layers whose memory is not that of plain attention.
+    The first step of each number of rows compiles, which takes about half a minute; it says so.
+    Raises ValueError for layers whose memory is not that of plain attention.
     """
     def __init__(self,
                  model:GPT, # read in eval mode
@@ -439,11 +468,12 @@ class StaticDecoder(nn.Module):
         self.cfg = SimpleNamespace(vocab_size=model.cfg.vocab_size, context_length=self.length)
         self.end_ids = getattr(model, 'end_ids', ())
         self.trained_length = getattr(unwrapped(model), 'trained_length', None)
-        compiled = _has_compiler() if compiled is None else compiled
-        self.step = torch.compile(model.forward, dynamic=False) if compiled else model.forward
+        check_type('compiled', compiled, bool|None, 'True, False or None')
+        self.compiled, self.step = _has_compiler() if compiled is None else compiled, None
 
     def new_caches(self) -> list: # of a FixedCache for each block
-        "Empty memory"
+        "Empty memory; from here on the decoder is in the mode of its model"
+        self.training = self.model.training
         return [FixedCache(self.length) for _ in self.model.blocks]
 
     def forward(self,
@@ -455,15 +485,27 @@ class StaticDecoder(nn.Module):
         "The model's logits; one token a row goes through the compiled step"
         if caches is None: return self.model(ids, docs=docs, pos=pos)
         (B, T), start = ids.shape, caches[0].filled
-        if pos is None:
-            count = torch.arange(start, start+T, device=ids.device)  # (T,)
-            pos = count.repeat(B, 1)                              # (B,T)
         for c in caches: c.filled += T
-        read = self.step if T == 1 and start else self.model
-        return read(ids, docs=docs, pos=pos, caches=caches)
+        if start == 0: return self._prefill(ids, docs, pos, caches)
+        if pos is None: pos = torch.arange(start, start+T, device=ids.device).repeat(B, 1)  # (B,T)
+        if T == 1 and self.compiled:
+            if self.step is None: self.step = _compiled(self.model)
+            return self.step(ids, docs=docs, pos=pos, caches=caches)
+        return self.model(ids, docs=docs, pos=pos, caches=caches)
+
+    def _prefill(self, ids, docs, pos, caches):
+        "The prompt, read with caches that grow: without a mask over memory that is empty"
+        grown = [Cache() for _ in caches]
+        logits = self.model(ids, docs=docs, pos=pos, caches=grown)  # (B,T,V)
+        for c, full in zip(caches, grown): c.add(**full.kept)
+        return logits
 
 
-# %% ../nbs/44_sampling.ipynb #e1444a32
+# %% ../nbs/44_sampling.ipynb #e1444a34
+def _compiled(model):
+    print('compiling the step: this takes about half a minute for each number of rows')
+    return torch.compile(model.forward, dynamic=False)
+
 def _has_compiler(): return any(map(shutil.which, ('c++', 'g++', 'clang++', 'cl')))
 
 def _as_decodable(model):
