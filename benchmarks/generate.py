@@ -131,5 +131,5 @@ if __name__ == '__main__':
     speed, rows = bandwidth(), []
     for shape, B, T in itertools.product(args.shapes, args.batches, args.contexts):
         rows.append(measure(shape, B, T, args.new, args.pairs, speed))
-    keep(args.name, transformers=transformers.__version__, gigabytes_per_second=round(speed/1e9, 2),
-         rows=rows)
+        keep(args.name, transformers=transformers.__version__,
+             gigabytes_per_second=round(speed/1e9, 2), rows=rows)

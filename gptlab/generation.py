@@ -208,6 +208,18 @@ def append(self:Reader, new:torch.Tensor): # (B,T) token ids
     self.n_tokens = n
 
 
+# %% ../nbs/14_generation.ipynb #e1400b00
+def trained_length(model:nn.Module) -> int|None: # as the trainer sets it
+    "The longest row on which a model was trained; None where that is not known"
+    try: return unwrapped(model).trained_length
+    except AttributeError: return None
+
+def model_end_ids(model:nn.Module) -> tuple[int,...]:
+    "The ids that end a text as the model was published with; none for those made here"
+    try: return tuple(model.end_ids)
+    except AttributeError: return ()
+
+
 # %% ../nbs/14_generation.ipynb #5e0d9a15
 def _as_model(model):
     if isinstance(model, nn.Module): return model
@@ -234,11 +246,9 @@ def _how_to_run(model):
     def quiet(): return evaluating(model) if model.training else contextlib.nullcontext()
     return eager if compiled else quiet
 
-def _trained_length(model): return getattr(unwrapped(model), 'trained_length', None)
-
 def _warn_beyond(reader):
     "Say once that more is read than the rows on which the model was trained"
-    longest = _trained_length(reader.model)
+    longest = trained_length(reader.model)
     if longest is None or reader.n_tokens <= longest or reader.warned: return
     reader.warned = True
     warnings.warn(f'the model was trained on rows of {longest} tokens and now reads '
@@ -387,17 +397,12 @@ def generate(model:nn.Module, # put into eval mode while it reads, then back
              reach:int|None=None, # tokens to read at once at most; None is the context
              ) -> Iterator[int]:
     "Write up to n tokens after a prompt, one at a time; raises as `generate_rows` does"
-    ends = _as_stop(stop) | {*_end_ids_of(model)}
+    ends = _as_stop(stop) | {*model_end_ids(model)}
     rows = generate_rows(model, [ids], n, *filters, seed=seed, reach=reach)
     return itertools.takewhile(lambda t: t not in ends, (new.item() for new in rows))
 
 
 # %% ../nbs/14_generation.ipynb #e1400a07
-def _end_ids_of(model):
-    "The ids that end a text as the model was published with; none for those made here"
-    try: return tuple(model.end_ids)
-    except AttributeError: return ()
-
 def _as_stop(stop):
     "Ids as a set: an iterator can be read but once"
     try: return set(_as_row(stop if isinstance(stop, str) else list(stop)))
@@ -431,7 +436,7 @@ def end_ids(model:nn.Module, # a language model
             tok:object, # its tokenizer
             ) -> tuple[int,...]:
     "The ids that end a text: those that the model brought, else the tokenizer's"
-    return _end_ids_of(model) or tuple(as_tokenizer(tok).end_ids)
+    return model_end_ids(model) or tuple(as_tokenizer(tok).end_ids)
 
 def _prompt_ids(tok, prompt):
     "The ids of a prompt, which is not empty where no mark begins a document"
@@ -471,7 +476,7 @@ def sample_from(trainer:object, # a Trainer, or anything with model and tok
     for what has no model.
     """
     model, tok = _model_and_tokenizer(trainer)
-    filters, reach = (temperature(.8), top_k(50)), _trained_length(model)
+    filters, reach = (temperature(.8), top_k(50)), trained_length(model)
     pieces = generate_text(model, tok, prompt, n, *filters, seed=0, reach=reach)
     return plain_text(prompt + ''.join(pieces))
 

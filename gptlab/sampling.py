@@ -17,8 +17,8 @@ from torch import nn
 from .attention import Cache, first_cache
 from .attentions import StaticCache
 from .core import check_number, check_type
-from .generation import continue_rows, end_ids, filter_logits, generate, make_generator
-from .generation import Reader, RowFilter
+from .generation import continue_rows, filter_logits, generate, make_generator
+from .generation import model_end_ids, Reader, RowFilter, trained_length
 from .model import GPT, unwrapped
 from .tokenizer import as_tokenizer
 
@@ -159,7 +159,7 @@ def _as_strings(strings):
     try: strings = [*strings]
     except TypeError: strings = [strings]
     if wrong := [s for s in strings if not isinstance(s, str)]:
-        raise TypeError(f'a stop string is text, not {wrong[0]!r:.60}; ids go to generate(stop=…)')
+        raise TypeError(f'a stop string is text, not {wrong[0]!r:.60}; ids go to generate as stop')
     if not strings or '' in strings:
         raise ValueError('a stop string is empty, or there is none: it would end every text '
                          'before it begins')
@@ -356,7 +356,7 @@ def constrained(tok:object, # the tokenizer of the model
     Raises ValueError for an expression or schema that llguidance does not understand, and for a
     tokenizer without end marks; ImportError where it is not installed.
     """
-    if (regex is None) == (schema is None): raise ValueError('give regex=… or schema=…, one of them')
+    if (regex is None) == (schema is None): raise ValueError('give regex or schema, one of them')
     if regex is not None: check_type('regex', regex, str, 'a regular expression')
     if schema is not None: check_type('schema', schema, dict, 'a JSON schema, as a dict')
     tok = as_tokenizer(tok)
@@ -466,8 +466,8 @@ class StaticDecoder(nn.Module):
         length = context if length is None else length
         self.length = min(context, check_number('length', length, low=1, whole=True))
         self.cfg = SimpleNamespace(vocab_size=model.cfg.vocab_size, context_length=self.length)
-        self.end_ids = getattr(model, 'end_ids', ())
-        self.trained_length = getattr(unwrapped(model), 'trained_length', None)
+        self.end_ids = model_end_ids(model)
+        self.trained_length = trained_length(model)
         check_type('compiled', compiled, bool|None, 'True, False or None')
         self.compiled, self.step = _has_compiler() if compiled is None else compiled, None
 

@@ -131,7 +131,8 @@ def test_a_row_filter_is_given_what_was_read_and_written():
     new = torch.stack([*generate_rows(tiny(), [[1, 2], [3]], 3, RowFilter(look), seed=0)], 1)
     assert told[0] == [([1, 2], []), ([3], [])]
     assert told[2] == [([1, 2], new[0,:2].tolist()), ([3], new[1,:2].tolist())]
-    with refuses(ValueError, 'needs the ids', 'rows='): draw_token(torch.zeros(1, 9), RowFilter(look))
+    with refuses(ValueError, 'needs the ids', 'rows='):
+        draw_token(torch.zeros(1, 9), RowFilter(look))
     with refuses(ValueError, 'each of the 1 rows'):
         filter_logits(torch.zeros(1, 9), [RowFilter(look)], [([], []), ([], [])])
 
@@ -396,7 +397,8 @@ def test_what_speculative_refuses():
 
 def test_constrained_text_is_of_its_form():
     extra('llguidance')
-    bpe = BPE.train(['12 cats and 345 dogs {"name": 1}']*30, 280, special=['<|bos|>'], verbose=False)
+    bpe = BPE.train(['12 cats and 345 dogs {"name": 1}']*30, 280, special=['<|bos|>'],
+                    verbose=False)
     schema = dict(type='object', required=['n'], additionalProperties=False,
                   properties=dict(n=dict(type='integer', minimum=0, maximum=99)))
     for tok in (TOK, bpe):
