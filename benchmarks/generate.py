@@ -1,4 +1,4 @@
-"""Decoding beside `transformers.generate` with its static cache: same weights, same prompts, greedy.
+"""Decoding beside `transformers.generate` with its static cache: same weights and prompts, greedy.
 
 The peer, a small LLaMA, is built at random, written as a checkpoint, and read by `gptlab.hub.load`;
 equal logits are checked before anything is timed. The two alternate in one process and are measured

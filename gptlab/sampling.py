@@ -140,7 +140,10 @@ def _open_end(text, strings):
 def stop_when(stream:Iterable, # tokens or pieces of text, as they come
               done:Callable, # done(list of all so far) -> bool
               ) -> Iterator:
-    "Pass on what comes, up to and with the first after which `done` says True"
+    """Pass on what comes, up to and with the first after which `done` says True
+
+    Raises TypeError for what is no function, and for what does not come one by one.
+    """
     if not callable(done):
         raise TypeError(f'done is a function of the list of all that came, not {done!r:.60}')
     check_type('stream', stream, Iterable, 'tokens or text as they come')
