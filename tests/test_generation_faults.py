@@ -15,9 +15,10 @@ from common import refuses
 from gptlab.blocks import perturb_parameters
 from gptlab.bpe import BPE
 from gptlab.generation import (draw_token, end_ids, generate, generate_rows, generate_text,
-                               make_generator, min_p, Reader, sample_from, temperature, top_k,
+                               make_generator, Reader, sample_from, temperature, top_k,
                                top_p)
 from gptlab.model import GPT, GPTConfig
+from gptlab.sampling import min_p
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from gptlab.tokenizers import AsciiTokenizer, ByT5Tokenizer, RankTokenizer
 

@@ -21,11 +21,11 @@ from gptlab.attention import Attention, RoPE, Seq
 from gptlab.bpe import BPE
 from gptlab.core import set_seed
 from gptlab.data import corpus, make_stories
-from gptlab.generation import (generate, generate_rows, generate_text, min_p, temperature, top_k,
-                               top_p)
+from gptlab.generation import generate, generate_rows, generate_text, temperature, top_k, top_p
 from gptlab.model import GPT, GPTConfig, gpt2_config, llama_config, lm_loss
 from gptlab.optimizers import Opt, adamw, hidden, muon, sgd
 from gptlab.packing import batches, tokenize
+from gptlab.sampling import min_p
 from gptlab.schedules import linear, wsd
 from gptlab.score import evaluate
 from gptlab.tokenizer import ByteTokenizer, CharTokenizer

@@ -37,7 +37,7 @@ SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_emb
     d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k
     shared steps tokens docs_per_shard flops seconds workers depth size buffer
     ns_steps tries backoff timeout layers width vocab n_docs window chunk bins heads
-    r out gate_width tokens n_bytes layer'''.split())
+    r out gate_width tokens n_bytes layer copies'''.split())
 
 # hooks: the library calls these, with what it made itself
 HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before after
@@ -59,7 +59,7 @@ EXEMPT = dict(
     Executes='a protocol', work='a worker calls it',
     sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
-    balance_bias='a choice', **dict.fromkeys(RECORDS, 'a record'))
+    balance_bias='a choice', constrained='needs llguidance', **dict.fromkeys(RECORDS, 'a record'))
 
 CALLS = dict(
 core='''
@@ -343,15 +343,47 @@ generation='''
     temperature(1.)
     top_k(3)
     top_p(.9)                                        # p: 0 < v <= 1
-    min_p(.1)                                        # p: 0 <= v <= 1
+    RowFilter(lambda logits, rows: logits)           # f: callable(v)
+    filter_logits(torch.randn(1, 9), [top_k(3)])
+        # filters: v == [] or v == {}; logits: True; rows: any
     draw_token(torch.randn(1, 9), [top_k(3)])
-        # filters: v == [] or v == {}; generator: False; logits: True
+        # filters: v == [] or v == {}; generator: False; logits: True; rows: any
     make_generator(1)
-    generate_rows(model(), [[1, 2]], 3)              # rows: False; n: v >= 0
+    pad_left([[1, 2], [3]])                          # rows: v == []
+    Reader(model(), [[1, 2]])                        # rows: False; reach: v >= 1
+    Reader(model(), [[1, 2]]).restart(2)             # n: v >= 1
+    Reader(model(), [[1, 2]]).read()
+    Reader(model(), [[1, 2]]).next_logits()
+    Reader(model(), [[1, 2]]).append(torch.tensor([[3]])) # new: False
+    Reader(model(), [[1, 2]]).select(torch.tensor([0])) # index: False
+    continue_rows(Reader(model(), [[1, 2]]))
+        # reader: False; filters: v == [] or v == {}; generator: False; copies: v >= 1
+    generate_rows(model(), [[1, 2]], 3)              # rows: False; n: v >= 0; copies: v >= 1
     generate(model(), [1, 2], 3, stop=[3])
         # ids: v == []; n: v >= 0; stop: v in ([], {}, b'x')
     generate_text(model(), tok(), 'text', 3)         # prompt: True; n: v >= 0
     sample_from(run(), 'text', 3)                    # trainer: False; n: v >= 0
+''',
+sampling='''
+    min_p(.1)                                        # p: 0 <= v <= 1
+    typical_p(.1)                                    # p: 0 < v <= 1
+    logit_bias({1: 1.})                              # bias: v == {}
+    repetition_penalty(1.1)                          # r: v > 0
+    presence_penalty(.1)                             # a: any
+    frequency_penalty(.1)                            # a: any
+    stop_before(['a', 'b'], 'end')                   # pieces: any; strings: v == 'x'
+    stop_when(['a', 'b'], bool)                      # stream: any; done: callable(v)
+    Prefix(model(), [1, 2])                          # ids: False
+    Prefix(model(), [1, 2]).generate([3], 3)         # ids: v == b'x'; n: v >= 0
+    beam_search(model(), [1, 2], 3)                  # ids: False; n: v >= 0; width: v >= 1
+    accept_or_replace(torch.ones(1, 3)/3, torch.ones(1, 3)/3, torch.tensor([1]))
+        # p: False; q: False; proposed: False; generator: False
+    rewind(Reader(model(), [[1, 2]]), 0)             # reader: False; n: v >= 0
+    speculative(model(), model(), [1, 2], 3)
+        # draft: False; ids: False; n: v >= 0; k: v >= 1
+    FixedCache(9)                                    # length: v >= 1
+    StaticDecoder(model(), 9, False)                 # length: v >= 1
+    StaticDecoder(model(), 9, False).new_caches()
 ''',
 ablation='''
     t_factor(3)                                      # n: v >= 0; alpha: 0 < v < 1
