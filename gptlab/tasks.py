@@ -249,6 +249,7 @@ def _span_logits(model, questions, device):
     "Logits (N,V) of the tokens in all spans, row after row, and the tokens (N,)"
     cached = getattr(model, 'new_caches', lambda: None)()
     shared = [_shared(q, cached is not None) for q in questions]         # tokens of each question
+    if not min(shared): shared = [0]*len(shared)                         # one has nothing to share
     which  = [i for i, q in enumerate(questions) for _ in q.rows]        # (R,) a row's question
     rows   = [r[shared[i]:] for i, r in zip(which, (r for q in questions for r in q.rows))]
     spans  = [(a - shared[i], b - shared[i])
@@ -289,7 +290,8 @@ def answer_questions(model:nn.Module, # called as model(ids, …)
     B = check_number('B', B, low=1, whole=True)
     limit = reading_limit(model, context)
     fitted = [crop_question(q, limit) for q in _as_questions(questions)]
-    order  = sorted(range(len(fitted)), key=lambda i: -max(map(len, fitted[i].rows)))
+    def size(i): return len(fitted[i].rows) == 1, -max(map(len, fitted[i].rows))
+    order  = sorted(range(len(fitted)), key=size)
     found  = [None]*len(fitted)
     bar = show_progress(None, 'answering', total=len(fitted), unit='questions', verbose=verbose)
     with evaluating(model), bar:
@@ -690,7 +692,7 @@ def _look(model, rows, device):
     right = (top.indices == targets).tolist()
     return list(zip(nll.tolist(), right, top.values.exp().tolist(), pos, doc))
 
-# %% ../nbs/27_tasks.ipynb #27ba0034
+# %% ../nbs/27_tasks.ipynb #27ba0035
 class Calibration(NamedTuple):
     "The expected calibration error and its standard error; for each bin confidence, accuracy, n"
     ece:float
@@ -725,7 +727,7 @@ def _ece(confidence, right, n):
     "Σ |right − confidence| / N from sums over each bin (…,bins)"
     return np.abs(right - confidence).sum(-1) / n.sum(-1)
 
-# %% ../nbs/27_tasks.ipynb #27ba0037
+# %% ../nbs/27_tasks.ipynb #27ba0038
 def lm_eval_model(model:nn.Module, # called as model(ids, …)
                   tok:object, # its tokenizer
                   B:int=32, # rows that are read at once
@@ -769,7 +771,7 @@ def _loglikelihoods(model, encode, pairs, B, limit):
             raise ValueError('a request has no context, and the tokenizer no bos to begin with')
         questions.append(Question(rows, spans, 0, list(ends)))
     answers = answer_questions(model, questions, B, limit)
-    return [(-nll, bool(greedy)) for a in answers for nll, greedy in zip(a.nll, a.greedy)]
+    return [(-float(nll), bool(greedy)) for a in answers for nll, greedy in zip(a.nll, a.greedy)]
 
 def _rolling(model, ids, B, limit):
     "−nll in nats of a whole text, in rows as lm-eval cuts it"
@@ -778,7 +780,7 @@ def _rolling(model, ids, B, limit):
     windows = get_rolling_token_windows(rest, first, limit or len(rest), 1)
     rows = [make_disjoint_window(w) for w in windows]
     questions = [Question([a + b], [(len(a), len(a) + len(b))], 0, ['']) for a, b in rows]
-    return -sum(a.nll.sum() for a in answer_questions(model, questions, B, limit))
+    return -sum(float(a.nll.sum()) for a in answer_questions(model, questions, B, limit))
 
 def _write_until(model, tok, ids, how, limit):
     "Greedy text after a prompt, up to the first of `until` or `max_gen_toks` tokens"
