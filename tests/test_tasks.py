@@ -122,8 +122,10 @@ def test_a_greedy_continuation_counts_as_right():
 def test_rows_lose_their_beginning_and_keep_their_span():
     q = Question([[1, 2, 3, 4, 5, 6], [1, 2, 9, 9]], [(4, 6), (2, 4)], 0, ['a', 'b'])
     cropped = crop_question(q, 4)
-    same(cropped.rows, [[2, 3, 4, 5, 6], [1, 2, 9, 9]])
-    same(cropped.spans, [(3, 5), (2, 4)])
+    same(cropped.rows, [[2, 3, 4, 5, 6], [2, 9, 9]])        # both lose the same
+    same(cropped.spans, [(3, 5), (1, 3)])
+    uneven = Question([[1]*9, [1, 2, 3]], [(7, 9), (1, 3)], 0, ['a', 'b'])
+    same(crop_question(uneven, 4).rows, [[1]*5, [1, 2, 3]])
     assert crop_question(q, 5) is q and crop_question(q, None) is q
     with refuses(ValueError, 'an answer of 2 tokens', 'context of 1'): crop_question(q, 1)
 
