@@ -24,8 +24,9 @@ def main(run, text, T, stride, rates, docs):
                 stride=evaluate(model, strided(tokens, T, stride)))
     for lr in rates:
         make = partial(adamw, lr=lr)
-        made[f'prequential, AdamW {lr:g}'] = prequential(model, strided(tokens, T, stride, B=1), make)
-        print(f'{lr:g}:', made[f'prequential, AdamW {lr:g}'], flush=True)
+        name = f'prequential, AdamW {lr:g}'
+        made[name] = prequential(model, strided(tokens, T, stride, B=1), make)
+        print(f'{lr:g}:', made[name], flush=True)
     base = {k: v for k, v in baselines(text).items() if k in ('gzip', 'xz', 'ppmd')}
     for name, score in made.items(): print(f'{name}: {score}')
     for name, bpb in base.items(): print(f'{name}: {bpb:.4f} bits per byte')

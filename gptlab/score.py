@@ -156,9 +156,13 @@ def cluster_error(sums:np.ndarray, # (R,) of each cluster, such as the nats of a
     """The standard error of the mean Σ sums / Σ counts, where clusters are independent
 
     What is within a cluster need not be (Miller 2024, section 2.2). nan for fewer than two
-    clusters. Raises ValueError for arrays of other shapes than (R,), or of different lengths.
+    clusters. Raises TypeError for what are no numbers, ValueError for arrays of other shapes than
+    (R,), or of different lengths.
     """
-    x, n = np.asarray(sums, float), np.asarray(counts, float)
+    try: x, n = np.asarray(sums, float), np.asarray(counts, float)
+    except (TypeError, ValueError):
+        raise TypeError('sums and counts are arrays (R,) of numbers, not '
+                        f'{reprlib.repr(sums)} and {reprlib.repr(counts)}') from None
     if x.ndim != 1 or x.shape != n.shape:
         raise ValueError(f'sums and counts are two arrays (R,), not {x.shape} and {n.shape}')
     R, total = len(x), n.sum()
@@ -191,12 +195,18 @@ def _nll(result, shape):
 
 def _row_bytes(batch, used, tok):
     "Bytes (B,) that the used targets of each row stand for; 0 where they are not known"
-    given, sizes = batch.get('nbytes'), getattr(tok, 'token_bytes', None)
-    if given is None and sizes is None: return used.new_zeros(len(used), dtype=torch.long)
-    if given is None: given = sizes[batch['targets'].clamp(min=0).cpu()]         # (B,T)
+    given = batch.get('nbytes')
+    if given is None:
+        sizes = _token_bytes(tok)                                        # (V,)
+        if sizes is None: return used.new_zeros(len(used), dtype=torch.long)
+        given = sizes[batch['targets'].clamp(min=0).cpu()]               # (B,T)
     given = torch.as_tensor(given).to(used.device)
     if given.shape == used.shape: return (given*used).sum(1)
     return given.sum() * used.sum(1)/used.sum()              # of the whole batch: in proportion
+
+def _token_bytes(tok):
+    try: return tok.token_bytes
+    except AttributeError: return None
 
 def _check_fixed(batches):
     if not isinstance(batches, (Sized, Iterable)) or isinstance(batches, (str, bytes, Mapping)):
@@ -229,7 +239,8 @@ def _score(model, batches, tok, verbose, learn=None):
         raise ValueError('there are no targets to score: '
                          'the list is empty, or every target is −100')
     row_nats, row_tokens, row_bytes = torch.cat(rows, 1).numpy()         # (R,) each
-    how = getattr(batches, 'how', f'rows of {T}')
+    try: how = batches.how
+    except AttributeError: how = f'rows of {T}'
     loss_se, bpb, bpb_se = cluster_error(row_nats, row_tokens), math.nan, math.nan
     if n_bytes:
         bpb    = nats/math.log(2)/n_bytes
@@ -418,7 +429,8 @@ def baselines(text:'Corpus|str|list'='shakespeare', # what to score on
               ) -> dict[str,float]:
     """Bits per byte of simple methods on the validation text, weakest first
 
-    Computed once for each corpus and split; PPMd only where pyppmd is installed. Raises ValueError for no text.
+    Computed once for each corpus and split; PPMd only where pyppmd is installed. Raises ValueError
+    for no text.
     """
     check_number('most', most, low=1, whole=True)
     c = corpus(text)

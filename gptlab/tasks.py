@@ -30,9 +30,8 @@ from .tokenizer import as_tokenizer
 def check_task(task:'Task'):
     "Raises TypeError or ValueError for a task that cannot be asked"
     check_type('items', task.items, (list, tuple), 'a list of dicts')
-    for name in ('form', 'span', 'right'):
-        if not callable(getattr(task, name)):
-            raise TypeError(f'{name} is a function, not {reprlib.repr(getattr(task, name))}')
+    for name, f in dict(form=task.form, span=task.span, right=task.right).items():
+        if not callable(f): raise TypeError(f'{name} is a function, not {reprlib.repr(f)}')
     check_number('shots', task.shots, low=0, whole=True)
     check_type('delimiter', task.delimiter, str, 'text')
     if task.chance is not None: check_number('chance', task.chance, low=0, below=1)
@@ -83,10 +82,18 @@ def reading_limit(model:nn.Module, # a language model
                   ) -> int|None:
     """How many tokens it reads at once: those of the longest row it learnt from, where it knows,
     else its context length, else None; raises TypeError or ValueError for another context"""
-    cfg = getattr(unwrapped(model), 'cfg', None)
-    most = getattr(cfg, 'context_length', None)
-    if context is None: return getattr(unwrapped(model), 'trained_length', None) or most
-    return check_number('context', context, low=1, high=most, whole=True)
+    inner = unwrapped(model)
+    try: most = inner.cfg.context_length
+    except AttributeError: most = None
+    if context is not None: return check_number('context', context, low=1, high=most, whole=True)
+    try: return inner.trained_length or most
+    except AttributeError: return most
+
+def _new_caches(model):
+    "An empty cache for each block, or None for a model without"
+    try: new_caches = model.new_caches
+    except AttributeError: return None
+    return new_caches()
 
 # %% ../nbs/27_tasks.ipynb #27ba0009
 def multiple_choice(item:dict) -> tuple[list[str], list[str], int]: # contexts, continuations, gold
@@ -158,19 +165,27 @@ class Answer(NamedTuple):
     tokens:np.ndarray    # in the span
     greedy:np.ndarray    # is every token of the span the most likely one?
 
-def lowest_mean(q:Question, a:Answer) -> bool:
+def lowest_mean(q:Question, # what was asked
+                a:Answer, # what the model gave
+                ) -> bool:
     "Has the right row the lowest mean nll per token?"
     return int((a.nll/a.tokens).argmin()) == q.gold
 
-def lowest_sum(q:Question, a:Answer) -> bool:
+def lowest_sum(q:Question, # what was asked
+               a:Answer, # what the model gave
+               ) -> bool:
     "Has the right row the lowest nll?"
     return int(a.nll.argmin()) == q.gold
 
-def lowest_per_char(q:Question, a:Answer) -> bool:
+def lowest_per_char(q:Question, # what was asked
+                    a:Answer, # what the model gave
+                    ) -> bool:
     "Has the right row the lowest nll per character of its continuation?"
     return int((a.nll/np.array([len(t) for t in q.texts])).argmin()) == q.gold
 
-def all_greedy(q:Question, a:Answer) -> bool:
+def all_greedy(q:Question, # what was asked
+               a:Answer, # what the model gave
+               ) -> bool:
     "Is every token of the right row the most likely one?"
     return bool(a.greedy[q.gold])
 
@@ -208,6 +223,9 @@ def make_question(task:Task, # how to ask
     Each row begins with `tok.bos` where there is one. Raises ValueError for an empty choice, and
     for a span that nothing stands before.
     """
+    check_type('task', task, Task, 'a Task')
+    check_type('items', items, (list, tuple), 'a list of dicts')
+    i = check_number('i', i, low=0, below=len(items), whole=True)
     tok = as_tokenizer(tok)
     others = [j for j in range(len(items)) if j != i]
     if task.shots > len(others):
@@ -263,7 +281,7 @@ def _span_logits(model, questions, shared, device):
 
 def _after_prefix(model, questions, shared, which, ids):
     "What the endings (R,T) are read with, after the shared beginnings were read into caches"
-    caches = model.new_caches()
+    caches = _new_caches(model)
     start  = pad_left([q.rows[0][:n] for q, n in zip(questions, shared)], ids.device)
     model(**start, caches=caches)
     more = dict(caches=_repeat_caches(caches, torch.tensor(which, device=ids.device)))
@@ -283,13 +301,13 @@ def answer_questions(model:nn.Module, # called as model(ids, …)
     """The nll in nats, and whether greedy decoding would write it, for each row of each question
 
     A row longer than the context loses its beginning. In eval mode; the model does not change.
-    Raises TypeError for what are no questions, ValueError for a span longer than the context.
+    Raises TypeError for what are no questions.
     """
     device = _device(model)
     B = check_number('B', B, low=1, whole=True)
     limit = reading_limit(model, context)
     fitted = [crop_question(q, limit) for q in _as_questions(questions)]
-    cached = getattr(model, 'new_caches', lambda: None)() is not None
+    cached = _new_caches(model) is not None
     shared = [_shared(q, cached) for q in fitted]
     found  = [None]*len(fitted)
     bar = show_progress(None, 'answering', total=len(fitted), unit='questions', verbose=verbose)
@@ -306,16 +324,15 @@ def crop_question(q:Question, # any question
                   ) -> Question:
     """The same question with its rows cropped from the left: limit tokens, and the last target
 
-    All rows lose the same tokens, so that all are read after the same context; one that is too
-    short for it keeps a token before its span. Raises ValueError where a span does not fit.
+    All rows lose the same tokens, so that all are read after the same context. A row that is too
+    short for it keeps a token before its span, and a span that is too long loses its beginning.
     """
+    check_type('q', q, Question, 'a Question')
+    if limit is not None: check_number('limit', limit, low=1, whole=True)
     most = max(map(len, q.rows)) - limit - 1 if limit else 0
     if most <= 0: return q
-    longest = max(end - begin for begin, end in q.spans)
-    if longest > limit:
-        raise ValueError(f'an answer of {longest} tokens does not fit into a context of {limit}')
-    cut   = [min(most, begin-1) for begin, _ in q.spans]
-    spans = [(a-n, b-n) for n, (a, b) in zip(cut, q.spans)]
+    cut   = [max(min(most, begin-1), len(r)-limit-1) for r, (begin, _) in zip(q.rows, q.spans)]
+    spans = [(max(1, a-n), b-n) for n, (a, b) in zip(cut, q.spans)]
     return Question([r[n:] for n, r in zip(cut, q.rows)], spans, q.gold, q.texts)
 
 def _parts(questions, shared, B, limit):
@@ -349,7 +366,7 @@ def _answers(questions, logits, targets):
 # %% ../nbs/27_tasks.ipynb #27ba001d
 @dataclass(frozen=True, repr=False)
 class TaskScore:
-    "Which questions (N,) were answered rightly, with each answer, and the accuracy of a blind guess"
+    "Which questions (N,) were answered rightly, each answer, and the accuracy of a blind guess"
     name:str
     right:np.ndarray
     chance:float
@@ -431,7 +448,8 @@ def read_task(path:str|Path, # a file of JSON lines
 
 def _item(text, form):
     try: item = json.loads(text)
-    except ValueError as e: raise ValueError(f'this is no JSON ({e}): {text.strip()!r:.60}') from None
+    except ValueError as e:
+        raise ValueError(f'this is no JSON ({e}): {text.strip()!r:.60}') from None
     form(item)
     return item
 
@@ -527,8 +545,10 @@ def core_score(model:nn.Module, # called as model(ids, …)
                ) -> CoreScore:
     """The mean centered accuracy over the tasks of CORE whose files are there (Li et al. 2024)
 
-    Raises OSError without a folder, or where it has none of the files.
+    Raises FileNotFoundError without a folder, or where it has none of the files.
     """
+    check_type('tasks', tasks, (list, tuple), 'a list of CoreTask')
+    for t in tasks: check_type('a task', t, CoreTask, 'a CoreTask')
     folder = _eval_folder(folder)
     there  = [t for t in tasks if (folder/t.file).is_file()]
     missing = [t.name for t in tasks if t not in there]
@@ -548,6 +568,7 @@ EVAL_URL = ('https://raw.githubusercontent.com/mosaicml/llm-foundry/'
 
 def git_blob(data:bytes) -> str:
     "The id under which git keeps a file with this content: the SHA-1 of its size and its bytes"
+    check_type('data', data, bytes, 'bytes')
     return hashlib.sha1(b'blob %d\0' % len(data) + data).hexdigest()
 
 def fetch_eval(folder:str|Path|None=None, # where to; None is what GPTLAB_EVAL names

@@ -142,7 +142,8 @@ def test_a_score_by_rows():
     same(got.how, 'rows of 32')
     for part in (f'± {got.loss_se:.4f} nats', f'± {got.bpb_se:.4f} bits', 'rows of 32'):
         assert part in repr(got)
-    assert math.isnan(evaluate(gpt(), FixedBatches([{k: v[:1] for k, v in valid[0].items()}])).loss_se)
+    one = FixedBatches([{k: v[:1] for k, v in valid[0].items()}])
+    assert math.isnan(evaluate(gpt(), one).loss_se)
     assert '±' not in repr(Score(1., 1., 1, 1))
 
 
@@ -229,11 +230,11 @@ def test_a_prequential_score_by_hand(kind):
 
 def test_what_makes_no_optimizer_of_the_model():
     rows, model = strided(tokenize(VALID[:1], TOK), 32), gpt()
-    with refuses(TypeError, 'make_opt is an optimizer, or a function'): prequential(model, rows, 3e-4)
+    with refuses(TypeError, 'make_opt is an optimizer, or a func'): prequential(model, rows, 3e-4)
     with refuses(TypeError, 'what make_opt gives'): prequential(model, rows, lambda m: 'adam')
     other = torch.optim.SGD(gpt().parameters(), .1)
     with refuses(ValueError, 'no parameter of this model'): prequential(model, rows, other)
-    with refuses(ValueError, 'no parameter of this model'): prequential(model, rows, lambda m: other)
+    with refuses(ValueError, 'no parameter of this'): prequential(model, rows, lambda m: other)
 
 
 def test_dropout_is_off_while_it_learns():
