@@ -39,7 +39,7 @@ def extras():
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     block = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
     lists = re.findall(r'^(\w+) = \[(.*?)\]', block, re.S | re.M)
-    return {lib: name for name, libs in lists if name != 'dev'
+    return {lib.replace('-', '_'): name for name, libs in lists if name != 'dev'
             for lib in re.findall(r'"([\w-]+)', libs)}
 
 

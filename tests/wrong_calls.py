@@ -49,7 +49,8 @@ HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes s
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
     BadSteps Overlap RunTable Report Grid Replay Job Study StudyStatus TokenRead TokenProbs
-    AttentionPatterns LogitLens Explanation SampleTable LongestCopy'''.split()
+    AttentionPatterns LogitLens Explanation SampleTable LongestCopy Question Answer
+    TaskScore CoreTask CoreScore Predictions GroupMean Calibration'''.split()
 
 # public, and not swept, and why
 EXEMPT = dict(
@@ -59,7 +60,11 @@ EXEMPT = dict(
     Executes='a protocol', work='a worker calls it',
     sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
-    balance_bias='a choice', constrained='needs llguidance', **dict.fromkeys(RECORDS, 'a record'))
+    balance_bias='a choice', fetch_eval='asks a server', lm_eval_model='needs lm-eval',
+    constrained='needs llguidance',
+    **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'a span: make_question calls it'),
+    **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char', 'all_greedy'), 'a rule'),
+    **dict.fromkeys(RECORDS, 'a record'))
 
 CALLS = dict(
 core='''
@@ -178,6 +183,10 @@ score='''
     evaluate(model(), fixed(), tok())                # batches: False; tok: v is None
     gzip_bpb(docs(), docs())                         # train: v == []; valid: False
     xz_bpb(docs(), docs())                           # train: v == []; valid: False
+    cluster_error([1., 2.], [1, 2])                  # sums: False; counts: False
+    strided(tokens(), T=8, stride=4, B=2)            # tokens: False; stride: 1 <= v <= 8
+    prequential(model(), strided(tokens(), 8), sgd_maker, tok())
+        # batches: False; make_opt: False; tok: v is None
     baselines(docs(), most=1000)                     # text: False
 ''',
 blocks='''
@@ -551,6 +560,25 @@ moe='''
     MoD(8, partial(Attention, 8, 2), partial(MLP, 8, 8), RMSNorm)
         # attn: False; mlp: False; norm: False; share: 0 < v <= 1; inner: callable(v)
 ''',
+tasks='''
+    multiple_choice(items()[0])                      # item: False
+    schema(dict(context_options=['a', 'b'], continuation='c', gold=0)) # item: False
+    completion(dict(context='a', continuation='b'))  # item: False
+    sentence_pair(dict(sentence_good='a', sentence_bad='b')) # item: False
+    Task(items(), shots=1, chance=.5)                # items: False; shots: v >= 0; form: callable(v)
+        # span: callable(v); right: callable(v); delimiter: True; chance: 0 <= v < 1; name: True
+    make_question(task(), items(), 0, tok())         # items: False; i: v == 0; task: False
+    answer_questions(model(), [question()], B=2, context=8) # questions: v == []; context: v == 8
+    crop_question(question(), 2)                     # q: False; limit: v >= 1
+    score_task(model(), tok(), task(), n=2, B=2, context=8) # task: False; n: v >= 1; context: v == 8
+    read_task(task_file(), 'name')                   # path: False
+    core_score(model(), tok(), '.', n=2, tasks=core_tasks()) # folder: False; n: v >= 1; tasks: False
+    git_blob(b'a')                                   # data: True
+    grouped([1.], [1], [1])                          # values: any; keys: any; clusters: any
+    predict_documents(model(), tok(), docs(), context=8, stride=2, B=2)
+        # docs: False; context: v == 8; stride: 1 <= v <= 8
+    calibration(predict_documents(model(), tok(), docs()), bins=2) # p: False
+''',
 diagnostics='''
     match_names(dict(a=1), '*')                      # named: v == {}
     Probe('*')
@@ -708,15 +736,30 @@ def namespace():
     found |= {k: v for k, v in globals().items() if k in MAKERS}
     return found | dict(io=io, np=np, LONG='A line of a text, and more. \n'*300)
 
-MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder
-    file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
-    tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora average
-    saved_average run_folder command kept kept_opt hf sp probed made made_study
-    three_records'''.split())
+MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved
+    folder file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder
+    ranks tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg
+    lora average saved_average run_folder command kept kept_opt hf sp probed made made_study
+    three_records items task question task_file core_tasks sgd_maker'''.split())
 
 def lab():
     import gptlab.all
     return gptlab.all
+
+def items(): return [dict(query='a', choices=['b', 'c'], gold=0)]*3
+def task(): return lab().Task(items())
+def question(): return lab().make_question(task(), items(), 0, tok())
+
+def task_file():
+    return file('t.jsonl', '{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+
+def core_tasks():
+    task_file()
+    return [lab().CoreTask('t', 't.jsonl', lab().MULTIPLE_CHOICE, 0, .5, '')]
+
+def sgd_maker(model):
+    import torch
+    return torch.optim.SGD(model.parameters(), .1)
 
 def docs(): return [f'Once upon a time, {i} cats sat on the mat. ' for i in range(20)]
 def docs_corpus(): return lab().corpus(docs())
