@@ -61,9 +61,6 @@ POINTS = re.compile(r"""^\W*(its?|that|these|those|they|them|their|such|here|so|
                         |^(?:an?\ |the\ )?\*[^*]+\*\ \w+\ (?:all\ of\ )?(?:its?|them|this)\b
                         |^(?:an?\ |the\ )?\*[^*]+\*.*\ (?:describes|from|of)\ (?:it|them)[.;:]
                         |:$""", re.I | re.X)
-# chapters that still have to mend these; see test_a_definition_stands_alone
-LEANING = {'token', 'tokenizer', 'scaled dot-product attention', 'norm', 'LayerNorm',
-           'auxiliary loss', 'perplexity', 'schedule', 'checkpoint', 'sampling', 'temperature'}
 
 
 def leans(sentence: str) -> bool:
@@ -85,7 +82,7 @@ def place(term: str, found: list) -> tuple | None:
     """
     name = term.removesuffix('?')
     entries = mentions(name, found)
-    alone = [e for e in entries if not leans(e[-1])] or (entries if name in LEANING else [])
+    alone = [e for e in entries if not leans(e[-1])]
     if alone: return alone[0]
     if term.endswith('?'): return None
     if not entries:

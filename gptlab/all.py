@@ -46,6 +46,7 @@ from .trackers import *
 from .steering import *
 from .runs import *
 from .studies import *
+from .tasks import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]

@@ -1,4 +1,5 @@
 """Studies on every kind of executor: the same table, whatever is killed; folders of others stay."""
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -15,9 +16,16 @@ import pytest
 import torch
 from fastcore.test import test_eq as same
 
-from gptlab.ablation import ablate, Runs
-from gptlab.studies import (drive, join_studies, noise_floor, open_study, paired_scatter, Study,
-                            study, study_status)
+from gptlab.ablation import ablate, Runs, t_factor
+from gptlab.core import set_seed
+from gptlab.data import make_stories
+from gptlab.model import GPT, GPTConfig
+from gptlab.optimizers import adamw, Opt
+from gptlab.packing import batches
+from gptlab.studies import (join_studies, noise_floor, open_study, paired_scatter, study,
+                            study_status)
+from gptlab.tokenizer import ByteTokenizer
+from gptlab.trainer import Trainer
 from common import extra
 
 
@@ -34,7 +42,7 @@ def table(runs): return repr(runs) + repr(runs.table('loss', 'slow'))
 
 
 @functools.cache
-def serial(tmp=None):
+def serial():
     import tempfile
     return table(study(curve, VARIANTS, path=tempfile.mkdtemp()))
 
@@ -77,6 +85,38 @@ def dying(slope, seed, folder):
 def test_workers_that_die_cost_nothing_but_time(tmp_path, make):
     same(table(study(dying, VARIANTS, path=tmp_path/'s', executor=make)), serial())
     same(len(list((tmp_path/'s').glob('*/died'))), 2)
+
+
+class Dies:
+    "A callback that ends the process in the middle of a run, once"
+    def __init__(self, mark): self.mark = mark
+
+    def after_step(self, trainer):
+        if trainer.step == 5 and self.mark and not self.mark.exists():
+            self.mark.touch()
+            os._exit(9)
+
+
+def a_trainer(dies, seed, folder):
+    train, valid = batches(make_stories(30, seed=0), ByteTokenizer(), B=2, T=16)
+    set_seed(seed)
+    model = GPT(GPTConfig(vocab_size=257, context_length=16, n_layers=1, n_heads=2, d_model=16))
+    view = Dies(folder.parent/'died' if dies else None)
+    trainer = Trainer(model, Opt(model, adamw(1e-2)), train.reseed(seed), valid[:2], dir=folder,
+                      save_every=2, callbacks=[view])
+    with contextlib.suppress(FileNotFoundError): trainer.resume()
+    return trainer.fit(8)
+
+
+@pytest.mark.exhaustive
+def test_a_run_goes_on_from_its_checkpoint_to_the_last_bit(tmp_path):
+    dies = study(a_trainer, dict(run=True), range(2), path=tmp_path/'dies', executor=of_loky)
+    whole = study(a_trainer, dict(run=False), range(2), path=tmp_path/'whole')
+    same(len(list((tmp_path/'dies').glob('*/died'))), 2)
+    clocks = {'seconds', 'tokens_per_second', 'wait', 'mfu', 'memory'}
+    def rows(s): return [[{k: v for k, v in row.items() if k not in clocks} for row in r['log']]
+                         for r in s.records]
+    same(rows(dies), rows(whole))
 
 
 @pytest.mark.exhaustive
@@ -249,11 +289,8 @@ def test_variants_that_do_not_differ_are_told(tmp_path, capsys):
 def test_names_of_every_kind(tmp_path, name):
     s = study(lambda v, s: float(v), {name: 1}, [0, (1, 'x')], path=tmp_path/'s')
     same(s.variants, [name])
-    same(table_of(open_study(tmp_path/'s')), table_of(s))
+    same(open_study(tmp_path/'s').records, s.records)
     same(sorted(p.name for p in tmp_path.iterdir()), ['s'])
-
-
-def table_of(s): return s.records
 
 
 # ---- status
@@ -286,7 +323,6 @@ def test_the_noise_floor_is_where_differences_are_found():
     floor = noise_floor(pair, 'loss', seeds=(2, 3, 5, 10, 100))
     for n in (3, 5, 10):
         d = floor[n] + .5*rng.standard_normal((20000, n))
-        from gptlab.ablation import t_factor
         found = abs(d.mean(1)) > t_factor(n)*d.std(1, ddof=1)/n**.5
         assert abs(found.mean() - .8) < .02
     assert sorted(floor.values(), reverse=True) == list(floor.values())
