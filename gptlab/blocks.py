@@ -7,7 +7,7 @@ __all__ = ['SwiGLU', 'RMSNorm', 'LayerNorm', 'relu2', 'gelu', 'gelu_tanh', 'silu
            'perturb_parameters', 'Report', 'check_part', 'build_part']
 
 # %% ../nbs/06_blocks.ipynb #68e1353d
-import inspect, reprlib
+import inspect, re, reprlib
 from collections.abc import Callable
 from functools import partial, wraps
 from types import NoneType, UnionType
@@ -256,11 +256,13 @@ def explained(f:Callable, # a function of tensors, called too often to be asked 
         try: fitted(args, kwargs)
         except (TypeError, ValueError) as e: raise e from failed
         given = dict(zip(names, args)) | kwargs
-        shapes = [f'{n} {tuple(t.shape)}' for n, t in given.items() if isinstance(t, torch.Tensor)]
-        ours = type(failed) not in (RuntimeError, IndexError) or 'memory' in str(failed)
-        if ours or not shapes: raise failed
-        raise ValueError(f'{f.__name__} cannot use tensors of these shapes, {", ".join(shapes)}: '
-                         f'help({f.__name__}) gives those that it takes') from failed
+        tensors = [f'{n} {tuple(t.shape)} {t.dtype}'.replace('torch.', '')
+                   for n, t in given.items() if isinstance(t, torch.Tensor)]
+        misfit = re.search('shape|size|dimension|type', str(failed), re.I)
+        of_torch = type(failed) is IndexError or type(failed) is RuntimeError and misfit
+        if not (tensors and of_torch): raise failed
+        raise ValueError(f'{f.__name__} cannot use these tensors together, {", ".join(tensors)}: '
+                         f'help({f.__name__}) gives the shapes that it takes') from failed
 
     return told
 

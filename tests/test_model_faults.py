@@ -717,14 +717,16 @@ def test_r11_a_failure_of_ones_own_stays_what_it_was():
     @explained
     def f(x:torch.Tensor, kind:str) -> torch.Tensor:
         if kind == 'key': return {}[kind]
+        if kind == 'limit': raise RuntimeError('more than 20 operations')
         if kind == 'memory': raise RuntimeError("can't allocate memory: you tried 10**12 bytes")
         return x @ torch.ones(3)
     assert f(torch.ones(3), 'x') == 3
     with pytest.raises(KeyError): f(torch.ones(3), 'key')
     with pytest.raises(RuntimeError, match='allocate'): f(torch.ones(3), 'memory')
+    with pytest.raises(RuntimeError, match='more than 20'): f(torch.ones(3), 'limit')
     with pytest.raises(TypeError, match='x must be a tensor, not 3') as caught: f(3, 'x')
     assert isinstance(caught.value.__cause__, TypeError)
-    with pytest.raises(ValueError, match=r'f cannot use tensors of these shapes, x \(2,\)'):
+    with pytest.raises(ValueError, match=r'f cannot use these tensors together, x \(2,\) float32'):
         f(torch.ones(2), 'x')
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'kind'"):
         f(torch.ones(3))
