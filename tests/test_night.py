@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gptlab import checkpoints
 from gptlab.checkpoints import (CheckpointWriter, checkpoints_in, find_checkpoint, load_checkpoint,
                                 load_model, load_weights, new_folder, prune_checkpoints, run_lock,
                                 save_checkpoint)
@@ -1001,6 +1002,19 @@ for i in itertools.count(1):
         for _ in range(150): load_model(tmp_path, device='cpu')
     finally: victim.strike()
     assert 'Traceback' not in victim.said()
+
+
+def test_what_was_listed_may_be_gone_when_it_is_looked_at(tmp_path, monkeypatch):
+    "With keep=1 the writer drops the only one that was listed: the reader lists again"
+    save_checkpoint(tmp_path/'step_000001', model=dict(w=torch.ones(1)))
+    look, gone = checkpoints._standing, tmp_path/'step_000001'
+    def too_late(path):
+        if gone.exists(): gone.rename(tmp_path/'step_000002')
+        return look(path)
+    monkeypatch.setattr(checkpoints, '_standing', too_late)
+    assert [p.name for p in checkpoints_in(tmp_path)] == ['step_000002']
+    (tmp_path/'step_000002'/'manifest.json').unlink()
+    assert checkpoints_in(tmp_path) == []                            # damaged is not dropped
 
 
 def test_the_clock_set_back(tmp_path, monkeypatch):
