@@ -532,7 +532,6 @@ def test_a_spike_is_bad_too(tmp_path):
 @pytest.mark.parametrize('error', [PermissionError('no'), ValueError('no'), RuntimeError('no')])
 def test_a_bad_batch_that_cannot_be_kept_hides_no_bad_step(tmp_path, monkeypatch, error):
     "A NaN loss where nothing may be written showed as an OSError about a checkpoint"
-    from gptlab import checkpoints
     def fails(*a, **kw): raise error
     monkeypatch.setattr(checkpoints, 'save_checkpoint', fails)
     with pytest.raises(FloatingPointError, match='could not be kept'): small(loss=Bad(2)).fit(5)
@@ -1019,7 +1018,6 @@ def test_what_was_listed_may_be_gone_when_it_is_looked_at(tmp_path, monkeypatch)
 
 def test_the_clock_set_back(tmp_path, monkeypatch):
     "Within a run the step counts, not the time"
-    from gptlab import checkpoints
     small(dir=tmp_path, save_every=1).fit(1)
     class Past(checkpoints.datetime.datetime):
         @classmethod
