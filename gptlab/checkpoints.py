@@ -243,12 +243,17 @@ _SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_pat
 
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
-    folder = user_path(folder)
+    folder, before = user_path(folder), set()
+    while True:
+        named = _named_steps(folder)
+        whole = [p for p in named if (_standing(p)/'manifest.json').is_file()]
+        if whole or named == before: return sorted(whole, key=_step)
+        before = named                    # whoever trains has dropped them meanwhile: look again
+
+def _named_steps(folder):
     aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
     names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
-    named = [folder/n for n in names if _STEP.fullmatch(n)]
-    whole = [p for p in named if (_standing(p)/'manifest.json').is_file()]
-    return sorted(whole, key=_step)
+    return {folder/n for n in names if _STEP.fullmatch(n)}
 
 def _step(path): return int(path.name.removeprefix('step_'))
 

@@ -79,7 +79,6 @@ def _coefficients(series, steps):
     table = polar_series[series]
     return (table + table[-1:]*steps)[:steps]
 
-# %% ../nbs/09_optimizers.ipynb #ce60e1dc
 def _fast_dtype(G, precision=None):
     "What is asked for; else bfloat16 where that is fast, or float32; float64 stays"
     if precision is not None: return getattr(torch, precision)
@@ -92,6 +91,9 @@ def _need_matrix(shape):
         raise ValueError(f'only a matrix can be made orthogonal, and this has shape '
                          f'{tuple(shape)}; let another group claim it')
 
+def _check_polar(G, *settings): _need_matrix(G.shape)                 # more below: Refuse at once
+
+# %% ../nbs/09_optimizers.ipynb #ce60e1dc
 def _unit(G, safety=None):
     """A stack (N,m,n) with m ≤ n and singular values of at most 1, and whether it was transposed
 
@@ -102,8 +104,6 @@ def _unit(G, safety=None):
     X = X.mT if tall else X
     norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
     return X / ((1.01 if safety is None else safety) * norm).clamp(min=1e-12), tall
-
-def _check_polar(G, *settings): _need_matrix(G.shape)                 # more below: Refuse at once
 
 def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n)
                  steps:int=5, # steps of the polynomial

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gptlab import checkpoints
 from gptlab.checkpoints import (CheckpointWriter, checkpoints_in, find_checkpoint, load_checkpoint,
                                 load_model, load_weights, new_folder, prune_checkpoints, run_lock,
                                 save_checkpoint)
@@ -531,7 +532,6 @@ def test_a_spike_is_bad_too(tmp_path):
 @pytest.mark.parametrize('error', [PermissionError('no'), ValueError('no'), RuntimeError('no')])
 def test_a_bad_batch_that_cannot_be_kept_hides_no_bad_step(tmp_path, monkeypatch, error):
     "A NaN loss where nothing may be written showed as an OSError about a checkpoint"
-    from gptlab import checkpoints
     def fails(*a, **kw): raise error
     monkeypatch.setattr(checkpoints, 'save_checkpoint', fails)
     with pytest.raises(FloatingPointError, match='could not be kept'): small(loss=Bad(2)).fit(5)
@@ -1003,9 +1003,21 @@ for i in itertools.count(1):
     assert 'Traceback' not in victim.said()
 
 
+def test_what_was_listed_may_be_gone_when_it_is_looked_at(tmp_path, monkeypatch):
+    "With keep=1 the writer drops the only one that was listed: the reader lists again"
+    save_checkpoint(tmp_path/'step_000001', model=dict(w=torch.ones(1)))
+    look, gone = checkpoints._standing, tmp_path/'step_000001'
+    def too_late(path):
+        if gone.exists(): gone.rename(tmp_path/'step_000002')
+        return look(path)
+    monkeypatch.setattr(checkpoints, '_standing', too_late)
+    assert [p.name for p in checkpoints_in(tmp_path)] == ['step_000002']
+    (tmp_path/'step_000002'/'manifest.json').unlink()
+    assert checkpoints_in(tmp_path) == []                            # damaged is not dropped
+
+
 def test_the_clock_set_back(tmp_path, monkeypatch):
     "Within a run the step counts, not the time"
-    from gptlab import checkpoints
     small(dir=tmp_path, save_every=1).fit(1)
     class Past(checkpoints.datetime.datetime):
         @classmethod
