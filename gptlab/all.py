@@ -44,6 +44,7 @@ from .costs import *
 from .trackers import *
 from .steering import *
 from .runs import *
+from .sampling import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
