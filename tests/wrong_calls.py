@@ -530,7 +530,8 @@ tasks='''
     completion(dict(context='a', continuation='b'))  # item: False
     sentence_pair(dict(sentence_good='a', sentence_bad='b')) # item: False
     Task(items(), shots=1, chance=.5)                # items: False; shots: v >= 0
-        # form: callable(v); span: callable(v); right: callable(v); delimiter: True; chance: 0 <= v < 1; name: True
+        # form: callable(v); span: callable(v); right: callable(v); delimiter: True; name: True
+        # chance: 0 <= v < 1
     make_question(task(), items(), 0, tok())         # items: False; i: v == 0; task: False
     answer_questions(model(), [question()], B=2, context=8)
         # questions: v == []; context: v == 8
