@@ -30,6 +30,7 @@ from .tokenizer import as_tokenizer
 def check_task(task:'Task'):
     "Raises TypeError or ValueError for a task that cannot be asked"
     check_type('items', task.items, (list, tuple), 'a list of dicts')
+    check_type('name', task.name, str, 'text')
     for name, f in dict(form=task.form, span=task.span, right=task.right).items():
         if not callable(f): raise TypeError(f'{name} is a function, not {reprlib.repr(f)}')
     check_number('shots', task.shots, low=0, whole=True)

@@ -62,8 +62,9 @@ EXEMPT = dict(
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
     balance_bias='a choice', fetch_eval='asks a server', lm_eval_model='needs lm-eval',
     constrained='needs llguidance',
-    **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'a span: make_question calls it'),
-    **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char', 'all_greedy'), 'a rule'),
+    **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'make_question calls it'),
+    **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char'), 'a rule'),
+    all_greedy='a rule',
     **dict.fromkeys(RECORDS, 'a record'))
 
 CALLS = dict(
@@ -565,14 +566,18 @@ tasks='''
     schema(dict(context_options=['a', 'b'], continuation='c', gold=0)) # item: False
     completion(dict(context='a', continuation='b'))  # item: False
     sentence_pair(dict(sentence_good='a', sentence_bad='b')) # item: False
-    Task(items(), shots=1, chance=.5)                # items: False; shots: v >= 0; form: callable(v)
-        # span: callable(v); right: callable(v); delimiter: True; chance: 0 <= v < 1; name: True
+    Task(items(), shots=1, chance=.5)                # items: False; shots: v >= 0
+        # form: callable(v); span: callable(v); right: callable(v); delimiter: True; name: True
+        # chance: 0 <= v < 1
     make_question(task(), items(), 0, tok())         # items: False; i: v == 0; task: False
-    answer_questions(model(), [question()], B=2, context=8) # questions: v == []; context: v == 8
+    answer_questions(model(), [question()], B=2, context=8)
+        # questions: v == []; context: v == 8
     crop_question(question(), 2)                     # q: False; limit: v >= 1
-    score_task(model(), tok(), task(), n=2, B=2, context=8) # task: False; n: v >= 1; context: v == 8
+    score_task(model(), tok(), task(), n=2, B=2, context=8)
+        # task: False; n: v >= 1; context: v == 8
     read_task(task_file(), 'name')                   # path: False
-    core_score(model(), tok(), '.', n=2, tasks=core_tasks()) # folder: False; n: v >= 1; tasks: False
+    core_score(model(), tok(), '.', n=2, tasks=core_tasks())
+        # folder: False; n: v >= 1; tasks: False
     git_blob(b'a')                                   # data: True
     grouped([1.], [1], [1])                          # values: any; keys: any; clusters: any
     predict_documents(model(), tok(), docs(), context=8, stride=2, B=2)
