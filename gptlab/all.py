@@ -47,6 +47,7 @@ from .steering import *
 from .runs import *
 from .studies import *
 from .tasks import *
+from .sampling import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]
