@@ -112,7 +112,10 @@ def studies(folder):
     yield 'curve', Curve(lambda p: p, HARM)
     yield 'report', Report({HARM: False})
     yield 'grid', Grid({(HARM, HARM): {HARM: Report({HARM: True})}})
-    yield 'score', Score(1., 1., 1, 1)
+    yield 'score', Score(1., 1., 1, 1, how=HARM)
+    task = TaskScore(HARM, torch.tensor([1., 0.]).numpy(), .5, [])
+    yield 'task', task
+    yield 'core', CoreScore({HARM: task}, [HARM])
 
 def objects(folder):
     "name → object, of all kinds"

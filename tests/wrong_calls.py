@@ -44,7 +44,7 @@ HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes s
     measure attach named show update before_fit before_step before_save after_backward
     after_step before_eval after_eval after_fit open log close mask mix_flops new_cache
     choose call one_step get_batch get_loss backward gradients become once at rate detach
-    record show_sample entry'''.split())
+    record show_sample entry form span right'''.split())
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
@@ -62,6 +62,7 @@ EXEMPT = dict(
     adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
     balance_bias='a choice', fetch_eval='asks a server', lm_eval_model='needs lm-eval',
     constrained='needs llguidance',
+    ppmd_bpb='needs pyppmd',
     **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'make_question calls it'),
     **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char'), 'a rule'),
     all_greedy='a rule',
