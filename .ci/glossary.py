@@ -12,25 +12,25 @@ from pathlib import Path
 NBS = Path(__file__).resolve().parents[1]/'nbs'
 # a term with a "?" joins once a chapter defines it
 TERMS = {
-    'Text': 'token, vocabulary, token id, special token, bos?, tokenizer, byte-pair encoding, '
+    'Text': 'token, vocabulary, token id, special token, bos, tokenizer, byte-pair encoding, '
             'merge, corpus, training, held out, batch, batch size, context length, target, epoch, '
             'packing, document mask',
-    'The model': 'language model, config?, tensor, shape, parameters, channel, embedding, head?, '
+    'The model': 'language model, config, hyperparameter?, tensor, shape, parameters, channel, embedding, head?, '
                  'output head?, logits, softmax, attention, self-attention, scaled dot-product '
-                 'attention, attention head?, query, key, value, grouped-query attention, mask, '
+                 'attention, attention head, query, key, value, grouped-query attention, mask, '
                  'causal mask, positional encoding, positional embedding, RoPE, KV cache, norm, '
-                 'LayerNorm, MLP, activation function, GELU?, dropout, block, transformer, '
+                 'LayerNorm, MLP, activation function, GELU, dropout, block, transformer, '
                  'transformer block, residual stream, forward pass, backward pass, activations, '
                  'activation checkpointing, initialisation, auxiliary loss',
     'Training': 'loss, nats, negative log-likelihood, cross-entropy, perplexity, bits per byte, '
                 'baseline, gradient, backpropagation, gradient descent, learning rate, optimizer, '
-                'optimizer state, AdamW?, Muon?, momentum, weight decay, parameter group, '
-                'schedule, warm-up, cooldown, step?, training step, seed?, gradient accumulation, '
+                'optimizer state, Adam?, AdamW, Muon, momentum, weight decay, parameter group, '
+                'schedule, warm-up, cooldown, step, training step, seed, gradient accumulation, '
                 'gradient clipping, mixed precision, checkpoint, validation loss, overfitting, '
-                'model FLOPs utilization',
+                'model FLOPs utilization, trainer?, callback?, validation?, stride?, prequential?',
     'Writing': 'inference, prompt, sampling, autoregressive, temperature, top-k, top-p, min-p, '
                'greedy decoding',
-    'Measuring': 'ablation, confidence interval, standard error?'}
+    'Measuring': 'ablation, confidence interval, standard error'}
 
 
 def slug(heading: str) -> str:

@@ -283,7 +283,8 @@ def _span_logits(model, questions, shared, device):
 def _after_prefix(model, questions, shared, which, ids):
     "What the endings (R,T) are read with, after the shared beginnings were read into caches"
     caches = _new_caches(model)
-    start  = pad_left([q.rows[0][:n] for q, n in zip(questions, shared)], ids.device)
+    start  = pad_left([q.rows[0][:n] for q, n in zip(questions, shared)])
+    start  = {k: t.to(ids.device) for k, t in start.items()}
     model(**start, caches=caches)
     more = dict(caches=_repeat_caches(caches, torch.tensor(which, device=ids.device)))
     if 'docs' not in start: return more

@@ -108,6 +108,12 @@ def studies(folder):
     made = ablate(lambda v, s: {'bpb': v + .1*s, HARM: 1.}, {HARM: 1., 'b': 2.}, seeds=range(3))
     yield 'runs', made
     yield 'verdicts', made.table('bpb', vs='b')
+    def run(variant, seed):
+        if variant == 2.: raise ValueError(HARM)
+        return {'bpb': variant + .1*seed, HARM: 1.}
+    made = study(run, {HARM: 1., 'b': 2.}, path=folder/'study', verbose=False)
+    yield 'study', made
+    yield 'status', study_status(folder/'study')
     yield 'of', made.table(HARM, vs=HARM)
     yield 'curve', Curve(lambda p: p, HARM)
     yield 'report', Report({HARM: False})
