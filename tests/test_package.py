@@ -93,7 +93,8 @@ def test_what_is_imported_is_declared():
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     block = re.search(r'^dependencies = \[(.*?)^\]', text, re.S | re.M)[1]
     extras = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
-    declared, optional = (set(re.findall(r'"([A-Za-z_]+)', t)) for t in (block, extras))
+    declared, optional = ({name.replace('-', '_') for name in re.findall(r'"([A-Za-z_-]+)', t)}
+                          for t in (block, extras))
     given = set(sys.stdlib_module_names) | declared | {'IPython', 'nbdev', 'tiktoken_ext', 'gptlab'}
     bad = []
     for mod in LIB.glob('*.py'):
