@@ -447,7 +447,6 @@ def is_installed(module:str # its name
 
 _PACKAGES = {Path(p) for p in sysconfig.get_paths().values()}
 
-# %% ../nbs/15_ablation.ipynb #7d0a5c13
 def _made(run, variant):
     "The fingerprint of a variant and of what is run; None where it cannot be told"
     try: return digest(json.dumps(describe([run, variant], lists=False)))

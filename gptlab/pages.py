@@ -36,8 +36,9 @@ def _summary(cell, names):
     "The line under which a cell is folded"
     kinds = dict(exports='Code', export='Code', exporti='For other modules')
     kind = next(kinds[k] for k in kinds if k in cell.directives_)
-    own = [n for n in names if '.' not in n] or names
-    if kind == 'Code' and all(n.startswith('_') for n in own): kind = 'Helpers'
+    own = [n for n in names if n.split('.')[0] == n or n.split('.')[0] not in names]
+    own.sort(key=lambda n: n.split('.')[-1].startswith('_'))          # what is public first
+    if kind == 'Code' and all(n.split('.')[-1].startswith('_') for n in own): kind = 'Helpers'
     if own: return f'{kind}: {", ".join(own)}'
     return 'Imports' if re.search(r'^(import|from) ', cell.source, re.M) else 'Settings'
 

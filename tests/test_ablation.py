@@ -37,7 +37,7 @@ class Stub:
         self.log, self.interrupted = [dict(loss=1.), dict(loss=.5)], interrupted
 
 
-# ---- interrupts
+# ---- interrupts: R04, and U01, the stop button in a sweep
 
 def ended_by_key(): raise KeyboardInterrupt
 def ended_by_signal(): return Stub('SIGINT')

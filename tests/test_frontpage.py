@@ -78,7 +78,7 @@ def test_readme_has_the_two_commands_and_live_links():
     assert '@' not in re.sub(r'\S+@\S+\.\S+', '', text), 'a placeholder is left'
 
 
-# ---- no model of the book reads beyond its rows
+# ---- P6: no model of the book reads beyond its rows
 
 def test_the_front_pages_rows_fill_its_context(page):
     model, _, train, _ = front_page_parts(corpus('stories'))

@@ -334,9 +334,9 @@ def test_p5_it_is_the_models_own_and_serves_masked_and_chunked_losses():
     torch.testing.assert_close(torch.cat(chunks, 1), nll)
     half = token_nll(model(x).bfloat16(), y)
     assert half.dtype == torch.float32
-    for wrong in (y[:,:-1], y[0], y.tolist(), None):
-        with pytest.raises(ValueError, match=r'targets must be a tensor of the shape \(2, 8\)'):
-            token_nll(model(x), wrong)
+    for wrong, kind in ((y[:,:-1], ValueError), (y[0], ValueError), (y.tolist(), TypeError),
+                        (None, TypeError)):
+        with pytest.raises(kind, match='targets must be a tensor'): token_nll(model(x), wrong)
 
 
 @pytest.mark.parametrize('make', [Attention, OpenAttention, MLA, DeltaAttention,
@@ -429,7 +429,7 @@ def test_a_window_of_nothing_is_refused(window):
         with pytest.raises(ValueError, match='window'): f()
     attn = Attention(16, 2)
     attn.window = window                                      # behind the constructor's back
-    with pytest.raises(ValueError, match='a window is how many tokens one can see'):
+    with pytest.raises(ValueError, match='window must be a whole number of at least 1'):
         attn(torch.randn(1, 6, 16), Seq(pos))
 
 
@@ -589,7 +589,7 @@ def test_r01_names_in_every_table_and_line():
 def test_r01_honest_names_stay():
     assert repr(GPTConfig()).startswith('GPTConfig(vocab_size=1024, context_length=256, n_layers=4')
     assert 'softcap=None, norm=<class' in repr(GPTConfig())
-    assert '| mlp | MLP |' in gpt()._repr_markdown_() and repr(Report(a=True)) == '✓ a'
+    assert '| mlp: MLP |' in gpt()._repr_markdown_() and repr(Report(a=True)) == '✓ a'
 
 
 # ---- R11: wrong arguments are told where they come in

@@ -670,7 +670,7 @@ def test_u13_a_score_without_bytes_says_why():
     assert 'tok=None' in repr(found) and 'nan' not in repr(found)
     assert 'nan' not in found._repr_markdown_() and 'not known' in found._repr_markdown_()
     known = evaluate(Even(), one_batch(), TOK)
-    assert known.bpb > 1 and f'{known.bpb:.4f} bits per byte' in repr(known)
+    assert known.bpb > 1 and f'{known.bpb:.4f} ± {known.bpb_se:.4f} bits per byte' in repr(known)
 
 
 def test_u13_a_score_that_is_nan_or_infinite_can_be_shown():

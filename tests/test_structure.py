@@ -347,6 +347,9 @@ def test_what_is_to_play_with_has_no_check(nb):
         if below['cell_type'] != 'code': bad.append(f'cell {here["n"]}: no cell of code below it')
         elif re.search(r'^\s*(assert|test_eq|with expect_fail)\b', below['source'], re.M):
             bad.append(f'cell {below["n"]}: a cell to play with checks something')
+    n = number(nb)
+    if n is not None and n <= 15 and not any(c['source'].startswith('**Play.**') for c in page):
+        bad.append('has no cell to play with: "**Play.** …" above a cell without checks')
     complain([f'{name(nb)} {b}' for b in bad])
 
 
