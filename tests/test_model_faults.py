@@ -589,7 +589,7 @@ def test_r01_names_in_every_table_and_line():
 def test_r01_honest_names_stay():
     assert repr(GPTConfig()).startswith('GPTConfig(vocab_size=1024, context_length=256, n_layers=4')
     assert 'softcap=None, norm=<class' in repr(GPTConfig())
-    assert '| mlp: MLP |' in gpt()._repr_markdown_() and repr(Report(a=True)) == '✓ a'
+    assert '| mlp | 4,096 |' in gpt()._repr_markdown_() and repr(Report(a=True)) == '✓ a'
 
 
 # ---- R11: wrong arguments are told where they come in
