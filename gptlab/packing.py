@@ -161,12 +161,12 @@ def _joined(starts, order):
     starts = starts.astype(dtype)
     sizes  = np.diff(starts)[order]                          # (n_docs,)
     begins = np.cumsum(sizes, dtype=dtype) - sizes           # (n_docs,) where each begins now
-    shift  = starts[:-1][order] - begins                     # (n_docs,) address − new index
+    shift  = starts[:-1][order] - begins                     # (n_docs,) address − ring's index
     return np.arange(starts[-1], dtype=dtype) + np.repeat(shift, sizes)      # (N,)
 
 def _split(flat, T):
     "Addresses (N+1,) as rows (R,T+1) that share their ends; the last is padded with −1"
-    pad  = np.full(-(len(flat)-1) % T, -1, flat.dtype)       # N up to a multiple of T
+    pad  = np.full(-(len(flat)-1) % T, -1, flat.dtype)       # what N lacks to a multiple of T
     flat = np.concatenate([flat, pad])
     return np.lib.stride_tricks.sliding_window_view(flat, T+1)[::T]
 
@@ -369,7 +369,7 @@ def fixed_batches(tokens:Tokens, # what to read
     if len(tokens) < 2:
         raise ValueError(f'{len(tokens)} tokens give nothing to predict: '
                          'the validation text is empty')
-    n_rows = -(-(len(tokens) - 1)//T)                        # R
+    n_rows = -(-(len(tokens) - 1)//T)                        # R, rounded up
     order  = np.random.default_rng(0).permutation(n_rows)[:rows]
     items  = []
     for i in range(0, len(order), B):
@@ -481,7 +481,7 @@ def _windows(starts, T, stride=None):
     "Where each row begins, and where its document ends (R,)"
     starts, (step,) = _check_starts(starts, T), _positive(stride=T if stride is None else stride)
     sizes  = np.diff(starts)
-    n_rows = np.maximum(-(-(sizes-1)//step), 0)              # (n_docs,) rows of each document
+    n_rows = np.maximum(-(-(sizes-1)//step), 0)              # (n_docs,) rows of each, rounded up
     before = np.cumsum(n_rows) - n_rows                      # (n_docs,) rows of those before it
     i = np.arange(n_rows.sum()) - np.repeat(before, n_rows)  # (R,) the row within its document
     return np.repeat(starts[:-1], n_rows) + step*i, np.repeat(starts[1:], n_rows)
