@@ -188,7 +188,7 @@ background:#fff;color:#1c2733;border:1px solid #8a96a3;z-index:2}
 </style>'''
 
 def _page(*parts):
-    hint = '<div style="font-size:12px">Point at a token to see the alternatives.</div>'
+    hint = '<div style="font-size:12px">Point at a token, or tap it, to see the alternatives.</div>'
     return (f'{_style}<div class="gptlab-text" style="font-family:sans-serif">{"".join(parts)}'
             f'{hint}</div>')
 

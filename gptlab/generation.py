@@ -142,9 +142,9 @@ def pad_left(rows:list[list[int]] # prompts as token ids
 class Reader:
     """Reads rows of tokens through a model, for the logits of the next
 
-    Each token is read once if the model has caches. Raises ValueError for an empty prompt, one
-    that is longer than the context, ids outside the vocabulary, and weights that are NaN; TypeError
-    for what is no model or no row of ids.
+    Each token is read once if the model has caches, until the context is full. Raises ValueError
+    for an empty prompt, one that is longer than the context, ids outside the vocabulary, and
+    weights that are NaN; TypeError for what is no model or no row of ids.
     """
     def __init__(self,
                  model:nn.Module, # called as model(ids, …)
@@ -431,22 +431,7 @@ def generate_text(model:nn.Module, # a language model
     return _whole_pieces(tok, generate(model, ids, n, *filters, seed=seed, stop=ends, reach=reach))
 
 
-# %% ../nbs/14_generation.ipynb #5e0d9a16
-def end_ids(model:nn.Module, # a language model
-            tok:object, # its tokenizer
-            ) -> tuple[int,...]:
-    "The ids that end a text: those that the model brought, else the tokenizer's"
-    return model_end_ids(model) or tuple(as_tokenizer(tok).end_ids)
-
-def _prompt_ids(tok, prompt):
-    "The ids of a prompt, which is not empty where no mark begins a document"
-    if not isinstance(prompt, str):
-        raise TypeError(f'a prompt is text, not {prompt!r:.60}; ids go to generate')
-    if not prompt and tok.bos is None:
-        raise ValueError(f'{type(tok).__name__} has no mark that begins a document, so there is '
-                         'nothing to continue: give a prompt')
-    return tok.encode(prompt)
-
+# %% ../nbs/14_generation.ipynb #5e0d9b01
 def _only_known(tok, ends):
     "A filter: what is neither in the vocabulary nor ends a text is never drawn"
     def f(logits):                                                # (B,V)
@@ -464,6 +449,23 @@ def _whole_pieces(tok, ids):
         over.append(True)
     for piece in tok.decode_stream(watched()):
         if piece := piece.rstrip('\ufffd') if over else piece: yield piece
+
+# %% ../nbs/14_generation.ipynb #5e0d9a16
+def end_ids(model:nn.Module, # a language model
+            tok:object, # its tokenizer
+            ) -> tuple[int,...]:
+    "The ids that end a text: those that the model brought, else the tokenizer's"
+    return model_end_ids(model) or tuple(as_tokenizer(tok).end_ids)
+
+# %% ../nbs/14_generation.ipynb #5e0d9b02
+def _prompt_ids(tok, prompt):
+    "The ids of a prompt, which is not empty where no mark begins a document"
+    if not isinstance(prompt, str):
+        raise TypeError(f'a prompt is text, not {prompt!r:.60}; ids go to generate')
+    if not prompt and tok.bos is None:
+        raise ValueError(f'{type(tok).__name__} has no mark that begins a document, so there is '
+                         'nothing to continue: give a prompt')
+    return tok.encode(prompt)
 
 # %% ../nbs/14_generation.ipynb #ebadfc39
 def sample_from(trainer:object, # a Trainer, or anything with model and tok
