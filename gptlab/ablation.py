@@ -352,9 +352,9 @@ def describe(v:Any, # a number, text, array, dataclass, partial, function, class
              ) -> Any:
     """All that determines `v`, as plain data: equal things have equal descriptions
 
-    What an installed package defines is told by its dotted name; your own functions and classes by
-    their code and all that it refers to, so that a cell that is run again gives the same. Raises
-    TypeError for what cannot be told, such as an open file.
+    What an installed package defines is described by its dotted name; your own functions and
+    classes by their code and all that it refers to, so that a cell that is run again gives the
+    same. Raises TypeError for what has no description, such as an open file.
     """
     if id(v) in _outer: return 'itself'
     _outer.append(id(v))
@@ -415,13 +415,13 @@ def _code(f, lists):
         if name in f.__globals__: used[name] = f.__globals__[name]
     cells = zip(f.__code__.co_freevars, f.__closure__ or ())
     used |= {name: cell.cell_contents for name, cell in cells}
-    told = {}
+    described = {}
     for name, v in used.items():
         if type(v) is list and not lists: continue
-        try: told[name] = describe(v, lists)
+        try: described[name] = describe(v, lists)
         except TypeError as e: raise TypeError(f'{name}: {e}') from None
     defaults = describe((f.__defaults__, f.__kwdefaults__), lists)
-    return ['function', _bytecode(f.__code__), defaults, told]
+    return ['function', _bytecode(f.__code__), defaults, described]
 
 _OF_CLASS = ('__module__', '__dict__', '__weakref__', '__doc__', '__firstlineno__',
              '__static_attributes__', '__annotations__', '__dataclass_fields__')
@@ -448,7 +448,7 @@ def is_installed(module:str # its name
 _PACKAGES = {Path(p) for p in sysconfig.get_paths().values()}
 
 def _made(run, variant):
-    "The fingerprint of a variant and of what is run; None where it cannot be told"
+    "The fingerprint of a variant and of what is run; None where it cannot be described"
     try: return digest(json.dumps(describe([run, variant], lists=False)))
     except TypeError: return None
 

@@ -250,7 +250,7 @@ def explained(f:Callable, # a function of tensors, called too often to be asked 
     fitted, names = _fitted(f, '', low), [*inspect.signature(f).parameters]
 
     @wraps(f)
-    def told(*args, **kwargs):
+    def wrapped(*args, **kwargs):
         try: return f(*args, **kwargs)
         except Exception as e: failed = e
         try: fitted(args, kwargs)
@@ -264,7 +264,7 @@ def explained(f:Callable, # a function of tensors, called too often to be asked 
         raise ValueError(f'{f.__name__} cannot use these tensors together, {", ".join(tensors)}: '
                          f'help({f.__name__}) gives the shapes that it takes') from failed
 
-    return told
+    return wrapped
 
 for _part in (RMSNorm, LayerNorm, MLP, GLU): checked(_part)
 no_gradient, check_part = checked(no_gradient), checked(check_part)

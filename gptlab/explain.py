@@ -655,8 +655,8 @@ def _repr_html_(self:SampleTable):
     steps, prompts = (list(dict.fromkeys(r[k] for r in self)) for k in ('step', 'prompt'))
     def shown(r):
         found = r.get('copied')
-        told = '' if found is None else f'<br><small>copied: {len(found.text)} characters</small>'
-        return cell.format('td', html_text(r['text']) + told)
+        note = '' if found is None else f'<br><small>copied: {len(found.text)} characters</small>'
+        return cell.format('td', html_text(r['text']) + note)
     head = ''.join(cell.format('th', html_text(p or '(no prompt)')) for p in prompts)
     rows = [f'<tr>{cell.format("th", s)}{"".join(shown(r) for r in self if r["step"] == s)}</tr>'
             for s in steps]

@@ -38,8 +38,8 @@ def min_p(p:float) -> Callable:
 def typical_p(p:float) -> Callable:
     """Keep the most typical tokens whose probabilities reach p (Meister et al. 2023)
 
-    Typical is a surprise near the entropy; the token that crosses p stays. Raises ValueError unless
-    0 < p ≤ 1.
+    Typical is a negative log-probability near the entropy; the token that crosses p stays.
+    Raises ValueError unless 0 < p ≤ 1.
     """
     p = check_number('typical_p', p, above=0, high=1)
     def f(logits):                                                # (B,V)

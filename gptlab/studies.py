@@ -436,9 +436,9 @@ def join_studies(studies:dict, # {name: Study}, such as dict(last_week=…, toda
     check_type('studies', studies, dict, 'a dict from names to studies')
     check_type('same', same, (list, tuple, set, dict), 'a list of names')
     for s in studies.values(): check_type('studies', s, Study, 'what study or open_study gave')
-    told = {name: _referred(s.path) for name, s in studies.items()}
-    names = sorted({n for t in told.values() for n in t})
-    differ = [n for n in names if len({json.dumps(t.get(n)) for t in told.values()}) > 1]
+    referred = {name: _referred(s.path) for name, s in studies.items()}
+    names = sorted({n for t in referred.values() for n in t})
+    differ = [n for n in names if len({json.dumps(t.get(n)) for t in referred.values()}) > 1]
     missing = [n for n in same if n not in names]
     if missing or set(same) & set(differ):
         what = f'no {missing[0]!r} is referred to' if missing else \

@@ -424,8 +424,8 @@ def score_task(model:nn.Module, # called as model(ids, …)
     limit = reading_limit(model, context) or math.inf
     cropped = sum(max(map(len, q.rows)) > limit + 1 for q in questions)
     right = np.array([bool(task.right(q, a)) for q, a in zip(questions, answers)])
-    guess = [1/len(q.rows) if len(q.rows) > 1 else 0. for q in questions]
-    chance = float(np.mean(guess)) if task.chance is None else task.chance
+    by_chance = [1/len(q.rows) if len(q.rows) > 1 else 0. for q in questions]
+    chance = float(np.mean(by_chance)) if task.chance is None else task.chance
     return TaskScore(task.name, right, chance, answers, cropped)
 
 # %% ../nbs/27_tasks.ipynb #27ba0022

@@ -27,6 +27,16 @@ def refuses(kind, *words):
     assert type(e.value) is kind, f'{type(e.value).__name__}: {said}'
 
 
+def tiny_model(seed=0, **kw):
+    "A small model whose logits differ"
+    import torch
+    from gptlab.blocks import perturb_parameters
+    from gptlab.model import GPT, GPTConfig
+    torch.manual_seed(seed)
+    sizes = dict(vocab_size=257, context_length=32, n_layers=2, n_heads=2, d_model=16) | kw
+    return perturb_parameters(GPT(GPTConfig(**sizes)), .3).eval()
+
+
 def write(path, content):
     "A file of text or bytes, and the folders it is in"
     path.parent.mkdir(parents=True, exist_ok=True)

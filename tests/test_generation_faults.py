@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import refuses
-from gptlab.blocks import perturb_parameters
+from common import refuses, tiny_model
 from gptlab.bpe import BPE
 from gptlab.generation import (draw_token, end_ids, generate, generate_rows, generate_text,
                                make_generator, Reader, sample_from, temperature, top_k,
@@ -23,13 +22,7 @@ from gptlab.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from gptlab.tokenizers import AsciiTokenizer, ByT5Tokenizer, RankTokenizer
 
 TOK = ByteTokenizer()
-
-
-def tiny(seed=0, **kw):
-    "A small model whose logits differ"
-    torch.manual_seed(seed)
-    sizes = dict(vocab_size=257, context_length=32, n_layers=2, n_heads=2, d_model=16) | kw
-    return perturb_parameters(GPT(GPTConfig(**sizes)), .3).eval()
+tiny = tiny_model
 
 
 class Says(nn.Module):

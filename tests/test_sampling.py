@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import extra, refuses
+from common import extra, refuses, tiny_model
 from gptlab.attention import Attention
 from gptlab.attentions import OpenAttention, RingCache, StaticCache
 from gptlab.blocks import perturb_parameters
@@ -32,13 +32,7 @@ from gptlab.tokenizer import ByteTokenizer
 from gptlab.tokenizers import AsciiTokenizer
 
 TOK = ByteTokenizer()
-
-
-def tiny(seed=0, **kw):
-    "A small model whose logits differ"
-    torch.manual_seed(seed)
-    sizes = dict(vocab_size=257, context_length=64, n_layers=2, n_heads=2, d_model=16) | kw
-    return perturb_parameters(GPT(GPTConfig(**sizes)), .3).eval()
+tiny = partial(tiny_model, context_length=64)
 
 
 def chi_square(drawn, probs):
