@@ -1,8 +1,9 @@
 """Does the front page's model learn more than a GPT-2 of equal size?
 
-Two variants of (nearly) equal parameters on the same batches: the front page's (modern block, Muon
-and AdamW) and a faithful small GPT-2 (LayerNorm, GELU, learned positions, biases, tied embedding,
-N(0,0.02²), AdamW, gradient clipping at 1). Runs alternate, three seeds, paired.
+Two variants of (nearly) equal parameters on the same batches: the front page's until 2026-11-30
+(modern block, plain attention, Muon and AdamW) and a faithful small GPT-2 (LayerNorm, GELU, learned
+positions, biases, tied embedding, N(0,0.02²), AdamW, gradient clipping at 1). Runs alternate, three
+seeds, paired.
 
     python benchmarks/frontpage.py --tune
         the same number of trials for both, on a seed of their own, at equal tokens
@@ -23,9 +24,6 @@ TRIALS = dict(ours=[dict(lr=.02, alr=1e-2), dict(lr=.014, alr=1e-2), dict(lr=.02
               gpt2=[dict(alr=2e-3, warmup=.1), dict(alr=1e-3, warmup=.1), dict(alr=3e-3, warmup=.1),
                     dict(alr=1.4e-3, warmup=.04), dict(alr=2e-3, warmup=.1, wd=.1),
                     dict(alr=3e-3, warmup=.2)])
-
-
-def embedding(name, p, module): return isinstance(module, nn.Embedding)
 
 
 def make(kind, text, tok, seed, lr=.02, alr=3e-3, elr=None, wd=0., warmup=.02):

@@ -6,12 +6,13 @@ in CPU time, which other processes disturb least; a ratio is the median over pai
 faster). `plain` is `generate_rows(model, …)`, `compiled` the same with a `StaticDecoder`; what
 compiling took is reported apart. Prefill is the time to the first token over that of a bare forward
 pass on the same prompt. The bound is the time that it takes to read, at the measured bandwidth of
-the memory, all weights and all keys and values once for each step.
+the memory, all weights and all keys and values once for each step. `busy` is true where other
+processes ran beside this one: then seconds mean little, and ratios vary.
 
     python benchmarks/generate.py [--batches 1 8] [--contexts 128 1024] [--new 64] [--pairs 5]
                                   [--shapes small medium] [--name generate]
 """
-import argparse, itertools, statistics, tempfile, time, warnings
+import argparse, itertools, os, statistics, tempfile, time, warnings
 from common import keep
 import torch
 from gptlab.generation import generate_rows, temperature
@@ -131,5 +132,5 @@ if __name__ == '__main__':
     speed, rows = bandwidth(), []
     for shape, B, T in itertools.product(args.shapes, args.batches, args.contexts):
         rows.append(measure(shape, B, T, args.new, args.pairs, speed))
-        keep(args.name, transformers=transformers.__version__,
+        keep(args.name, transformers=transformers.__version__, busy=os.getloadavg()[0] > 1.5,
              gigabytes_per_second=round(speed/1e9, 2), rows=rows)

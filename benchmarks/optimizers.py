@@ -1,5 +1,10 @@
 """Is a step of ours as fast as torch's? Muon beside `torch.optim.Muon`, AdamW beside torch's fused.
 
+With `--gallery`: how long is a step of each rule of the gallery, over one of our AdamW? Rules for
+matrices take those of the blocks, AdamW the rest. AdaHessian's is measured with estimates at hand;
+what they cost is the trainer's, about two more backward passes. SOAP's and Shampoo's matrices are
+worked on every ten steps, so measure them with `--steps 10`.
+
 The tensors are those of the front page's model (4 blocks of width 128, vocabulary 2048), their
 gradients random numbers; nothing else is computed. Muon takes the matrices of the blocks, AdamW
 everything. In each round both take a few steps, in turn and in one process, the one that begins
@@ -10,7 +15,7 @@ AdamW by torch's fused kernel. On a machine that does other work as well, `--pro
 time of the processor in place of the clock's, on one thread.
 
     python benchmarks/optimizers.py [--rounds 60] [--steps 5] [--size frontpage] [--processor]
-                                    [--name optimizers]
+                                    [--name optimizers] [--gallery]
 """
 import argparse
 import math
@@ -20,6 +25,8 @@ from functools import partial
 
 from common import keep
 import torch
+from gptlab.gallery import (adafactor, adahessian, lion, mars, normuon, schedule_free, shampoo,
+                            soap)
 from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import adamw, hidden, muon, Opt
 
@@ -66,6 +73,19 @@ def torch_adamw(size, form='fused'):
     return torch.optim.AdamW(params, lr=1e-2, betas=(.9, .95), weight_decay=0., **{form: True})
 
 
+def with_adamw(size, *groups, rounding=None):
+    "The groups, and AdamW for what they leave, if they do"
+    model = with_gradients(size)
+    if rounding:
+        for p in model.parameters(): p.grad = None
+        model.bfloat16()
+        for p in model.parameters(): p.grad = torch.randn_like(p)
+    rest = [] if groups[0].at is None else [adamw(lr=1e-2)]
+    opt = Opt(model, *groups, *rest, rounding=rounding)
+    opt.extras = dict(hessian=torch.ones_like)
+    return opt
+
+
 def seconds(opt, steps, clock=time.perf_counter):
     "Seconds of one of `steps` steps"
     start = clock()
@@ -93,11 +113,19 @@ PAIRS = {'muon': (our_muon, torch_muon, .8),
          'adamw': (our_adamw, torch_adamw, 1.1),
          'adamw, fused': (partial(our_adamw, fused=True), torch_adamw, 1.1),
          'adamw, beside foreach': (our_adamw, partial(torch_adamw, form='foreach'), None)}
+# the same, beside our own AdamW
+GROUPS = {'muon': muon(), 'normuon': normuon(wd=.1), 'lion': lion(), 'mars': mars(),
+          'adafactor': adafactor(), 'adahessian': adahessian(), 'schedule_free': schedule_free(),
+          'soap': soap(), 'shampoo': shampoo(), 'shampoo, every 10': shampoo(every=10)}
+GALLERY = {f'gallery: {name}': (lambda size, group=group: with_adamw(size, group), our_adamw, None)
+           for name, group in GROUPS.items()}
+GALLERY['gallery: adamw, rounded at random'] = (
+    lambda size: with_adamw(size, adamw(lr=1e-2), rounding='stochastic'), our_adamw, None)
 
 
 def compare(name, size, rounds, steps, clock):
     "A row: milliseconds of a step of both, and the ratio of ours to theirs"
-    ours, theirs, goal = PAIRS[name]
+    ours, theirs, goal = PAIRS[name] if name in PAIRS else GALLERY[name]
     pair = dict(ours=ours(size), theirs=theirs(size))
     for opt in pair.values(): seconds(opt, 3)                         # first steps make the state
     times = dict(ours=[], theirs=[])
@@ -113,10 +141,10 @@ def compare(name, size, rounds, steps, clock):
                 settings=pair['ours'].settings())
 
 
-def measure(size, rounds, steps, processor):
+def measure(size, rounds, steps, processor, gallery=False):
     "All rows"
     clock = time.process_time if processor else time.perf_counter
-    return [compare(name, size, rounds, steps, clock) for name in PAIRS]
+    return [compare(name, size, rounds, steps, clock) for name in (GALLERY if gallery else PAIRS)]
 
 
 def main():
@@ -126,9 +154,10 @@ def main():
     parser.add_argument('--size', choices=SIZES, default='frontpage')
     parser.add_argument('--name', default='optimizers', help='of the result')
     parser.add_argument('--processor', action='store_true', help='count time of the processor')
+    parser.add_argument('--gallery', action='store_true', help='the rules of the gallery')
     args = parser.parse_args()
     if args.processor: torch.set_num_threads(1)
-    rows = measure(args.size, args.rounds, args.steps, args.processor)
+    rows = measure(args.size, args.rounds, args.steps, args.processor, args.gallery)
     keep(args.name, size=args.size, sizes=SIZES[args.size], rounds=args.rounds, steps=args.steps,
          clock='processor' if args.processor else 'wall', rows=rows)
 

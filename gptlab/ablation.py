@@ -237,9 +237,15 @@ def _difference(a, b, alpha):
     se = math.sqrt(variance / n) if n > 1 else math.nan               # standard error
     p = float(mean == 0) if se == 0 else 2*float(stdtr(n-1, -abs(mean)/se))
     if n < 3: p = math.nan
-    return dict(n=n, diff=mean, half=t_factor(n, alpha)*se, p=p)
+    effect = mean/math.sqrt(variance) if variance > 0 else math.nan   # Cohen 1988, d_z
+    return dict(n=n, diff=mean, half=t_factor(n, alpha)*se, p=p, effect=effect)
 
-def _verdict(n, diff, half, **_):
+def verdict_of(n:int, # shared seeds
+               diff:float, # the mean difference
+               half:float, # half-width of its interval
+               **_,
+               ) -> str:
+    "The difference in words"
     if n < 3: return f'no verdict: {n} shared seed{"s"*(n != 1)}, run at least three'
     if not math.isfinite(diff): return 'no verdict: a run ended in nan or infinity'
     if diff == half == 0: return 'the same on every seed'
@@ -247,7 +253,10 @@ def _verdict(n, diff, half, **_):
     return f'no difference shown; one of {abs(diff)+half:.2g} could have been missed'
 
 # %% ../nbs/15_ablation.ipynb #204185bb
-def _levels(ps, alpha, correct):
+def alarm_levels(ps:list, # p of each test
+                 alpha:float, # how often all of them together may raise a false alarm
+                 correct:str|None, # 'holm', 'bonferroni', or None: each by itself
+                 ) -> list:
     """The level that each p is held to
 
     alpha; or alpha/k (Bonferroni); or, from the smallest p on, alpha/k, alpha/(k−1), … until one
@@ -272,17 +281,21 @@ class Verdicts:
     "Paired comparisons of variants with one of them, as a table; index it by name"
     key: str                                                          # what was compared
     vs: str                                                           # with which variant
-    rows: dict       # {variant: dict(mean, n, diff, half, p, verdict)}
+    rows: dict       # {variant: dict(mean, n, diff, half, p, effect, verdict)}
 
     def __getitem__(self, name:str) -> dict: return self.rows[name]
 
     def _cells(self):
         for name, r in self.rows.items():
-            compared = '', '', r.get('verdict', '')
+            compared = '', '', '', r.get('verdict', '')
             if name != self.vs:
                 difference = f'{r["diff"]:+.3g} ± {r["half"]:.2g}'
-                compared = difference, f'{r["p"]:.2g}', r['verdict']
-            yield str(name), f'{r["mean"]:.4g}', *compared
+                compared = difference, f'{r["effect"]:+.2g} sd', f'{r["p"]:.2g}', r['verdict']
+            yield str(name), f'{r["mean"]:.4g}', *compared, *(r.get(k, '') for k in self._more())
+
+    def _more(self):
+        "What other functions have added for the table to show"
+        return [k for k in ('worth', 'saved') if any(k in r for r in self.rows.values())]
 
     def __repr__(self):
         return plain_text('\n'.join(' · '.join(c for c in row if c) for row in self._cells()))
@@ -307,9 +320,9 @@ def table(self:Runs,
     others = [v for v in final if v != vs]
     if not others: rows[vs] |= dict(verdict='nothing to compare with')
     ps = [_difference(final[v], final[vs], alpha)['p'] for v in others]
-    for v, level in zip(others, _levels(ps, alpha, correct)):
+    for v, level in zip(others, alarm_levels(ps, alpha, correct)):
         difference = _difference(final[v], final[vs], level)
-        rows[v] |= difference | dict(verdict=_verdict(**difference))
+        rows[v] |= difference | dict(verdict=verdict_of(**difference))
     return Verdicts(key, vs, rows)
 
 # %% ../nbs/15_ablation.ipynb #3c0bbb40
@@ -424,7 +437,8 @@ def _code(f, lists):
     return ['function', _bytecode(f.__code__), defaults, described]
 
 _OF_CLASS = ('__module__', '__dict__', '__weakref__', '__doc__', '__firstlineno__',
-             '__static_attributes__', '__annotations__', '__dataclass_fields__')
+             '__static_attributes__', '__annotations__', '__dataclass_fields__',
+             '__slotnames__')                                         # copyreg's, once it was asked
 
 def _names(code):
     "All names in a function's code and in the functions within it"
@@ -519,8 +533,10 @@ def _repr_markdown_(self:Runs) -> str:
 
 @patch
 def _repr_markdown_(self:Verdicts) -> str:
-    head = 'variant', self.key, f'difference to {self.vs}', 'p', 'verdict'
-    return _markdown([head, *self._cells()], '|---|---:|---:|---:|---|')
+    head = 'variant', self.key, f'difference to {self.vs}', 'effect', 'p', 'verdict'
+    head = *head, *self._more()
+    align = '|---|---:|---:|---:|---:' + '|---'*(len(head)-5) + '|'
+    return _markdown([head, *self._cells()], align)
 
 # %% ../nbs/15_ablation.ipynb #94117c4a
 def _common_grid(curves):

@@ -36,7 +36,9 @@ from .corpora import *
 from .positions import *
 from .attentions import *
 from .moe import *
+from .gallery import *
 from .diagnostics import *
+from .signals import *
 from .explain import *
 from .hub import *
 from .linear_attentions import *
@@ -48,6 +50,14 @@ from .runs import *
 from .studies import *
 from .tasks import *
 from .sampling import *
+from .groups import *
+from .autoconfig import *
+from .scaling import *
+from .sweeps import *
+from .budgets import *
+from .chat import *
+from .batching import *
+from .serve import *
 
 # %% ../nbs/90_all.ipynb #dcdd0702
 __all__ = [_n for _n in dir() if not _n.startswith('_')]

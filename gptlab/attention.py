@@ -410,7 +410,12 @@ def _attend(self:Attention, q, k, v, mask):
                 for t in (k, v))                                      # (B,H,S,D)
         return plain_attention(q, k, v, table, self.softcap, p)
     if table is not None and table.dtype != torch.bool: table = table.to(q.dtype)
-    shared = self.H != self.K
+    shared, per_head = self.H != self.K, table is not None and table.shape[1] > 1
+    if shared and q.shape[2] == 1 and not mask.causal and not per_head:
+        # of one new token: heads that share keys are as many queries of these keys
+        queries = q.reshape(len(q), self.K, -1, q.shape[-1])          # (B,K,H/K,D)
+        y = F.scaled_dot_product_attention(queries, k, v, table, p)   # (B,K,H/K,Dv)
+        return y.view(len(q), self.H, 1, -1)
     return F.scaled_dot_product_attention(q, k, v, table, p, mask.causal, enable_gqa=shared)
 
 # %% ../nbs/07_attention.ipynb #a07c000e

@@ -232,25 +232,30 @@ class AttentionPatterns(dict):
     def __init__(self,
                  maps:dict, # name of the module → weights (H,T,S)
                  tokens:list[str], # texts of the T tokens
+                 head:int=0, # whose map is open at first
                  ):
         super().__init__(maps)
-        self.tokens = tokens
+        self.tokens, self.head = tokens, head
 
 def attention_patterns(model:nn.Module, # called as model(**batch)
                        tok:object, # its tokenizer
                        text:str|list[str], # a text, or several: documents in one row
                        at:str|list[str]='*.attn', # glob over the names of modules, or several
                        tokens:int=32, # the first so many tokens are shown
+                       head:int=0, # whose map is open at first
                        ) -> AttentionPatterns: # name → weights (H,T,S)
     """How much each head of a model takes from each token of a text, in its own reading
 
-    Raises as `text_row` does, and ValueError where no module at `at` computes attention weights.
+    Raises as `text_row` does, and ValueError where no module at `at` computes attention weights, or
+    the first that does has no such head.
     """
     n, batch = check_number('tokens', tokens, low=1, whole=True), text_row(model, tok, text)
     names = _Names(tok)
     shown = [names[i] for i in batch['ids'][0].tolist()[:n]]
     maps = {name: w[0,:,:n,:n].float().cpu() for name, w in _weights(model, batch, at).items()}
-    return AttentionPatterns(maps, shown)
+    heads = len(next(iter(maps.values())))
+    head = check_number('head', head, low=0, below=heads, whole=True)
+    return AttentionPatterns(maps, shown, head)
 
 # %% ../nbs/45_explain.ipynb #ca85e01b
 def _weights(model, batch, at):
@@ -301,23 +306,24 @@ def _map_image(w, tokens, title, size=16, margin=92):
            f'<rect width="{S*size}" height="{T*size}" fill="{_shades[0]}"/>{_cells(w, size)}'
            f'<g text-anchor="end">{rows}</g><g transform="rotate(-90)">{tops}</g></g></svg>')
     said = f'{title}: a row for each query, a column for each key; {_words(w)}'
-    return svg_image(svg, plain_text(said))
+    image = svg_image(svg, plain_text(said))       # on a phone it is scrolled, not made smaller
+    return image.replace('<img ', '<img style="max-width:none" ', 1)
 
 def _head(name, h, w, tokens, opened):
     said = html_text(f'head {h}: {_words(w)}')
     image = _map_image(w, tokens, f'Attention of {name}, head {h}')
     return (f'<details{" open" if opened else ""} style="margin-left:1em">'
-            f'<summary>{said}</summary>{image}</details>')
+            f'<summary>{said}</summary><div style="overflow-x:auto">{image}</div></details>')
 
-def _layer(name, maps, tokens, opened):
-    heads = ''.join(_head(name, h, w, tokens, opened and h == 0) for h, w in enumerate(maps))
+def _layer(name, maps, tokens, opened, head):
+    heads = ''.join(_head(name, h, w, tokens, opened and h == head) for h, w in enumerate(maps))
     return (f'<details{" open" if opened else ""}><summary>{html_text(name)}, {len(maps)} heads'
             f'</summary>{heads}</details>')
 
 @patch
 def _repr_html_(self:AttentionPatterns):
-    "A line to click for each layer, and for each head; the first map is open"
-    layers = ''.join(_layer(name, w, self.tokens, i == 0) for i, (name, w) in
+    "A line to click for each layer, and for each head; one map of the first layer is open"
+    layers = ''.join(_layer(name, w, self.tokens, i == 0, self.head) for i, (name, w) in
                      enumerate(self.items()))
     return f'<div>{_legend("attention weight")}{layers}</div>'
 
@@ -346,7 +352,8 @@ def plot(self:AttentionPatterns,
     for (name, maps), row in zip(self.items(), axes):
         for h, (w, ax) in enumerate(zip(maps, row)):
             image = ax.imshow(w.numpy(), **_scale())
-            ax.set_title(one_line(f'{name}, head {h}'), fontsize=7, parse_math=False)
+            title = f'{one_line(name)}\nhead {h}'
+            ax.set_title(title, fontsize=10, parse_math=False)
     fig.colorbar(image, ax=axes, label='attention weight', ticks=_edges, format='%g')
     return fig
 

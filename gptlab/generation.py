@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['temperature', 'top_k', 'top_p', 'RowFilter', 'filter_logits', 'draw_token', 'make_generator', 'pad_left', 'Reader',
-           'continue_rows', 'generate_rows', 'generate', 'generate_text', 'sample_from']
+           'context_length_of', 'select_rows', 'continue_rows', 'generate_rows', 'generate', 'generate_text',
+           'only_known', 'whole_pieces', 'sample_from']
 
 # %% ../nbs/14_generation.ipynb #596f4d5e
-import contextlib, itertools, math, operator, warnings
+import contextlib, copy, inspect, itertools, math, operator, warnings
 from collections.abc import Callable, Iterable, Iterator
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .attention import Cache
+from .attention import LayerCache
 from .core import check_number, check_type, evaluating, plain_text
 from .model import compiled_in_place, module_inside, unwrapped
 from .tokenizer import as_tokenizer
@@ -82,6 +83,8 @@ def draw_token(logits:torch.Tensor, # (B,V)
     "One token per row, drawn from the filtered distribution; raises as `filter_logits` does"
     _check_generator(generator)
     probs = filter_logits(logits, filters, rows).softmax(-1)      # (B,V)
+    most = probs.max(-1)                                          # (B,) values and indices
+    if (most.values == 1).all(): return most.indices              # nothing is left to chance
     return torch.multinomial(probs, 1, generator=generator)[:,0]
 
 def make_generator(seed:int|None=None, # the same seed draws the same; None differs every time
@@ -155,7 +158,7 @@ class Reader:
         self.written = [[] for _ in self.prompts]
         self.device, self.limit = _device_of(model), _limit(model, self.prompts, reach)
         self.new_caches = getattr(model, 'new_caches', lambda: None)
-        self.mode = _how_to_run(model)
+        self.mode, self.takes_last = _how_to_run(model), takes_last(model)
         longest = max(map(len, self.prompts))
         self.restart(min(longest, self.limit or longest))
 
@@ -172,17 +175,24 @@ class Reader:
 
 # %% ../nbs/14_generation.ipynb #26ff00ff
 @patch
-def read(self:Reader) -> torch.Tensor: # (B,T,V)
-    "Read what is pending, T tokens of each row; returns the logits after each of them"
+def read(self:Reader,
+         last:int|None=None, # of how many tokens the logits are wanted; None is all T
+         ) -> torch.Tensor: # (B,T,V)
+    """Read what is pending, T tokens of each row; returns the logits after each of them
+
+    With `last`, a model that can compute those of the last tokens alone does so.
+    """
+    if last is not None: last = check_number('last', last, low=1, whole=True)
     inputs, self.pending = self.pending, None
     if self.caches is not None: inputs = inputs | dict(caches=self.caches)
+    if last is not None and self.takes_last: inputs = inputs | dict(last=last)
     _warn_beyond(self)
     with self.mode(), torch.no_grad(): return _as_3d(self.model(**inputs))
 
 @patch
 def next_logits(self:Reader) -> torch.Tensor: # (B,V)
     "Read what is pending; the logits of the next token. Raises ValueError for NaN and infinity"
-    logits = self.read()[:,-1].float()                            # (B,V)
+    logits = self.read(last=1)[:,-1].float()                      # (B,V)
     if not _can_draw(logits): raise _no_logits(self, logits)
     return logits
 
@@ -219,6 +229,10 @@ def model_end_ids(model:nn.Module) -> tuple[int,...]:
     try: return tuple(model.end_ids)
     except AttributeError: return ()
 
+def takes_last(model:nn.Module) -> bool:
+    "Can the model leave out the logits of all tokens but the last?"
+    return 'last' in inspect.signature(unwrapped(model).forward).parameters
+
 
 # %% ../nbs/14_generation.ipynb #5e0d9a15
 def _as_model(model):
@@ -232,7 +246,7 @@ def _device_of(model):
 def _limit(model, prompts, reach):
     "How many tokens are read at once at most, or None; the prompts are checked"
     if reach is not None: reach = check_number('reach', reach, low=1, whole=True)
-    context = _context_length(model)
+    context = context_length_of(model)
     _check_prompts(model, prompts, context if reach is None else None)
     _check_weights(model)
     return min((n for n in (context, reach) if n is not None), default=None)
@@ -257,7 +271,8 @@ def _warn_beyond(reader):
 
 Reader.warned = False
 
-def _context_length(model):
+def context_length_of(model:nn.Module # a language model
+                      ) -> int|None:
     "How many tokens a model can read at once; None for a model without a config"
     try: return model.cfg.context_length
     except AttributeError: return None
@@ -301,17 +316,21 @@ def _check_prompts(model, rows, limit):
 
 def _check_weights(model):
     "Raise ValueError for NaN: attention on a CPU gives zeros for queries that are NaN"
+    weights = {}
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding): continue               # where a row may never be read
         for k, p in part.named_parameters(recurse=False):
             if p.is_meta:
                 raise ValueError(f'{name}.{k} is a shape without values (on the meta device): '
                                  'load weights into the model first')
-            if _is_broken(p): raise _broken_in('NaN', name, k)
+            if p.is_floating_point() and p.numel(): weights[name,k] = p
+    with torch.no_grad(): norm = nn.utils.get_total_norm(list(weights.values()))
+    if norm.isfinite(): return                                    # so is every weight
+    for (name, k), p in weights.items():
+        if _is_broken(p): raise _broken_in('NaN', name, k)
 
 def _is_broken(weight):
     "Does it hold NaN? In a matrix, infinity will do; one look at each number, as one token takes"
-    if not (weight.is_floating_point() and weight.numel()): return False
     ends = torch.stack(weight.aminmax())
     return bool(ends.isnan().any() if weight.ndim < 2 else not ends.isfinite().all())
 
@@ -330,6 +349,25 @@ def _as_3d(logits):
 
 
 # %% ../nbs/14_generation.ipynb #6d938fa2
+def select_rows(caches:list, # of a model that has read some rows
+                index:torch.Tensor, # (N,) which rows, in this order; one may come several times
+                ) -> list|None:
+    """Caches of some rows of those given, which stay as they are; None where that cannot be done
+
+    It can where what a cache `kept` is its own, one entry for each row. Raises TypeError and
+    ValueError for what are no caches, and no whole numbers of this shape.
+    """
+    for c in check_type('caches', caches, (list, tuple), 'a list, as model.new_caches() gives'):
+        check_type('a cache', c, LayerCache, 'a LayerCache')
+    _check_whole('index', index, 1)
+    if not all('kept' in vars(c) and len({len(t) for t in c.kept.values()}) == 1 for c in caches):
+        return None
+    made = [copy.copy(c) for c in caches]
+    for c in made:
+        c.kept = {n: t.index_select(0, index.to(t.device)) for n, t in c.kept.items()}
+        if c.read: c.read = len(index), c.read[1]
+    return made
+
 @patch
 def select(self:Reader, index:torch.Tensor): # (N,) which rows to keep, in this order
     """Keep some rows; one may come several times, and is not read again if caches can be copied
@@ -340,11 +378,8 @@ def select(self:Reader, index:torch.Tensor): # (N,) which rows to keep, in this 
     index = index.to(self.device)
     copied = lambda lists: [list(lists[i]) for i in index.tolist()]
     self.prompts, self.written = copied(self.prompts), copied(self.written)
-    if self.caches is None or not all(isinstance(c, Cache) for c in self.caches):
-        return self.restart(self.n_tokens)
-    for c in self.caches:
-        c.kept = {n: t.index_select(0, index) for n, t in c.kept.items()}
-        if c.read: c.read = len(index), c.read[1]
+    self.caches = select_rows(self.caches, index) if self.caches else None
+    if self.caches is None: return self.restart(self.n_tokens)
     if self.padding is not None: self.padding = [self.padding[i] for i in index.tolist()]
     if self.pending is not None:
         self.pending = {k: t.index_select(0, index) for k, t in self.pending.items()}
@@ -427,12 +462,14 @@ def generate_text(model:nn.Module, # a language model
     tok = as_tokenizer(tok)
     bos = [] if tok.bos is None else [tok.bos]                    # begins the next document
     ids, ends = bos + _prompt_ids(tok, prompt), [*end_ids(model, tok), *bos]
-    filters = _only_known(tok, ends), *filters
-    return _whole_pieces(tok, generate(model, ids, n, *filters, seed=seed, stop=ends, reach=reach))
+    filters = only_known(tok, ends), *filters
+    return whole_pieces(tok, generate(model, ids, n, *filters, seed=seed, stop=ends, reach=reach))
 
 
 # %% ../nbs/14_generation.ipynb #5e0d9b01
-def _only_known(tok, ends):
+def only_known(tok:object, # has vocab_size
+               ends:Iterable[int], # ids that end a text: never forbidden
+               ) -> Callable: # a filter, logits (B,V) -> (B,V)
     "A filter: what is neither in the vocabulary nor ends a text is never drawn"
     def f(logits):                                                # (B,V)
         ids = torch.arange(logits.shape[-1], device=logits.device)
@@ -441,7 +478,9 @@ def _only_known(tok, ends):
         return logits.masked_fill(unknown, -math.inf) if unknown.any() else logits
     return f
 
-def _whole_pieces(tok, ids):
+def whole_pieces(tok:object, # a tokenizer
+                 ids:Iterable[int], # as they come
+                 ) -> Iterator[str]:
     "Pieces of text as ids come; half a character at the end is no text"
     over = []
     def watched():

@@ -6,7 +6,7 @@
 __all__ = ['write_tokens', 'open_tokens', 'Slices', 'Ahead', 'Prefetch', 'Pinned', 'Ring', 'shard', 'fast_batches', 'Grow']
 
 # %% ../nbs/19_loader.ipynb #f3167611
-import contextlib, itertools, json, pickle, queue, threading, warnings, zlib
+import contextlib, itertools, json, pickle, queue, threading, time, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import numpy as np, torch
@@ -63,9 +63,8 @@ def write_tokens(source:Iterable[str], # documents
 def _only_writer(folder):
     "Raises BlockingIOError where another process writes tokens to the folder, and says which"
     beside = folder.with_name(f'.{folder.name}.writing')
-    beside.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        try: stack.enter_context(run_lock(beside))
+        try: _lock_beside(stack, beside)
         except BlockingIOError as e:
             who = str(e).partition(' is in use')[2].partition(':')[0]
             raise BlockingIOError(f'tokens are being written to {folder}{who}: wait until they '
@@ -73,6 +72,15 @@ def _only_writer(folder):
         stack.callback(_clear, beside)
         _check_new(folder)                                   # it may have come meanwhile
         yield
+
+def _lock_beside(stack, beside):
+    "Make the folder and lock it: again where another writer, done, cleared it away in between"
+    for last in [False]*99 + [True]:
+        beside.mkdir(parents=True, exist_ok=True)
+        try: return stack.enter_context(run_lock(beside))
+        except FileNotFoundError:
+            if last: raise
+            time.sleep(.01)
 
 def _clear(beside):
     with contextlib.suppress(OSError):

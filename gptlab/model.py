@@ -157,15 +157,17 @@ class GPT(nn.Module):
                 docs:torch.Tensor|None=None, # (B,T) document of each token, −1 for padding
                 pos:torch.Tensor|None=None, # (B,T) in the document; None counts on from the caches
                 caches:list|None=None, # from `new_caches`, extended in place
+                last:int|None=None, # logits of so many last tokens alone; None is of all T
                 ): # logits (B,T,V); with targets (nll (B,T) in nats, auxiliary loss)
         """Predict the next token at every position
 
         Raises ValueError for ids the model does not know, or rows it cannot hold."""
-        self._check_inputs(ids, targets, docs, pos, caches)
+        self._check_inputs(ids, targets, docs, pos, caches, last)
         x, aux = self._hidden(ids, docs, pos, caches)                 # (B,T,C)
-        return self._logits(x) if targets is None else (self._nll(x, targets), aux)
+        if targets is not None: return self._nll(x, targets), aux
+        return self._logits(x if last is None else x[:,-last:])
 
-    def _check_inputs(self, ids, targets, docs, pos, caches):
+    def _check_inputs(self, ids, targets, docs, pos, caches, last):
         "Refuse what the model cannot read: see Skip at first reading"
 
 # %% ../nbs/08_model.ipynb #7f806339
@@ -424,9 +426,12 @@ def _check_targets(cfg, ids, targets):
                          f'{cfg.vocab_size}; only −100 means that there is nothing to predict')
 
 @patch
-def _check_inputs(self:GPT, ids, targets, docs, pos, caches):
+def _check_inputs(self:GPT, ids, targets, docs, pos, caches, last):
     check_ids(self.cfg, ids, caches, docs, pos)
     _check_targets(self.cfg, ids, targets)
+    if last is None: return
+    check_number('last', last, low=1, high=ids.shape[1], whole=True)
+    if targets is not None: raise ValueError('give targets or last: the loss is of every token')
 
 # %% ../nbs/08_model.ipynb #ca2a6c7d
 def _some_text(cfg, B=3):

@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['polar_series', 'sgd_rule', 'adamw_rule', 'polar_factor', 'muon_rule', 'Group', 'hidden', 'sgd', 'adamw', 'muon',
-           'Opt', 'check_rule']
+           'Opt', 'round_stochastic', 'embedding', 'check_rule']
 
 # %% ../nbs/09_optimizers.ipynb #d1f2382e
-import copy, functools, inspect, io, math, warnings
+import copy, functools, inspect, io, math, warnings, zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from numbers import Real
 import torch
 from fastcore.basics import patch
 from torch import nn
 from .blocks import Report
-from .core import check_type
+from .core import check_number, check_type
 # private interfaces of torch, all in this place; a table near the end says what would replace each
 from torch import (_foreach_add_, _foreach_addcmul_, _foreach_div, _foreach_lerp_, _foreach_mul_,
                    _foreach_sqrt, _fused_adamw_)
-_has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)         # bool() is False
+from torch.cpu import _is_amx_tile_supported, _is_avx512_bf16_supported
 
 # %% ../nbs/09_optimizers.ipynb #4064e417
 def _buffer(state, name, like):
@@ -79,12 +80,17 @@ def _coefficients(series, steps):
     table = polar_series[series]
     return (table + table[-1:]*steps)[:steps]
 
+def _bfloat16_units(device):
+    "Which units multiply bfloat16 faster than float32 there; '' where none do"
+    if device.type != 'cpu': return 'CUDA' if device.type == 'cuda' else ''
+    if _is_amx_tile_supported(): return 'AMX'
+    return 'AVX-512 BF16' if _is_avx512_bf16_supported() else ''
+
 def _fast_dtype(G, precision=None):
     "What is asked for; else bfloat16 where that is fast, or float32; float64 stays"
     if precision is not None: return getattr(torch, precision)
     if G.dtype == torch.float64: return G.dtype
-    fast = G.is_cuda or (G.device.type == 'cpu' and _has_amx())
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if _bfloat16_units(G.device) else torch.float32
 
 def _need_matrix(shape):
     if len(shape) < 2:
@@ -94,7 +100,7 @@ def _need_matrix(shape):
 def _check_polar(G, *settings): _need_matrix(G.shape)                 # more below: Refuse at once
 
 # %% ../nbs/09_optimizers.ipynb #ce60e1dc
-def _unit(G, safety=None):
+def _unit(G, safety=None, eps=0.):
     """A stack (N,m,n) with m ≤ n and singular values of at most 1, and whether it was transposed
 
     A Frobenius norm of 1/1.01 bounds them; the 1 %, unless `safety` says otherwise, leaves room
@@ -103,21 +109,22 @@ def _unit(G, safety=None):
     tall, X = G.shape[-2] > G.shape[-1], G.reshape(-1, *G.shape[-2:])
     X = X.mT if tall else X
     norm = X.norm(dim=(-2,-1), keepdim=True)                          # (N,1,1)
-    return X / ((1.01 if safety is None else safety) * norm).clamp(min=1e-12), tall
+    return X / ((1.01 if safety is None else safety) * norm + eps).clamp(min=1e-12), tall
 
 def polar_factor(G:torch.Tensor, # one matrix (m,n), or a stack of them (…,m,n)
                  steps:int=5, # steps of the polynomial
                  series:str='polar_express', # its coefficients: a key of `polar_series`
                  precision:str|None=None, # 'float32', 'bfloat16'; None: bfloat16 where it is fast
                  safety:float|None=None, # G is divided by its norm times this; None: 1.01
+                 eps:float=0., # and that is added to the divisor
                  ) -> torch.Tensor: # of the shape and dtype of G
     """About UVᵀ of G = USVᵀ, by matrix products alone (Jordan et al. 2024; Amsel et al. 2025)
 
     Each step computes X ← aX + b(XXᵀ)X + c(XXᵀ)²X. Raises ValueError for what is not a matrix,
     and for a series that is not in the table.
     """
-    _check_polar(G, steps, series, precision, safety)
-    X, tall = _unit(G, safety)                                        # (N,m,n)
+    _check_polar(G, steps, series, precision, safety, eps)
+    X, tall = _unit(G, safety, eps)                                      # (N,m,n)
     X = X.to(_fast_dtype(G, precision))
     for a, b, c in _coefficients(series, steps):
         A = X @ X.mT                                                  # (N,m,m), the smaller square
@@ -168,7 +175,8 @@ class Group:
     """
     def __init__(self,
                  rule:Callable, # (grad, state, **settings) → direction
-                 at:Callable|None=None, # (name, param, module) → bool; None takes all that are left
+                 at:Callable|str|None=None, # (name, param, module) → bool, or a pattern of
+                                            # names; None takes all that are left
                  lr:float=1e-3, # learning rate: length of a step
                  wd:float=0., # weight decay: each step takes the fraction lr·wd of a weight
                  schedule:Callable|dict|None=None, # the group's own curves; None: the trainer's
@@ -179,6 +187,10 @@ class Group:
         self.settings = dict(lr=lr, wd=wd) | _defaults(rule) | given
         if schedule: self.settings['schedule'] = schedule
 
+    def _takes(self, name, param, module):
+        if isinstance(self.at, str): return fnmatchcase(name, self.at)
+        return self.at is None or self.at(name, param, module)
+
     def _check(self, given, schedule): "Filled in below, under the heading Refuse at once"
 
 # %% ../nbs/09_optimizers.ipynb #36ae801f
@@ -186,16 +198,13 @@ def hidden(name:str, # as in model.named_parameters()
            param:nn.Parameter, # the parameter
            module:nn.Module, # the module that owns it
            ) -> bool:
-    """Is it the matrix of a Linear inside `blocks`?
-
-    Embeddings and the head are not, though they are two-dimensional.
-    """
+    "Is it the matrix of a Linear inside `blocks`? The head and embeddings are not"
     return isinstance(module, nn.Linear) and param.ndim == 2 and 'blocks' in name.split('.')
 
 def sgd(lr:float=.1, # learning rate: length of a step
         momentum:float=0., # decay rate of the average
         wd:float=0., # weight decay
-        at:Callable|None=None, # which parameters; None: all that are left
+        at:Callable|str|None=None, # which parameters; None: all that are left
         schedule:Callable|dict|None=None, # the group's own curves
         ) -> Group:
     "A group that follows `sgd_rule`"
@@ -205,7 +214,7 @@ def adamw(lr:float=1e-3, # learning rate: length of a step
           betas:tuple=(.9,.95), # decay rates of the two averages
           eps:float=1e-8, # keeps the division finite
           wd:float=0., # weight decay
-          at:Callable|None=None, # which parameters; None: all that are left
+          at:Callable|str|None=None, # which parameters; None: all that are left
           schedule:Callable|dict|None=None, # the group's own curves
           fused:bool=False, # by torch's own kernel: faster, rounded otherwise in the last digits
           ) -> Group:
@@ -217,7 +226,7 @@ def muon(lr:float=.02, # learning rate: length of a step of an orthogonal matrix
          momentum:float=.95, # decay rate of the average
          ns_steps:int=5, # steps of `polar_factor`
          wd:float=0., # weight decay
-         at:Callable|None=hidden, # which matrices
+         at:Callable|str|None=hidden, # which matrices
          **settings, # others of `muon_rule` (series, scale, precision, safety), and `schedule`
          ) -> Group:
     """A group that follows `muon_rule`, for the matrices inside the blocks
@@ -248,7 +257,7 @@ def _assign(model, groups):
     taken, unclaimed = [[] for _ in groups], []
     for name, p, module in _owned(model):
         if not p.requires_grad: continue
-        claims = (mine for g, mine in zip(groups, taken) if g.at is None or g.at(name, p, module))
+        claims = (mine for g, mine in zip(groups, taken) if g._takes(name, p, module))
         next(claims, unclaimed).append((name, p))
     if unclaimed:
         names = ', '.join(n for n, _ in unclaimed)
@@ -259,21 +268,27 @@ def _assign(model, groups):
 # %% ../nbs/09_optimizers.ipynb #4dbae206
 def _plain_groups(model, groups): return model, groups                # more below
 
+def _check_patterns(model, groups): "Filled in below, under the heading Refuse at once"
+
 class Opt(torch.optim.Optimizer):
     """Rules applied to groups of a model's parameters
 
-    A compiled model's parameters have the names of the uncompiled one. Raises ValueError naming the
-    parameters that no group claims; warns of a group without any. A list may hold parameters, pairs
-    (name, parameter), or torch's groups, dicts of `params` and settings that replace those given.
+    A compiled model's parameters have the names of the uncompiled one. A list may hold parameters,
+    pairs (name, parameter), or torch's groups, dicts of `params` and settings that replace those
+    given. Raises ValueError naming the parameters that no group claims, and for a pattern that fits
+    no name; warns of another group without any.
     """
     extras = {}          # more that a rule may ask for by name: {'hessian': f(param)}
 
     def __init__(self,
                  model:nn.Module|Iterable, # whose parameters; or these, or torch's dicts of them
-                 *groups:Group|Callable): # first come, first served; a bare rule keeps its defaults
+                 *groups:Group|Callable, # first come, first served; a bare rule keeps its defaults
+                 rounding:str|None=None, # 'stochastic': of weights in bfloat16, as shown below
+                 seed:int=0): # of that rounding
         groups = [g if isinstance(g, Group) else Group(g) for g in groups]
         model, groups = _plain_groups(model, groups)
         taken = _assign(model, groups)
+        _check_patterns(model, groups)
         for g, mine in zip(groups, taken):
             if not mine: warnings.warn(f'{g} claims no parameter')
         used = [(g, mine) for g, mine in zip(groups, taken) if mine]
@@ -281,11 +296,18 @@ class Opt(torch.optim.Optimizer):
                                       'none that requires a gradient')
         super().__init__([dict(params=mine, rule=g.rule, many=g.many) | g.settings
                           for g, mine in used], {})
+        self._round_by(rounding, seed)
 
     def _in_place(self, group, params): "Filled in below, under the heading Many tensors at once"
 
+    def _round_by(self, rounding, seed): "Filled in below, under the heading Weights in bfloat16"
+    def _rounded(self, *step): "The same"
+
 # %% ../nbs/09_optimizers.ipynb #99280a7e
 def _checked(rule, grads, directions): return directions              # see Refuse at once
+def _check_asked(rule, found): pass                                   # see Refuse at once
+
+def _computed_in(group, param): return param.dtype                    # see Weights in bfloat16
 
 @torch.enable_grad()
 def _loss_of(closure): return closure()
@@ -294,9 +316,11 @@ def _loss_of(closure): return closure()
 def _inputs(self:Opt, group, params, rule):
     "What a rule asks for: gradients and states, lists of values per parameter, settings"
     asks = _signature(rule)
-    grads, states = [p.grad for p in params], [self.state[p] for p in params]
+    wide = [_computed_in(group, p) for p in params]                   # dtypes; of p, as a rule
+    grads = [p.grad.to(dtype) for p, dtype in zip(params, wide)]
+    states, weights = [self.state[p] for p in params], [p.to(d) for p, d in zip(params, wide)]
     for s in states: s['step'] = s.get('step', 0) + 1
-    offers = dict(param=params, step=[s['step'] for s in states])
+    offers = dict(param=weights, step=[s['step'] for s in states])
     offers |= {k: [f(p) for p in params] for k, f in self.extras.items() if k in asks}
     extras = {k: values for k, values in offers.items() if k in asks}
     settings = {k: v for k, v in group.items() if k in asks and k not in extras}
@@ -307,6 +331,7 @@ def _directions(self:Opt, group, params):
     "What the group's rule answers for `params`, all at once where it can"
     rule, many = group['rule'], group.get('many')
     grads, states, extras, settings = self._inputs(group, params, rule)
+    _check_asked(rule, extras | settings)
     if many: return _checked(many, grads, many(grads, states, **extras, **settings))
     directions = []
     for grad, state, *values in zip(grads, states, *extras.values()):
@@ -327,7 +352,8 @@ def step(self:Opt,
         params = [p for p in g['params'] if p.grad is not None]
         if not params or self._in_place(g, params): continue          # AdamW's way, see below
         directions = self._directions(g, params)
-        lr, wd = g['lr'], g['wd']
+        lr, wd = g['lr'], 0. if 'wd' in _signature(g['rule']) else g['wd']
+        if self._rounded(g, params, directions, lr, wd): continue     # weights in bfloat16
         if wd: _foreach_mul_(params, 1 - lr*wd)
         _foreach_add_(params, directions, alpha=-lr)
     return loss
@@ -398,12 +424,11 @@ _whole_steps = {_adamw_many: _adamw_in_place}
 def _in_place(self:Opt, group, params):
     "Take the whole step if there is a form for that; was it taken?"
     form = _whole_steps.get(group.get('many'))
-    if form is None: return False
+    if form is None or 'rounding' in group: return False
     grads, states, extras, settings = self._inputs(group, params, form)
     form(params, grads, states, **extras, **settings)
     return True
 
-# %% ../nbs/09_optimizers.ipynb #5bd0e7a1
 def _polar_in_place(G, steps, series, precision, safety=None):
     "`polar_factor` of a stack (N,m,n), bit for bit, written over it; the products share buffers"
     tall = G.shape[-2] > G.shape[-1]
@@ -438,6 +463,55 @@ def _muon_many(grads, states, momentum=.95, ns_steps=5, series='polar_express',
 
 muon_rule.many = _muon_many
 
+# %% ../nbs/09_optimizers.ipynb #9d0c5b02
+def round_stochastic(x:torch.Tensor, # float32, any shape
+                     generator:torch.Generator|None=None, # on the device of x; None: torch's own
+                     ) -> torch.Tensor: # bfloat16, of the shape of x
+    """Round to one of the two neighbours in bfloat16, at random and without bias
+
+    Random bits are added to the lower half of a float32, which is then cut off (Gupta et al. 2015,
+    section 3). Raises TypeError for what is no tensor, ValueError for one that is not in float32.
+    """
+    check_type('x', x, torch.Tensor, 'a tensor in float32')
+    if x.dtype != torch.float32: raise ValueError(f'x must be in float32, not in {x.dtype}')
+    check_type('generator', generator, torch.Generator|None, 'a torch.Generator, or None')
+    noise = torch.randint(2**16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    cut = (x.view(torch.int32) + noise).bitwise_and(-2**16).view(torch.float32)
+    return torch.where(x.isfinite(), cut, x).bfloat16()
+
+def _rounds(group, param): return 'rounding' in group and param.dtype == torch.bfloat16
+
+def _computed_in(group, param): return torch.float32 if _rounds(group, param) else param.dtype
+
+@patch
+def _round_by(self:Opt, rounding, seed):
+    "Round in all groups, if at all; raises ValueError where there is nothing to round"
+    check_number('seed', seed, low=0, whole=True)
+    if rounding is None: return
+    if rounding != 'stochastic':
+        raise ValueError(f"rounding is 'stochastic' or None, not {_short(rounding)}")
+    if not any(p.dtype == torch.bfloat16 for g in self.param_groups for p in g['params']):
+        raise ValueError("rounding='stochastic' rounds weights in bfloat16, and there are none; "
+                         'call model.bfloat16() before you make the optimizer')
+    if any(g.get('fused') for g in self.param_groups):
+        raise ValueError("torch's fused kernel cannot round: leave fused or rounding out")
+    for g in self.param_groups: g.update(rounding=rounding, seed=seed)
+
+@patch
+def _rounded(self:Opt, group, params, directions, lr, wd):
+    "Take the step and round it, if the group does so; was it taken?"
+    if 'rounding' not in group: return False
+    names = dict(zip(group['params'], group['param_names']))
+    for p, direction in zip(params, directions):
+        dtype = _computed_in(group, p)
+        new = p.to(dtype, copy=True).mul_(1 - lr*wd).sub_(direction, alpha=lr)
+        if dtype != p.dtype:
+            which = f"{group['seed']} {names[p]} {self.state[p]['step']}"
+            g = torch.Generator(p.device).manual_seed(zlib.crc32(which.encode()))
+            new = round_stochastic(new, g)
+        p.copy_(new)
+    return True
+
 # %% ../nbs/09_optimizers.ipynb #a6336d8f
 def _is_number(x): return isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)
 
@@ -454,25 +528,24 @@ def _is_float(name):
 
 _at_least_0 = 'a finite number, 0 or more', lambda x: _is_number(x) and x >= 0
 _fraction   = 'a number from 0 to below 1', _is_fraction
-# rule -> {setting: (what it must be, does a value pass?)}; a rule of your own has lr and wd
-_limits = {sgd_rule: dict(momentum=_fraction),
-           adamw_rule: dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0,
-                            fused=('True or False', lambda x: isinstance(x, bool))),
-           muon_rule: dict(momentum=_fraction,
-                           safety=('a finite number, 1 or more, or None',
-                                   lambda x: x is None or _is_number(x) and x >= 1),
-                           ns_steps=('a whole number, 0 or more', _is_count),
-                           series=('a key of polar_series',
-                                   lambda x: isinstance(x, str) and _coefficients(x, 1)),
-                           scale=('the name of a scale',
-                                  lambda x: isinstance(x, str) and _muon_scale((1,1), x)),
-                           precision=('the name of a float dtype, or None', _is_float))}
+# of a rule that brings them: {setting: (what it must be, does a value pass?)}
+sgd_rule.limits = dict(momentum=_fraction)
+adamw_rule.limits = dict(betas=('two numbers from 0 to below 1', _is_pair), eps=_at_least_0,
+                         fused=('True or False', lambda x: isinstance(x, bool)))
+muon_rule.limits = dict(
+    momentum=_fraction, ns_steps=('a whole number, 0 or more', _is_count),
+    safety=('a finite number, 1 or more, or None',
+            lambda x: x is None or _is_number(x) and x >= 1),
+    series=('a key of polar_series', lambda x: isinstance(x, str) and _coefficients(x, 1)),
+    scale=('the name of a scale', lambda x: isinstance(x, str) and _muon_scale((1,1), x)),
+    precision=('the name of a float dtype, or None', _is_float))
 
-def _check_polar(G, steps, series, precision, safety):
+def _check_polar(G, steps, series, precision, safety, eps):
     "Raises TypeError and ValueError for what `polar_factor` cannot use"
     check_type('G', G, torch.Tensor, 'a matrix, or a stack of them')
     _need_matrix(G.shape)
     if not G.is_floating_point(): raise ValueError(f'G holds {G.dtype}, and no floats')
+    check_number('eps', eps, low=0)
     _check_values(muon_rule, dict(ns_steps=steps, series=series, precision=precision,
                                   safety=safety))
 
@@ -491,7 +564,8 @@ def _short(x):
 
 def _check_values(rule, given):
     "Raises ValueError for a number out of range, and for a name that is not in its table"
-    limits = dict(lr=_at_least_0, wd=_at_least_0) | _limits.get(_inner(rule), {})
+    own = vars(_inner(rule)) if inspect.isfunction(_inner(rule)) else {}
+    limits = dict(lr=_at_least_0, wd=_at_least_0) | own.get('limits', {})
     for k, (wanted, passes) in limits.items():
         if k in given and not passes(given[k]):
             raise ValueError(f'{_name(rule)}: {k} is {wanted}, not {_short(given[k])}')
@@ -546,13 +620,32 @@ def _check(self:Group, given, schedule):
         raise ValueError(f'{_name(self.rule)} has no setting {", ".join(unknown)}{hint}; '
                          f'it has {", ".join(known)}')
     _check_values(self.rule, given)
-    if self.at is not None and not callable(self.at):
-        raise TypeError('at is a function (name, param, module) → bool, not ' + _short(self.at))
+    if self.at is not None and not callable(self.at) and not isinstance(self.at, str):
+        raise TypeError('at is a function (name, param, module) → bool, or a pattern of names, not '
+                        + _short(self.at))
     if schedule is None: return
     curves = schedule.values() if isinstance(schedule, dict) else [schedule]
     if not all(map(callable, curves)):
         raise TypeError('schedule is a curve, progress → multiplier, or {setting: curve}, not '
                         + _short(schedule))
+
+def _check_patterns(model, groups):
+    "Raises ValueError for a pattern that fits no name, with the names that are nearest"
+    names = [name for name, _, _ in _owned(model)]
+    for g in groups:
+        if not isinstance(g.at, str) or any(fnmatchcase(n, g.at) for n in names): continue
+        lower = {n.lower(): n for n in names}
+        near = ', '.join(lower[n] for n in get_close_matches(g.at.lower(), lower, 3, 0))
+        raise ValueError(f'no parameter is called {g.at!r}; the nearest names are {near}')
+
+def _check_asked(rule, found):
+    "Raises TypeError if a rule asks for what nobody gives it"
+    bare = [k for k, p in _signature(rule).items()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [k for k in bare[2:] if k not in found]                 # after grad and state
+    if missing:
+        raise TypeError(f'{_name(rule)} asks for {", ".join(missing)}: put a function of the '
+                        f'parameter into opt.extras, {{{missing[0]!r}: f}}')
 
 def _checked(rule, grads, directions):
     "The directions of a rule; raises TypeError or ValueError if they are none for these gradients"
@@ -590,33 +683,44 @@ def _listed(params):
 def _plain_groups(model, groups):
     """The pairs (name, parameter) in torch's groups, and our groups with the settings of each
 
-    Anything else comes back as it is. Raises TypeError for a group without `params`.
+    Anything else comes back as it is. Raises TypeError for a group without `params`, ValueError for
+    a parameter that stands in two.
     """
     if isinstance(model, (nn.Module, torch.Tensor)) or not isinstance(model, Iterable):
         return model, groups
     one = isinstance(model, dict) and 'params' in model
     given = [model] if one else model if isinstance(model, dict) else [*model]
     if not any(isinstance(d, dict) for d in given): return given, groups
-    pairs, made = [], []
+    pairs, made, seen = [], [], set()
     for d in given:
         if not isinstance(d, dict) or 'params' not in d:
             raise TypeError(f"a group of torch's is a dict with 'params', not {_short(d)}")
         mine = [*_listed([d['params']] if isinstance(d['params'], torch.Tensor) else d['params'])]
         start = len(pairs)                                            # a number names a bare one
+        if twice := [n for n, p, _ in mine if p in seen]:
+            raise ValueError(f'{", ".join(twice)} of a group stands in another as well; '
+                             'each parameter belongs to one')
+        seen |= {p for _, p, _ in mine}
         pairs += [(str(start + int(n)) if n.isdigit() else n, p) for n, p, _ in mine]
         own = {_also.get(k, k): v for k, v in d.items() if k not in ('params', 'param_names')}
         made += [_narrowed(g, {p for _, p, _ in mine}, own) for g in groups]
-    return pairs, [g for g in made if any(g.at(n, p, None) for n, p in pairs)] or made
+    return pairs, [g for g in made if any(g._takes(n, p, None) for n, p in pairs)] or made
 
 _also = dict(weight_decay='wd')                                       # torch's name, and ours
 
 def _narrowed(group, params, own):
     "A group of some parameters alone, with settings of their own"
-    at = group.at
-    def of_these(name, p, module): return p in params and (at is None or at(name, p, module))
+    def of_these(name, p, module): return p in params and group._takes(name, p, module)
     return Group(group.rule, of_these, **group.settings | own)
 
 # %% ../nbs/09_optimizers.ipynb #3c9862ad
+def embedding(name:str, # as in model.named_parameters()
+              param:nn.Parameter, # the parameter
+              module:nn.Module, # the module that owns it
+              ) -> bool:
+    "Is it the table of an Embedding?"
+    return isinstance(module, nn.Embedding)
+
 def _precision(group):
     "What the products of a group's rule are rounded to, and by which units: for Muon alone"
     given = group.get('precision')
@@ -624,9 +728,8 @@ def _precision(group):
     names = set()
     for p in group['params']:
         name = given or str(_fast_dtype(p)).removeprefix('torch.')
-        amx = p.device.type == 'cpu' and _has_amx()
-        units = ' (CUDA)' if p.is_cuda else ' (AMX)' if amx else ''
-        names.add(name + units if name == 'bfloat16' else name)
+        units = _bfloat16_units(p.device)
+        names.add(f'{name} ({units})' if name == 'bfloat16' and units else name)
     return ', '.join(sorted(names))
 
 def _apart(settings):
@@ -641,7 +744,8 @@ def _shown(settings):
 
 @patch
 def __repr__(self:Group):
-    at = f', at={_name(self.at)}' if self.at else ''
+    at = f', at={self.at!r}' if isinstance(self.at, str) else f', at={_name(self.at)}'
+    at = '' if self.at is None else at
     return f'{_name(self.rule)}({_shown(self.settings)}{at})'
 
 def _size(group): return sum(p.numel() for p in group['params'])
@@ -699,7 +803,7 @@ def lrs(self:Opt) -> dict[str, float]:
     return {k: g['lr'] for k, g in zip(_group_keys(self), self.param_groups)}
 
 # %% ../nbs/09_optimizers.ipynb #77f5a6bf
-def _live(k, v): return callable(v) or k in ('schedule', 'many', 'fused') # not in a state dict
+def _live(k, v): return callable(v) or k in ('schedule', 'many', 'fused', 'rounding') # not saved
 
 @patch
 def state_dict(self:Opt) -> dict:
@@ -719,6 +823,17 @@ def _groups_of(state):
 def _group_names(groups): return [g['param_names'] for g in groups]
 
 @patch
+def _widen(self:Opt, saved):
+    "What torch narrowed to a parameter's 16 bits gets back the dtype that it was saved with"
+    for g, old in zip(self.param_groups, saved['param_groups']):
+        for p, i in zip(g['params'], old['params']):
+            if p.element_size() != 2: continue
+            for k, v in saved['state'].get(i, {}).items():
+                if not isinstance(v, torch.Tensor): continue
+                dtype = _computed_in(g, p) if 'rounding' in g else v.dtype
+                self.state[p][k] = v.to(p.device, dtype, copy=True)
+
+@patch
 def load_state_dict(self:Opt, state_dict:dict):
     """Copy in what `state_dict` gave, keeping the functions of this object
 
@@ -731,6 +846,7 @@ def load_state_dict(self:Opt, state_dict:dict):
         raise ValueError(f'saved for the groups {saved}, this optimizer has {mine}; '
                          'build it with the same groups')
     super(Opt, self).load_state_dict(copy.deepcopy(state_dict))
+    self._widen(state_dict)
     for new, old in zip(self.param_groups, live):
         later = {k for k in old if k not in new and not k.startswith('initial_')}
         new.update({k: v for k, v in old.items() if _live(k, v) or k in later})
@@ -772,14 +888,19 @@ class _Quadratic(nn.Module):
             opt.step()
         return torch.stack([self.a.detach(), self.b.detach()])
 
-def _five_steps(group):
-    model = _Quadratic()
-    return model.descend(Opt(model, group), 5)
+def _opt(model, group, extras):
+    opt = Opt(model, group)
+    opt.extras = extras
+    return opt
 
-def _continued(group):
+def _five_steps(group, extras):
+    model = _Quadratic()
+    return model.descend(_opt(model, group, extras), 5)
+
+def _continued(group, extras):
     "Five steps with a save and a load after three"
     one, two, file = _Quadratic(), _Quadratic(), io.BytesIO()
-    opt, new = Opt(one, group), Opt(two, group)
+    opt, new = _opt(one, group, extras), _opt(two, group, extras)
     one.descend(opt, 3)
     torch.save((one.state_dict(), opt.state_dict()), file)
     file.seek(0)
@@ -794,7 +915,8 @@ def _one_by_one(group):
     single.many = None
     return single
 
-def check_rule(group:Group|Callable # a rule, or a group that follows it
+def check_rule(group:Group|Callable, # a rule, or a group that follows it
+               **extras:Callable, # what it asks for, as in `opt.extras`
                ) -> Report:
     """Try a rule on two matrices with a quadratic loss
 
@@ -804,19 +926,19 @@ def check_rule(group:Group|Callable # a rule, or a group that follows it
     group = copy.copy(group) if isinstance(group, Group) else Group(group)
     group.at = None
     model = _Quadratic()
-    opt, start = Opt(model, group), model.loss()
+    opt, start = _opt(model, group, extras), model.loss()
     start.backward()
     grads = [model.a.grad.clone(), model.b.grad.clone()]
     directions = opt._directions(opt.param_groups[0], [model.a, model.b])
     kept = [(d.shape, d.dtype) == (g.shape, g.dtype) for d, g in zip(directions, grads)]
     untouched = torch.equal(grads[0], model.a.grad) and torch.equal(grads[1], model.b.grad)
-    five, again = _five_steps(group), _five_steps(group)
-    slow = _five_steps(_one_by_one(group))
+    five, again = _five_steps(group, extras), _five_steps(group, extras)
+    slow = _five_steps(_one_by_one(group), extras)
     model.descend(opt, 100)
     many = torch.allclose(five, slow, atol=1e-2) if group.many else '–'
     return Report({'goes down': bool(model.loss() < start),
                    'leaves the gradient alone': untouched,
                    'keeps shape and dtype': all(kept),
                    'gives the same twice': torch.equal(five, again),
-                   'continues from its saved state': torch.equal(five, _continued(group)),
+                   'continues from its saved state': torch.equal(five, _continued(group, extras)),
                    'many at once = one by one': many})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['min_p', 'typical_p', 'logit_bias', 'repetition_penalty', 'presence_penalty', 'frequency_penalty', 'stop_before',
-           'stop_when', 'Prefix', 'beam_search', 'accept_or_replace', 'rewind', 'speculative', 'constrained',
-           'FixedCache', 'StaticDecoder']
+           'open_end', 'stop_when', 'Prefix', 'beam_search', 'accept_or_replace', 'rewind', 'speculative',
+           'constrained', 'FixedCache', 'StaticDecoder', 'OneRow']
 
 # %% ../nbs/44_sampling.ipynb #e1444a05
 import copy, itertools, math, shutil
@@ -125,7 +125,7 @@ def stop_before(pieces:Iterable[str], # text as it comes
         for piece in pieces:
             held += check_type('a piece', piece, str, 'text')
             found = [at for s in strings if (at := held.find(s)) >= 0]
-            open_ = 0 if found else _open_end(held, strings)
+            open_ = 0 if found else open_end(held, strings)
             ready = min(found) if found else len(held) - open_
             if ready: yield held[:ready]
             if found: return
@@ -133,7 +133,9 @@ def stop_before(pieces:Iterable[str], # text as it comes
         if held: yield held
     return passed()
 
-def _open_end(text, strings):
+def open_end(text:str, # so far
+             strings:Iterable[str], # to be found
+             ) -> int: # characters
     "How many characters at the end of a text may be the beginning of one of the strings"
     return max(k for s in strings for k in range(len(s)) if text.endswith(s[:k]))
 
@@ -430,7 +432,7 @@ class FixedCache(Cache):
     def __init__(self, length:int):
         super().__init__()
         self.length = check_number('length', length, low=1, whole=True)
-        self.filled = 0                                           # tokens, kept by StaticDecoder
+        self.filled, self.graph = 0, None                         # tokens, kept by StaticDecoder
 
     def add(self, **new:torch.Tensor) -> dict[str, torch.Tensor]:
         "Write k, v (B,H,T,D), pos and docs (B,T) behind what is there; returns all the memory"
@@ -439,6 +441,13 @@ class FixedCache(Cache):
         for name, t in new.items(): self.kept[name].index_copy_(_time(t), at, t)
         self.end.add_(len(at))
         return self.kept
+
+    def __copy__(self):
+        "The same memory, which two may fill in two ways once each has rows of its own"
+        made = object.__new__(type(self))
+        made.__dict__ |= self.__dict__ | dict(graph=None)
+        if self.kept: made.end = self.end.clone()
+        return made
 
     def _take(self, new):
         "The memory, for rows such as these"
@@ -472,7 +481,7 @@ class StaticDecoder(nn.Module):
         self.end_ids = model_end_ids(model)
         self.trained_length = trained_length(model)
         check_type('compiled', compiled, bool|None, 'True, False or None')
-        self.compiled, self.step = _has_compiler() if compiled is None else compiled, None
+        self.compiled, self.steps = _has_compiler() if compiled is None else compiled, {}
 
     def new_caches(self) -> list: # of a FixedCache for each block
         "Empty memory; from here on the decoder is in the mode of its model"
@@ -484,30 +493,52 @@ class StaticDecoder(nn.Module):
                 docs:torch.Tensor|None=None, # (B,T) −1 for padding
                 pos:torch.Tensor|None=None, # (B,T); None counts on from the caches
                 caches:list|None=None, # from `new_caches`
+                last:int|None=None, # logits of so many last tokens alone; None is of all T
                 ) -> torch.Tensor: # logits (B,T,V)
         "The model's logits; one token a row goes through the compiled step"
-        if caches is None: return self.model(ids, docs=docs, pos=pos)
+        if caches is None: return self.model(ids, docs=docs, pos=pos, last=last)
         (B, T), start = ids.shape, caches[0].filled
         for c in caches: c.filled += T
-        if start == 0: return self._prefill(ids, docs, pos, caches)
+        if start == 0: return self._prefill(ids, docs, pos, caches, last)
         if pos is None: pos = torch.arange(start, start+T, device=ids.device).repeat(B, 1)  # (B,T)
         if T == 1 and self.compiled:
-            if self.step is None: self.step = _compiled(self.model)
-            return self.step(ids, docs=docs, pos=pos, caches=caches)
-        return self.model(ids, docs=docs, pos=pos, caches=caches)
+            if B not in self.steps: self.steps[B] = _compiled(self.model, B)
+            if not ids.is_cuda: return self.steps[B](ids, docs=docs, pos=pos, caches=caches)
+            given = {k: t for k, t in dict(ids=ids, docs=docs, pos=pos).items() if t is not None}
+            first = caches[0]
+            if first.graph is None: first.graph = GraphedStep(self.steps[B], given, caches)
+            return first.graph(**given)
+        return self.model(ids, docs=docs, pos=pos, caches=caches, last=last)
 
-    def _prefill(self, ids, docs, pos, caches):
+    def _prefill(self, ids, docs, pos, caches, last):
         "The prompt, read with caches that grow: without a mask over memory that is empty"
         grown = [Cache() for _ in caches]
-        logits = self.model(ids, docs=docs, pos=pos, caches=grown)  # (B,T,V)
+        logits = self.model(ids, docs=docs, pos=pos, caches=grown, last=last)  # (B,T,V)
         for c, full in zip(caches, grown): c.add(**full.kept)
         return logits
 
 
 # %% ../nbs/44_sampling.ipynb #e1444a34
-def _compiled(model):
+class OneRow(nn.Linear):
+    "A linear layer for a single row, as a sum of products: compiled, one loop over the weights"
+    def forward(self, x:torch.Tensor) -> torch.Tensor:            # (1,1,C) -> (1,1,d)
+        y = (x[...,None,:] * self.weight).sum(-1)
+        return y if self.bias is None else y + self.bias
+
+def _compiled(model, rows):
     print('compiling the step: this takes about half a minute for each number of rows')
-    return torch.compile(model.forward, dynamic=False)
+    step = _for_one_row(model) if rows == 1 else model
+    return torch.compile(step.forward, dynamic=False)
+
+def _for_one_row(model):
+    "A model of the same weights; on a CPU, its linear layers are loops over the weights"
+    plain = lambda t: t.device.type == 'cpu' and t.dtype == torch.float32
+    if not all(map(plain, model.parameters())): return model
+    held = [*model.parameters(), *model.buffers()]
+    copied = copy.deepcopy(model, {id(t): t for t in held}).eval()
+    for m in copied.modules():
+        if type(m) is nn.Linear: m.__class__ = OneRow
+    return copied
 
 def _has_compiler(): return any(map(shutil.which, ('c++', 'g++', 'clang++', 'cl')))
 
@@ -520,4 +551,31 @@ def _as_decodable(model):
     if not wrong: return model
     raise ValueError('StaticDecoder needs layers that keep keys and values of every token; here '
                      f'some keep {sorted(wrong)}. generate itself takes any')
+
+
+# %% ../nbs/44_sampling.ipynb #e1444b01
+class GraphedStep:
+    "A step recorded as a CUDA graph: replayed, all its kernels are launched at once"
+    def __init__(self,
+                 step:Callable, # step(**inputs, caches=caches) gives logits
+                 inputs:dict, # tensors by name, as at every step
+                 caches:list, # of FixedCache, filled by the prompt: the graph writes into these
+                 ):
+        self.inputs = {k: t.clone() for k, t in inputs.items()}
+        ends = [c.end.clone() for c in caches]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):                                    # compiles, and finds its memory
+                step(**self.inputs, caches=caches)
+                for c, end in zip(caches, ends): c.end.copy_(end)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph): self.logits = step(**self.inputs, caches=caches)
+
+    def __call__(self, **inputs:torch.Tensor) -> torch.Tensor: # (B,1,V)
+        "The logits for inputs of the recorded shapes"
+        for k, t in self.inputs.items(): t.copy_(inputs[k])
+        self.graph.replay()
+        return self.logits.clone()
 

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['Job', 'work', 'Executes', 'drive', 'study', 'Study', 'open_study', 'StudyStatus', 'study_status', 'noise_floor',
-           'paired_scatter', 'join_studies']
+           'paired_scatter', 'noise_sources', 'signal_to_noise', 'join_studies']
 
 # %% ../nbs/35_studies.ipynb #35a00005
-import contextlib, json, math, os, re, socket, sys, time, traceback
+import contextlib, csv, io, json, math, os, re, socket, sys, time, traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 import numpy as np, torch
+from fastcore.basics import patch
 from .ablation import (Runs, as_tuples, check_study, describe, digest, is_installed,
                              plain_number, run_log, t_factor)
 from .core import (atomic_write, check_number, check_type, markdown_text, plain_text,
                          show_progress, user_path)
+from .corpora import Rows
+from .watching import Trackio
 
 # %% ../nbs/35_studies.ipynb #35a00008
 @dataclass(frozen=True)
@@ -37,13 +40,17 @@ def _versions():
     return dict(gptlab=own, torch=torch.__version__, numpy=np.__version__,
                 python=platform.python_version())
 
-def _packed(run, variant, name):
-    "The function and its variant as bytes; raises TypeError that says what cannot travel"
+def _own_modules():
+    "Modules that are yours, and that no worker has"
     import cloudpickle
     own = [m for name, m in list(sys.modules.items()) if m and not is_installed(name)]
     known = cloudpickle.list_registry_pickle_by_value()
-    own = [m for m in own if m.__name__ in sys.modules and m.__name__ not in {'__main__', *known}]
-    for m in own: cloudpickle.register_pickle_by_value(m)             # no worker has your files
+    return [m for m in own if m.__name__ in sys.modules and m.__name__ not in {'__main__', *known}]
+
+def _packed(run, variant, name, own):
+    "The function and its variant as bytes; raises TypeError that says what cannot travel"
+    import cloudpickle
+    for m in own: cloudpickle.register_pickle_by_value(m)
     try: return cloudpickle.dumps((run, variant))
     except Exception as e:
         raise TypeError(f'variant {name!r} cannot be sent to a worker ({type(e).__name__}: {e}): '
@@ -54,7 +61,8 @@ def _packed(run, variant, name):
 def _jobs(run, variants, seeds, folder, threads):
     "All jobs, seed by seed, and the description of each variant's code"
     common, jobs, about = describe([run, threads, _versions()]), [], {}
-    codes = {name: _packed(run, v, name) for name, v in variants.items()}
+    own = _own_modules()
+    codes = {name: _packed(run, v, name, own) for name, v in variants.items()}
     for name, v in variants.items(): about[name] = [common, describe(v)]
     for seed in map(plain_number, seeds):
         for name in variants:
@@ -85,7 +93,7 @@ def work(job:Job, # what to run
 def _run(job):
     "The result of a job as a dict; None if it was interrupted"
     import cloudpickle
-    threads, start = torch.get_num_threads(), time.time()
+    threads, start = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(job.threads)
     try:
         run, variant = cloudpickle.loads(job.code)
@@ -98,7 +106,7 @@ def _run(job):
         came = dict(error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc())
     finally: torch.set_num_threads(threads)
     return came | dict(variant=job.variant, seed=job.seed, made=job.made,
-                       seconds=round(time.time() - start, 3), host=socket.gethostname())
+                       seconds=round(time.perf_counter() - start, 3), host=socket.gethostname())
 
 # %% ../nbs/35_studies.ipynb #35a0000c
 def _read(file):
@@ -211,8 +219,16 @@ def _workers(n):
     "A function that makes n processes of loky, which take functions and classes of a notebook"
     def make():
         from loky import ProcessPoolExecutor
-        return ProcessPoolExecutor(max_workers=n)
+        return ProcessPoolExecutor(max_workers=n, initializer=exec, initargs=(_begin, {}))
     return make
+
+# what a worker does before its first job; as text, since a function would bring torch with it
+_begin = """
+import gc
+gc.disable()                   # no search for garbage among what imports make, which stays
+import gptlab.studies
+gc.enable()
+"""
 
 # %% ../nbs/35_studies.ipynb #35a00013
 def study(run:Callable, # (variant, seed) or (variant, seed, folder) → a trainer, a log, a number
@@ -424,6 +440,68 @@ def _detectable(n, power, alpha):
         return power - np.nan_to_num(found, nan=1.)                   # far out it is certain
     return float(optimize.brentq(missing, 0, 50))
 
+# %% ../nbs/35_studies.ipynb #3509e9a5
+def noise_sources(runs:Runs, # of one variant, seeds are pairs: every first one with every second
+                  key:str, # which number
+                  names:tuple=('start', 'order'), # what the two halves of a seed decide
+                  ) -> dict[str,float]:
+    """The standard deviation that each source of scatter has by itself, and both together
+
+    Estimated by two-way analysis of variance with random effects (Searle et al. 1992); what comes
+    out below zero is 0. Raises ValueError unless the pairs are a full crossing of at least two by
+    two.
+    """
+    if not isinstance(names, (tuple, list)) or len(names) != 2:
+        raise ValueError(f"names must be two, such as ('start', 'order'), not {names!r:.60}")
+    table = _crossing(runs, key)                                      # (m,n)
+    rows, columns = table.mean(1), table.mean(0)
+    left = table - rows[:,None] - columns + table.mean()
+    both = np.square(left).sum()/((len(rows) - 1)*(len(columns) - 1))
+    first = rows.var(ddof=1) - both/len(columns)
+    second = columns.var(ddof=1) - both/len(rows)
+    return {k: float(max(0., v)**.5) for k, v in zip((*names, 'both'), (first, second, both))}
+
+def signal_to_noise(runs:Runs, # at least two variants, and three seeds of each
+                    ) -> Rows:
+    """For each number that was logged: the largest difference of means, over the scatter of pairs
+
+    The number with the largest ratio tells the variants apart with the fewest seeds; those that do
+    not scatter are left out. Raises ValueError for fewer than two variants or three seeds.
+    """
+    check_type('runs', runs, Runs, 'the runs of ablate or study')
+    if len(runs.variants) < 2: raise ValueError('a signal needs two variants at least')
+    rows = []
+    for key in _logged(runs):
+        means = [np.mean([*f.values()]) for f in runs.final(key).values()]
+        signal, noise = float(np.ptp(means)), paired_scatter(runs, key)
+        if noise > 0: rows.append((signal/noise, key, signal, noise))
+    return Rows([dict(number=key, signal=f'{s:.3g}', noise=f'{n:.3g}', ratio=f'{ratio:.2f}')
+                 for ratio, key, s, n in sorted(rows, reverse=True)], 'Largest difference of means '
+                'over the standard deviation of paired differences')
+
+# %% ../nbs/35_studies.ipynb #356c6d81
+def _crossing(runs, key):
+    "Losses by the first and the second half of the seeds"
+    check_type('runs', runs, Runs, 'the runs of ablate or study')
+    finals = [*runs.final(key).values()]
+    if len(finals) != 1: raise ValueError(f'one variant is expected, there are {len(finals)}')
+    pairs = finals[0]
+    if not all(isinstance(s, tuple) and len(s) == 2 for s in pairs):
+        raise ValueError(f'seeds must be pairs, such as (0, 1), not {[*pairs][:3]}')
+    first, second = ([*dict.fromkeys(half)] for half in zip(*pairs))
+    whole = len(pairs) == len(first)*len(second)
+    if not whole or min(len(first), len(second)) < 2:
+        raise ValueError(f'{len(pairs)} pairs of {len(first)} and {len(second)} seeds are no full '
+                         'crossing of two by two or more')
+    return np.array([[pairs[a, b] for b in second] for a in first])
+
+def _logged(runs):
+    "Names of what every run logged, but clocks"
+    clocks = {'step', 'seconds', 'tokens_per_second', 'wait', 'mfu', 'memory', 'tokens', 'flops'}
+    each = [{k for row in r['log'] for k, v in row.items() if isinstance(v, (int, float))}
+            for r in runs.records]
+    return sorted(set.intersection(*each) - clocks)
+
 # %% ../nbs/35_studies.ipynb #35a00025
 def join_studies(studies:dict, # {name: Study}, such as dict(last_week=…, today=…)
                  same:Iterable[str]=('valid',), # what `run` refers to and must be equal
@@ -456,3 +534,45 @@ def _referred(folder):
     run, threads, versions = about[1:]
     used = run[-1] if isinstance(run[-1], dict) else {}
     return used | dict(threads=threads, versions=versions)
+
+# %% ../nbs/35_studies.ipynb #35a0002b
+@patch
+def to_csv(self:Runs,
+           path:str|Path, # the file
+           ) -> Path:
+    "One row for each line of each log, as CSV (UTF-8), whole or not at all; returns the path"
+    rows, text = _long(self), io.StringIO()
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    writer = csv.DictWriter(text, names, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return atomic_write(path, text.getvalue())
+
+@patch
+def to_frame(self:Runs) -> Any:
+    "A DataFrame of pandas with one row for each line of each log"
+    import pandas
+    return pandas.DataFrame(_long(self))
+
+@patch
+def to_trackio(self:Runs,
+               project:str='gptlab', # the project's name
+               every:int=1, # send each n-th line of a log, and the last
+               ) -> list: # the names of the runs
+    "Send every log to trackio, on this machine (`TRACKIO_DIR`), a run for each variant and seed"
+    every, names = check_number('every', every, low=1, whole=True), []
+    for r in self.records:
+        names.append(f'{r["variant"]} seed {r["seed"]}')
+        run = Trackio(project, names[-1])
+        run.open(dict(variant=str(r['variant']), seed=str(r['seed'])), names[-1])
+        for i, row in enumerate(r['log']):
+            if i % every and i + 1 < len(r['log']): continue
+            run.log({k: v for k, v in row.items() if k != 'step'}, row.get('step', i))
+        run.close()
+    return names
+
+# %% ../nbs/35_studies.ipynb #35a0002c
+def _long(runs):
+    "Rows: variant, seed, and a line of its log"
+    return [dict(variant=str(r['variant']), seed=r['seed']) | row
+            for r in runs.records for row in r['log']]

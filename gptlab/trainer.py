@@ -388,7 +388,6 @@ def save(self:Trainer,
     self._saved = self.step
     return path
 
-# %% ../nbs/12_trainer.ipynb #6708254e
 @patch
 def load_state_dict(self:Trainer, state:dict):
     "Put a run back where it stood; the weights are not part of `state`"

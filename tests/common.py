@@ -1,6 +1,6 @@
 """What several tests need: where things are, and how to read a notebook without importing anything
 heavy."""
-import ast, contextlib, importlib, importlib.util, json, os, re
+import ast, contextlib, functools, importlib, importlib.util, json, os, re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +117,12 @@ def tree(source):
     "The syntax tree of a code cell, magics and shell lines left out"
     keep = [('pass' if re.match(r'\s*[!%]', s) else s) for s in source.splitlines()]
     return ast.parse('\n'.join(keep))
+
+
+@functools.cache
+def tree_of(path):
+    "The syntax tree of a module, read once: nobody changes it"
+    return ast.parse(path.read_text(encoding='utf-8'))
 
 
 def text_of(output):

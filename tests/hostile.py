@@ -63,6 +63,18 @@ def tokens(folder):
     yield 'compared', compare_tokenizers({HARM: tok, 'b': ByteTokenizer()}, {HARM: HARM})
     yield 'side by side', show_all({HARM: tok}, HARM)
 
+def chats(folder):
+    "Conversations and a chat, with special tokens of a name that does harm"
+    tok = BPE.train(['a text of no harm '*9], 280, special=[HARM], verbose=False)
+    said = [dict(role='user', content=HARM), dict(role='assistant', content=HARM)]
+    marked = jinja_template('{% for m in messages %}{{ eos_token }}{{ m.content }}{% endfor %}',
+                            eos_token=HARM)
+    yield 'marked', marked.encode(tok, said)
+    yield 'plain', plain_roles(HARM).encode(tok, said)
+    chat = Chat(GPT(GPTConfig(vocab_size=280, n_layers=1, n_heads=2, d_model=16)), tok, marked)
+    chat.messages, chat.system = said, HARM
+    yield 'chat', chat
+
 def runs_of(folder):
     "A run that trains, its reports, and its folder"
     sampler = lambda trainer, *prompt: HARM
@@ -114,6 +126,10 @@ def studies(folder):
     made = study(run, {HARM: 1., 'b': 2.}, path=folder/'study', verbose=False)
     yield 'study', made
     yield 'status', study_status(folder/'study')
+    first = {HARM: dict(lr=1.)}
+    yield 'tuned', tune(lambda v, s: {HARM: v['lr']}, first, {'lr': [1., 2., 3.]}, 3, key=HARM,
+                        path=folder/'sweep', verbose=False)
+    yield 'matched', match_budgets({HARM: GPTConfig(d_model=16)}, 'tokens', HARM, T=8)
     yield 'of', made.table(HARM, vs=HARM)
     yield 'curve', Curve(lambda p: p, HARM)
     yield 'report', Report({HARM: False})
@@ -123,7 +139,22 @@ def studies(folder):
     yield 'task', task
     yield 'core', CoreScore({HARM: task}, [HARM])
 
+def plans(folder):
+    "Plans, estimates and laws by names of the user's"
+    plan = depth_plan(1, replace(house_rule, name=HARM, source=HARM), vocab_size=64, batch=256)
+    kinds = 'calls', 'operations', 'bytes', 'parameters', 'products'
+    speed = Speed(dict.fromkeys(kinds, 1e-9), [dict.fromkeys((*kinds, 'seconds'), 1.)], HARM)
+    yield 'plan', plan
+    yield 'speed', speed.rows()
+    yield 'estimate', Estimate(plan, 1., 2, 1, None, HARM)
+    write_prediction(folder/'ledger.json', HARM, 1., 0., 2., HARM)
+    yield 'ledger', read_predictions(folder/'ledger.json')
+    def form(theta, C): return loss_law(theta, C)
+    form.__name__ = HARM
+    runs = [dict(C=10.**k, loss=1 + 10./k) for k in range(6, 12)]
+    yield 'law', fit_law(runs, form, [(0., 20., .3)], draws=2)
+
 def objects(folder):
     "name → object, of all kinds"
-    for kind in (texts, tokens, runs_of, studies, explained):
+    for kind in (texts, tokens, runs_of, studies, explained, plans, chats):
         for name, thing in kind(Path(folder)): yield f'{kind.__name__} {name}', thing

@@ -16,7 +16,8 @@ import pytest
 import torch
 from fastcore.test import test_eq as same
 
-from gptlab.ablation import ablate, describe, Runs, _band, _levels, run_log, _verdict, t_factor
+from gptlab.ablation import (ablate, alarm_levels, describe, Runs, _band, run_log, t_factor,
+                             verdict_of)
 from gptlab.core import set_seed
 from gptlab.data import make_stories
 from gptlab.model import GPT, GPTConfig
@@ -161,7 +162,7 @@ def test_u02_a_single_variant_has_nothing_to_compare_with(correct):
     table = ablate(lambda v, s: s, ['a']).table('value', 'a', correct=correct)
     same(table['a'], dict(mean=1., verdict='nothing to compare with'))
     same(repr(table), 'a · 1 · nothing to compare with')
-    same(table._repr_markdown_().splitlines()[-1], '| a | 1 |  |  | nothing to compare with |')
+    same(table._repr_markdown_().splitlines()[-1], '| a | 1 |  |  |  | nothing to compare with |')
 
 
 @pytest.mark.parametrize('names', [['a'], ['a', 'b']])
@@ -183,9 +184,9 @@ def test_a_bar_in_a_name_keeps_its_cell():
 
 
 def test_levels():
-    same(_levels([.04, .5, .03], .06, 'holm'), [.02, .02, .02])       # if the best fails, all do
-    same(_levels([.04, .5], .06, 'bonferroni'), [.03, .03])
-    same(_levels([], .06, 'holm'), [])
+    same(alarm_levels([.04, .5, .03], .06, 'holm'), [.02, .02, .02])   # if the best fails, all do
+    same(alarm_levels([.04, .5], .06, 'bonferroni'), [.03, .03])
+    same(alarm_levels([], .06, 'holm'), [])
 
 
 @pytest.mark.parametrize('n, diff, half, told', [
@@ -193,7 +194,7 @@ def test_levels():
     (2, -.1, .01, 'no verdict: 2 shared seeds, run at least three'),
     (3, math.nan, .1, 'no verdict: a run ended in nan or infinity'),
     (3, 0., 0., 'the same on every seed')])
-def test_verdicts(n, diff, half, told): same(_verdict(n, diff, half), told)
+def test_verdicts(n, diff, half, told): same(verdict_of(n, diff, half), told)
 
 
 # ---- bands
@@ -366,5 +367,5 @@ def test_u02_variants_without_shared_seeds_do_not_widen_the_intervals():
 
 @pytest.mark.parametrize('correct', ['holm', 'bonferroni'])
 def test_u02_a_p_of_nan_is_no_test(correct):
-    same(_levels([math.nan, .5, .01], .06, correct)[1:], _levels([.5, .01], .06, correct))
-    same(_levels([math.nan], .06, correct), [.06])
+    same(alarm_levels([math.nan, .5, .01], .06, correct)[1:], alarm_levels([.5, .01], .06, correct))
+    same(alarm_levels([math.nan], .06, correct), [.06])

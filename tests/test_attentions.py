@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, Position, RoPE, Seq, _rows, _run
-from gptlab.attentions import (Gate, OpenAttention, QKGain, RingCache, StaticCache, ValueEmbedding,
+from gptlab.attentions import (Gate, OpenAttention, PreviousValue, QKGain,
+                               RingCache, StaticCache, ValueEmbedding,
                                backend_prepares, cache_bytes, flex, matmul, sdpa, window_pattern)
 from gptlab.blocks import build_part, perturb_parameters
 from gptlab.core import set_seed
@@ -32,12 +33,14 @@ FULL = dict(plain=OpenAttention, grouped=grouped, softcap=partial(OpenAttention,
             expanded=partial(OpenAttention, qk_expand=2., v_expand=1.5),
             gain=partial(OpenAttention, adds=[QKGain]),
             values=partial(OpenAttention, adds=[ValueEmbedding]),
+            previous=partial(grouped, adds=[ValueEmbedding, PreviousValue]),
             oracle=partial(OpenAttention, backend=matmul), latent=MLA,
             unfolded=partial(MLA, absorb=False, d_latent=6))
 WINDOWED = dict(window=partial(OpenAttention, window=5), two=partial(OpenAttention, window=2),
                 all_window=partial(OpenAttention, window=24),
                 everything=partial(grouped, window=5, softcap=20., v_expand=2.,
                                    adds=[Gate, ValueEmbedding]),
+                previous_window=partial(grouped, window=2, adds=[PreviousValue]),
                 latent_window=partial(MLA, window=3))
 # sees itself only: queries and keys rightly get no gradient
 ALONE = dict(one=partial(OpenAttention, window=1, v_expand=.5))
@@ -98,10 +101,12 @@ def lively(cfg, seed=0):
     return perturb_parameters(GPT(cfg)).eval()
 
 DIMS = dict(vocab_size=50, context_length=48, n_layers=4, n_heads=4, d_model=32, d_ff=32)
-MIXED = [partial(OpenAttention, window=6, cache=RingCache, adds=[Gate]),
+MIXED = [partial(OpenAttention, window=6, cache=RingCache, adds=[Gate, PreviousValue]),
          partial(MLA, cache=StaticCache), DeltaAttention,
          partial(OpenAttention, pos=LinearBias, adds=[ValueEmbedding])]
 MODELS = dict(mixed=dict(attn=MIXED),
+              previous=dict(attn=[partial(OpenAttention, adds=[ValueEmbedding, PreviousValue], **kw)
+                                  for kw in (dict(), dict(window=1), dict(cache=StaticCache))]),
               same_window=dict(attn=[partial(OpenAttention, window=6, cache=c)
                                      for c in (RingCache, Cache, StaticCache)]),
               sinusoids=dict(attn=partial(OpenAttention, pos=None), pos_embed=Sinusoids),

@@ -3,13 +3,15 @@
 The run of the front page itself takes minutes; here training stops after a few steps, and a small
 book stands in for Shakespeare. Where a process is not the point, `main` is called in this one.
 """
-import json, os, shlex, shutil, signal, subprocess, sys, time
+import json, os, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+import torch
 
 import gptlab
-from gptlab.checkpoints import latest_checkpoint, load_checkpoint, run_lock, save_checkpoint
+from gptlab.checkpoints import SafeRun, latest_checkpoint, load_checkpoint, run_lock
+from gptlab.checkpoints import save_checkpoint
 from gptlab.cli import main
 from gptlab.data import make_stories
 from gptlab.trainer import Trainer
@@ -514,3 +516,135 @@ def test_a22_names_of_specials_in_a_text(home, tmp_path, monkeypatch, capsys):
     assert main(['train', '--resume', '--dir', 'b']) == 0
     out = ['tokenizer', 'train', '--text', 'mine.txt', '--vocab', '300', '--out', 'tok.json']
     assert main(out) == 0
+
+
+def test_compile_is_passed_on_and_stays_with_the_run(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(SafeRun, '_compile', lambda run: asked.append(run.dir.name))
+    line = ['train', '--text', str(home[0]/'my book.txt'), '--vocab', '300', '--device', 'cpu',
+            '--layers', '1', '--width', '32', '--steps', '2', '--dir']
+    assert main([*line, 'a']) == 0 and asked == []
+    assert main([*line, 'b', '--compile']) == 0 and asked == ['b']
+    for more, expected in ((['--dir', 'b'], 'bb'), (['--dir', 'a', '--compile'], 'bba'),
+                           (['--dir', 'a'], 'bba')):
+        assert main(['train', '--resume', '--steps', '3', *more]) == 0
+        assert ''.join(asked) == expected
+
+
+# ---- plans
+
+def test_a_plan_is_trained_and_goes_on_the_same(tmp_path, monkeypatch, capsys):
+    "Interrupted and resumed, a planned run ends as one that was not, to the last bit"
+    monkeypatch.chdir(tmp_path)
+    line = ['train', '--text', 'stories', '--depth', '1', '--vocab', '300', '--device', 'cpu',
+            '--seed', '3']
+    assert main([*line, '--steps', '6', '--dir', 'whole']) == 0
+    said = capsys.readouterr().out
+    assert 'Plan by the rule of' in said and '6 steps of training' in said
+    assert main([*line, '--steps', '6', '--dir', 'parts']) == 0
+    whole = load_checkpoint(latest_checkpoint('whole'), 'model')['model']
+    plan = json.loads(Path('whole/settings.json').read_text())['plan']
+    assert plan['depth'] == 1 and plan['steps'] == 6
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '2')
+    assert main([*line, '--steps', '6', '--dir', 'cut']) == 0
+    monkeypatch.delenv('GPTLAB_MAX_STEPS')
+    assert main(['train', '--resume', '--dir', 'cut']) == 0
+    cut = load_checkpoint(latest_checkpoint('cut'), 'model')['model']
+    assert all(torch.equal(whole[k], cut[k]) for k in whole) and whole.keys() == cut.keys()
+
+
+def test_a_plan_like_a_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    line = ['train', '--text', 'stories', '--vocab', '300', '--device', 'cpu']
+    assert main([*line, '--auto', '--like', '300k']) == 0
+    said = capsys.readouterr().out
+    n = int(re.search(r'a GPT of ([\d,]+) parameters', said)[1].replace(',', ''))
+    assert 1.5e5 < n < 6e5
+
+
+@pytest.mark.exhaustive
+def test_a_plan_for_some_minutes(tmp_path, monkeypatch, capsys):
+    "It measures this machine, and says what the run will cost"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    line = ['train', '--text', 'stories', '--vocab', '300', '--device', 'cpu']
+    assert main([*line, '--minutes', '.05']) == 0
+    said = capsys.readouterr().out
+    assert 'Plan by the rule of' in said and 'Estimate for depth' in said
+
+
+@pytest.mark.parametrize('line, why', [
+    ('--auto', '--auto needs something to go by'),
+    ('--depth 2 --like 10M', 'both say how large'),
+    ('--depth 2 --layers 3', 'what a plan finds out'),
+    ('--minutes 1 --width 64', 'what a plan finds out'),
+    ('--depth 2 --seconds 9', 'counts in --minutes or --steps'),
+    ('--minutes 1 --steps 9', 'not both'),
+    ('--depth 0', 'depth'), ('--minutes -1', 'a time above 0'), ('--like huge', 'is no size'),
+    ('--vocab 0', 'at least 1')])
+def test_a_plan_that_cannot_be(line, why, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', '--text', 'stories', *line.split()]) == 1
+    said = capsys.readouterr().err
+    assert why in said and said.count('\n') == 1, said
+    assert not Path('runs').exists()
+
+
+def test_a_damaged_plan_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    line = ['train', '--text', 'stories', '--depth', '1', '--vocab', '300', '--dir', 'run']
+    assert main([*line, '--device', 'cpu', '--steps', '3']) == 0
+    made = json.loads(Path('run/settings.json').read_text())
+    made['plan']['rows'] = 'many'
+    Path('run/settings.json').write_text(json.dumps(made))
+    assert main(['train', '--resume', '--dir', 'run']) == 1
+    assert 'settings.json is damaged' in capsys.readouterr().err
+
+
+# ---- chat and serve
+
+def test_chat_through_a_pipe(home):
+    "Each line is answered; the way out is a command or the end of the input"
+    line = [*COMMAND, 'chat', '--user', 'ROMEO', '--reply', 'JULIET', '--n', '8', '--seed', '1']
+    kw = dict(cwd=home[0], capture_output=True, text=True, encoding='utf-8', timeout=120)
+    one = subprocess.run(line, input='Good night\n/quit\n', **kw)
+    two = subprocess.run(line, input='Good night\n', **kw)
+    assert one.returncode == two.returncode == 0, one.stderr
+    assert 'first run' in one.stderr and 'Traceback' not in one.stderr + two.stderr
+    assert one.stdout.strip() and one.stdout == two.stdout
+
+
+@pytest.mark.parametrize('line, why', [
+    ('--user ROMEO', 'give both parts a name'),
+    ('--model x', 'belong to --remote'),
+    ('--remote nonsense', 'neither an address'),
+    ('--remote http://127.0.0.1:9/v1 --user A --reply B', 'a model of yours')])
+def test_chat_refuses(line, why, home, monkeypatch, capsys):
+    monkeypatch.chdir(home[0])
+    assert main(['chat', *line.split()]) == 1
+    said = capsys.readouterr().err
+    assert why in said, said
+
+
+def test_serve_answers_and_ends(home):
+    "Over HTTP, until it is told to stop; a port that is taken is one line"
+    import urllib.request
+    line = [*COMMAND, 'serve', '--port', '0']
+    with subprocess.Popen(line, cwd=home[0], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, encoding='utf-8') as p:
+        try:
+            said = ''
+            while 'http://127.0.0.1:' not in said:
+                assert (more := p.stdout.readline()), said
+                said += more
+            port = int(said.split('http://127.0.0.1:')[1].split()[0].rstrip('/'))
+            with urllib.request.urlopen(f'http://127.0.0.1:{port}/v1/models', timeout=60) as r:
+                assert [m['id'] for m in json.load(r)['data']] == ['first run']
+            taken = command('serve', '--port', port, cwd=home[0])
+            assert taken.returncode == 1 and str(port) in taken.stderr
+            assert 'Traceback' not in taken.stderr
+        finally: p.terminate()
+    assert command('serve', '--dir', 'nowhere', cwd=home[0]).returncode == 1

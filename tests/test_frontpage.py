@@ -9,6 +9,7 @@ import torch
 from common import NBS, notebooks, ROOT
 from gptlab.all import (adamw, batches, ByteTokenizer, corpus, GPT, gpt2_config, GPTConfig, hidden,
                         llama_config, muon, Opt, set_seed, Trainer)
+from gptlab.blocks import perturb_parameters
 from gptlab.cli import front_page_parts, front_page_run, ROW, SECONDS
 from test_model import recipe
 
@@ -23,7 +24,7 @@ def page():
     for source in cells:
         exec(source.replace("corpus('shakespeare')", "corpus('stories')")
              .replace('flow_map(', '(lambda key: None)('), space)
-        if 'opt = Opt(' in source: return space
+        if 'opt = optimizer(' in source: return space
     raise AssertionError('the front page makes no optimizer')
 
 
@@ -55,6 +56,16 @@ def test_readme_shows_the_saved_figure():
     assert base64.b64decode(''.join(png)) == saved, (
         'README.md shows an older figure: copy it from the saved output of nbs/index.ipynb into '
         'nbs/images/frontpage.png')
+
+
+def test_readme_has_the_scores_of_the_saved_run():
+    "`python benchmarks/default.py` makes page, picture and scores again, and says what to write"
+    kept = json.loads((ROOT/'benchmarks/results/score.json').read_text(encoding='utf-8'))['scores']
+    three = [kept[k]['bpb'] for k in ('rows', 'stride', 'prequential, AdamW 0.0003')]
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert '{:.3f}, {:.3f} and {:.3f}'.format(*three) in text
+    said = (NBS/'index.ipynb').read_text(encoding='utf-8')
+    assert f'{three[0]:.3f} bits per byte after' in said
 
 
 def test_readmes_lines_run_after_one_another(tmp_path, monkeypatch, capsys):
@@ -109,14 +120,14 @@ TRAINED = dict(
     gpt_lab=of_recipe('gpt_lab', 'gpt_lab', 4, aspect=32, d_head=64),
     hlb_gpt=of_recipe('hlb_gpt', 'hlb_gpt', .25))
 
-def harm_of_context(cfg, T, context=64):
+def harm_of_context(cfg, T, context=64, steps=120):
     """(nats, standard error): how much worse the last quarter of a row is predicted with the whole
     context before it than with its half, on the same tokens, after some steps on rows of T"""
     set_seed(0)
     model = GPT(cfg(context_length=context))
     opt = Opt(model, muon(lr=.014, at=hidden), adamw(lr=3e-3))
     train, _ = batches('stories', ByteTokenizer(), B=8, T=T)
-    Trainer(model, opt, train, callbacks=[], eval_every=0, device='cpu').fit(120)
+    Trainer(model, opt, train, callbacks=[], eval_every=0, device='cpu').fit(steps)
     exam = batches('stories', ByteTokenizer(), B=8, T=context)[1]
     rows = [b for b in exam if (b['targets'] != -100).all()][:100]
     model.eval()
@@ -142,3 +153,21 @@ def test_context_beyond_the_rows_harms(capsys):
     "What the front page did: a context of twice the row"
     nats, error = harm_of_context(TRAINED['front'], T=32)
     assert nats > .1 + 2*error and 'to read beyond 32' in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_learnt_positions_beyond_the_rows_harm_once_they_are_learnt():
+    "After 120 steps a table of positions says little, and nothing shows; after 600 it does"
+    nats, error = harm_of_context(TRAINED['experimental_slm'], T=32, steps=600)
+    assert nats > .4 + 2*error
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'experimental_slm'])
+def test_every_learnt_position_is_one_that_the_rows_reach(name):
+    "Only rows that fill the context reach all of a table of positions: the rest has no gradient"
+    model, ids = GPT(TRAINED[name](context_length=64)), torch.randint(0, 257, (2, 64))
+    perturb_parameters(model)
+    for T in (64, 32):
+        model.zero_grad()
+        model(ids[:,:T], ids[:,:T])[0].mean().backward()
+        assert (model.places.weight.grad.abs().amax(1) > 0).tolist() == [t < T for t in range(64)]

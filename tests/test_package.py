@@ -93,7 +93,9 @@ def test_what_is_imported_is_declared():
     text = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
     block = re.search(r'^dependencies = \[(.*?)^\]', text, re.S | re.M)[1]
     extras = re.search(r'^\[project.optional-dependencies\](.*?)^\[', text, re.S | re.M)[1]
-    declared, optional = ({name.replace('-', '_') for name in re.findall(r'"([A-Za-z_-]+)', t)}
+    other = dict(pyyaml='yaml')                       # packages under another name than their own
+    declared, optional = ({other.get(name, name.replace('-', '_'))
+                           for name in re.findall(r'"([A-Za-z][A-Za-z0-9_-]*)', t)}
                           for t in (block, extras))
     given = set(sys.stdlib_module_names) | declared | {'IPython', 'nbdev', 'tiktoken_ext', 'gptlab'}
     bad = []

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab import packing
+from gptlab import loader, packing
 from gptlab.data import GrowingArray, parts_of, repeatable
 from gptlab.loader import Ahead, Grow, Prefetch, Slices, fast_batches, open_tokens, write_tokens
 from gptlab.packing import (Batches, Blocks, FixedBatches, Tokens, batches, best_fit, check_data,
@@ -447,21 +447,37 @@ RACE = '''
 import sys
 from gptlab.loader import write_tokens
 from gptlab.tokenizer import ByteTokenizer
-try: write_tokens(['a text '*50 + str(i) for i in range(900)], ByteTokenizer(), sys.argv[1], size=9)
-except (BlockingIOError, FileExistsError) as e: print(type(e).__name__)
+docs = ['a text '*9 + str(i) for i in range(60)]
+for k in range(100):
+    try: write_tokens(docs, ByteTokenizer(), f'{sys.argv[1]}/t{k}', size=9, progress=False)
+    except (BlockingIOError, FileExistsError): continue
+    print(f't{k}')
 '''
 
 @pytest.mark.exhaustive
 def test_r07_several_processes(tmp_path):
-    for k in range(3):
-        run = [sys.executable, '-c', RACE, str(tmp_path/f't{k}')]
-        running = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                   for _ in range(4)]
-        said = [p.communicate(timeout=200) for p in running]
-        assert [err for _, err in said if err] == []
-        assert sum(out == '' for out, _ in said) == 1                  # one wrote, three were told
-        open_tokens(tmp_path/f't{k}', check=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['t0', 't1', 't2']
+    run = [sys.executable, '-c', RACE, str(tmp_path)]
+    running = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+               for _ in range(4)]
+    said = [p.communicate(timeout=200) for p in running]
+    assert [err for _, err in said if err] == []
+    wrote = sorted(name for out, _ in said for name in out.split())    # one each, others were told
+    assert wrote == sorted(f't{k}' for k in range(100))
+    assert sorted(p.name for p in tmp_path.iterdir()) == wrote
+    for name in wrote: open_tokens(tmp_path/name, check=True)
+
+
+def test_r07_a_writer_who_is_done_clears_up_under_another(tmp_path, monkeypatch):
+    lock, cleared = loader.run_lock, []
+    def late(folder):
+        if len(cleared) < 3:                      # between the making of the folder and its lock
+            cleared.append(folder.rmdir())
+        return lock(folder)
+    monkeypatch.setattr(loader, 'run_lock', late)
+    write_tokens(DOCS, TOK, tmp_path/'t')
+    assert len(cleared) == 3 and [p.name for p in tmp_path.iterdir()] == ['t']
+    monkeypatch.setattr(loader, 'run_lock', lambda folder: lock(folder/'none'))
+    error(OSError, 'there is no folder', write_tokens, DOCS, TOK, tmp_path/'u')
 
 
 def test_r02_nothing_beside_the_tokens_is_touched(tmp_path):

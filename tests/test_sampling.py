@@ -15,16 +15,17 @@ import torch
 from torch import nn
 
 from common import extra, refuses, tiny_model
-from gptlab.attention import Attention
+from gptlab.attention import Attention, Seq
 from gptlab.attentions import OpenAttention, RingCache, StaticCache
 from gptlab.blocks import perturb_parameters
 from gptlab.bpe import BPE
 from gptlab.generation import (draw_token, filter_logits, generate, generate_rows, generate_text,
-                               make_generator, Reader, RowFilter, sample_from, temperature, top_k,
-                               top_p)
+                               make_generator, Reader, RowFilter, sample_from, select_rows,
+                               temperature, top_k, top_p)
 from gptlab.linear_attentions import DeltaAttention
 from gptlab.model import GPT, GPTConfig, gpt2_config, llama_config
-from gptlab.moe import MoE
+from gptlab.moe import MoD, MoE
+from gptlab.positions import ALiBi
 from gptlab.sampling import (accept_or_replace, beam_search, constrained, frequency_penalty,
                              logit_bias, min_p, Prefix, presence_penalty, repetition_penalty,
                              rewind, speculative, StaticDecoder, stop_before, stop_when, typical_p)
@@ -173,6 +174,96 @@ def test_rows_that_are_chosen_go_on_as_they_would():
     fresh = Reader(tiny(), [[5, 6, 9], [1, 2, 3, 7], [5, 6, 9]])
     torch.testing.assert_close(reader.next_logits(), fresh.next_logits())
     assert reader.rows == fresh.rows
+
+
+class Static(Attention):
+    def new_cache(self): return StaticCache(64)
+
+
+CHOSEN = dict(plain=tiny, static=partial(tiny, attn=Static),
+              delta=partial(tiny, attn=DeltaAttention),
+              window=partial(tiny, attn=partial(Attention, window=3)),
+              fixed=lambda: StaticDecoder(tiny(), 64, compiled=False))
+
+@pytest.mark.parametrize('kind', CHOSEN)
+def test_selected_rows_leave_the_caches_they_come_from_as_they_are(kind):
+    model, new = CHOSEN[kind](), torch.tensor([[7], [8]])
+    caches, index = model.new_caches(), torch.tensor([1, 0, 1])
+    read = lambda ids, caches: model(ids, caches=caches)[:,-1].detach()
+    read(torch.tensor([[1, 2], [3, 4]]), caches)
+    want = read(torch.tensor([[1, 2, 7], [3, 4, 8]]), model.new_caches())     # (2,V)
+    chosen = select_rows(caches, index)
+    torch.testing.assert_close(read(new[index], chosen), want[index])
+    torch.testing.assert_close(read(new, caches), want)                       # untouched
+
+
+def test_caches_that_keep_more_than_rows_are_not_selected_from():
+    model = tiny(block=MoD)
+    caches = model.new_caches()
+    model(torch.tensor([[1, 2], [3, 4]]), caches=caches)
+    assert select_rows(caches, torch.tensor([0])) is None
+    assert select_rows(tiny().new_caches(), torch.tensor([0])) is None        # nothing was read
+    with refuses(TypeError, 'LayerCache'): select_rows([1], torch.tensor([0]))
+    with refuses(TypeError, 'new_caches'): select_rows(None, torch.tensor([0]))
+    with refuses(ValueError, 'whole numbers'): select_rows([], torch.tensor([.5]))
+
+
+# ---- what the next token needs, and no more
+
+def test_the_last_logits_are_those_of_all():
+    model, ids = tiny(), torch.randint(0, 257, (2, 9))
+    for last in (1, 4, 9):
+        torch.testing.assert_close(model(ids, last=last), model(ids)[:,-last:])
+    for bad in (0, 10, 1.5, True):
+        with pytest.raises((TypeError, ValueError), match='last'): model(ids, last=bad)
+    with refuses(ValueError, 'targets or last'): model(ids, ids, last=1)
+
+
+@pytest.mark.parametrize('wrap', [lambda m: m, partial(StaticDecoder, compiled=False)])
+def test_a_prompt_is_read_for_the_logits_of_its_last_token(wrap):
+    model, sizes = tiny(), []
+    model.head.register_forward_pre_hook(lambda m, x: sizes.append(x[0].shape[1]))
+    [*generate_rows(wrap(model), [[1, 2, 3], [4, 5]], 3)]
+    assert sizes == [1, 1, 1]
+    assert Reader(model, [[1, 2, 3]]).read().shape[1] == 3
+    assert Reader(model, [[1, 2, 3]]).read(last=2).shape[1] == 2
+    with refuses(ValueError, 'last'): Reader(model, [[1, 2, 3]]).read(last=0)
+
+
+def test_a_model_that_knows_no_last_is_asked_for_all():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 9)
+        def forward(self, ids): return self.table(ids)
+    model = Plain()
+    now, want = 1, []
+    for _ in range(5): want.append(now := model.table.weight[now].argmax().item())
+    assert [*generate(model, [1], 5, temperature(0))] == want
+
+
+def test_nothing_is_drawn_where_one_token_is_left():
+    g, logits = make_generator(0), torch.randn(3, 9)
+    before = g.get_state()
+    assert torch.equal(draw_token(logits, temperature(0), g), logits.argmax(-1))
+    assert torch.equal(g.get_state(), before)
+    logits = torch.tensor([[0., -math.inf, -math.inf], [0., 0., -math.inf]]).repeat(2000, 1)
+    drawn = draw_token(logits, (), g)                   # some rows are certain, and some are not
+    assert (drawn[::2] == 0).all() and 900 < drawn[1::2].sum() < 1100
+
+
+@pytest.mark.parametrize('kw', [{}, dict(pos=None), dict(window=3), dict(pos=ALiBi)])
+def test_heads_that_share_keys_read_one_token_as_heads_with_keys_of_their_own(kw):
+    shared = perturb_parameters(Attention(32, 4, 2, **kw)).eval()
+    own = Attention(32, 4, 4, **kw).eval()
+    weights = dict(shared.state_dict())
+    for n in ('k.weight', 'v.weight'):
+        weights[n] = weights[n].unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1)
+    own.load_state_dict(weights)
+    caches, x = [shared.new_cache()], torch.randn(2, 7, 32)
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    made = torch.cat([shared(x[:,t:t+1], Seq(ids, caches=caches).at(0)) for t in range(7)], 1)
+    torch.testing.assert_close(made, own(x, Seq.like(x)))
 
 
 # ---- reach, and rows of training
@@ -475,6 +566,9 @@ def test_a_compiled_step_writes_the_same_and_compiles_once():
         made = [*generate(fast, [1, 2], 120, temperature(0))]
     assert made[:3] == first
     assert made == [*generate(model, [1, 2], 120, temperature(0), reach=64)]
+    with torch.no_grad(): nn.init.normal_(model.head.weight)      # the weights are the model's own
+    assert [*generate(fast, [1, 2], 9, temperature(0))] == [*generate(model, [1, 2], 9,
+                                                                      temperature(0))]
 
 
 def test_what_a_decoder_refuses():

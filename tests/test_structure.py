@@ -1,5 +1,5 @@
 """The shape of the house: what a glance at the files can tell. Nothing is imported or run, so it
-takes a second.
+takes seconds.
 
 Each rule collects all of its complaints before it fails, and says for each what to do.
 """
@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from common import (ADDRESS, LIB, cells, directives, folder, module_of, name, notebooks, number,
-                    text_of, tree)
+                    text_of, tree, tree_of)
 
 ALL = notebooks()
 BOOK = [p for p in ALL if (number(p) if number(p) is not None else 99) <= 15]
@@ -71,6 +71,16 @@ def test_numbers_are_unique():
     complain([f'{n:02} is used by {v}' for n, v in seen.items() if len(v) > 1])
 
 
+def test_every_cell_has_an_id_of_its_own():
+    bad = []
+    for p in ALL:
+        seen = defaultdict(list)
+        for c in cells(p): seen[c.get('id')].append(c['n'])
+        bad += [f'{name(p)}: cells {", ".join(map(str, v))} have the id {i}; give one of them '
+                'eight other hex digits' for i, v in seen.items() if i is None or len(v) > 1]
+    complain(bad)
+
+
 def test_imports_point_to_lower_numbers():
     order = {module_of(p): number(p) for p in CHAPTERS}
     bad = []
@@ -91,7 +101,7 @@ def test_exported_names_are_unique():
     seen = defaultdict(list)
     for p in MODULES:
         if p.stem == GATHER: continue
-        for node in ast.parse(p.read_text(encoding='utf-8')).body:
+        for node in tree_of(p).body:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
                 for n in ast.literal_eval(node.value): seen[n].append(p.stem)
     complain([f'{n} is exported by {" and ".join(v)}; rename one, or give it an underscore'
@@ -116,9 +126,8 @@ def inherited(node, classes):
 
 def functions(mod):
     "Every function that a user can call, as (name, node, is a method)"
-    classes = {c.name: c for m in MODULES for c in ast.parse(m.read_text(encoding='utf-8')).body
-               if isinstance(c, ast.ClassDef)}
-    for node in ast.parse(mod.read_text(encoding='utf-8')).body:
+    classes = {c.name: c for m in MODULES for c in tree_of(m).body if isinstance(c, ast.ClassDef)}
+    for node in tree_of(mod).body:
         if isinstance(node, ast.FunctionDef) and public(node):
             patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
             yield node.name, node, patched
@@ -162,7 +171,7 @@ def test_public_functions_are_typed_and_documented(mod):
             bad += [f'{fname}: parameter {a.arg} has no comment; write one parameter a line, each '
                     'with # what it means' for a in args
                     if last[a.end_lineno] != a.arg or ends[a.arg] not in noted]
-    for node in ast.parse(text).body:
+    for node in tree_of(mod).body:
         if isinstance(node, ast.ClassDef) and public(node) and not ast.get_docstring(node):
             bad.append(f'{node.name}: has no docstring')
     complain([f'gptlab/{mod.name}: {b}' for b in bad])
@@ -170,7 +179,7 @@ def test_public_functions_are_typed_and_documented(mod):
 
 @pytest.mark.parametrize('mod', MODULES, ids=lambda p: p.stem)
 def test_exported_code_raises_and_stays_light(mod):
-    bad, top = [], ast.parse(mod.read_text(encoding='utf-8'))
+    bad, top = [], tree_of(mod)
     for node in ast.walk(top):
         if isinstance(node, ast.Assert):
             bad.append(f'line {node.lineno}: assert vanishes under python -O; raise ValueError and '

@@ -1,6 +1,7 @@
 """Studies on every kind of executor: the same table, whatever is killed; folders of others stay."""
 import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,8 +23,8 @@ from gptlab.data import make_stories
 from gptlab.model import GPT, GPTConfig
 from gptlab.optimizers import adamw, Opt
 from gptlab.packing import batches
-from gptlab.studies import (join_studies, noise_floor, open_study, paired_scatter, study,
-                            study_status)
+from gptlab.studies import (join_studies, noise_floor, noise_sources, open_study, paired_scatter,
+                            signal_to_noise, study, study_status)
 from gptlab.tokenizer import ByteTokenizer
 from gptlab.trainer import Trainer
 from common import extra
@@ -308,6 +309,35 @@ def test_status_of_a_study_elsewhere(tmp_path):
     assert '1 of 2 runs finished' in repr(status)
 
 
+def noting(variant, seed):
+    "A run whose log is written when its process ends, as logging does by itself"
+    import logging.handlers
+    file = logging.FileHandler(variant/f'{seed}.log')
+    logger = logging.getLogger(f'{seed}')
+    logger.addHandler(logging.handlers.MemoryHandler(1000, target=file))
+    logger.warning('seed %d was here', seed)
+    return [dict(loss=float(seed))]
+
+
+def test_a_worker_ends_in_order_and_its_logs_are_whole(tmp_path):
+    study(noting, dict(one=tmp_path), range(3), path=tmp_path/'s', workers=2)
+    same([(tmp_path/f'{n}.log').read_text() for n in range(3)],
+         [f'seed {n} was here\n' for n in range(3)])
+
+
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+    "Set back an hour whenever somebody looks, and once a year ahead"
+    now = itertools.chain([3e9], itertools.count(2e9, -3600))
+    monkeypatch.setattr('gptlab.studies.time.time', lambda: float(next(now)))
+    runs = study(curve, VARIANTS, path=tmp_path/'s')
+    same(table(runs), serial())
+    took = [json.loads(f.read_bytes())['seconds'] for f in (tmp_path/'s').glob('*/result.json')]
+    assert len(took) == 6 and all(0 <= t < 60 for t in took)
+    (next((tmp_path/'s').glob('fast*'))/'result.json').unlink()
+    assert 0 <= study_status(tmp_path/'s').seconds_left < 60
+    same(table(study(curve, VARIANTS, path=tmp_path/'s')), serial())
+
+
 # ---- statistics
 
 def runs_of(values): return Runs([dict(variant=v, seed=s, log=[dict(loss=float(x))])
@@ -326,6 +356,43 @@ def test_the_noise_floor_is_where_differences_are_found():
         found = abs(d.mean(1)) > t_factor(n)*d.std(1, ddof=1)/n**.5
         assert abs(found.mean() - .8) < .02
     assert sorted(floor.values(), reverse=True) == list(floor.values())
+
+
+def crossing(m, n, sd, rng):
+    "Runs of one variant whose seeds are pairs, with this scatter by start, order and both"
+    x = rng.normal(0, sd[0], (m,1)) + rng.normal(0, sd[1], (1,n)) + rng.normal(0, sd[2], (m,n))
+    return Runs([dict(variant='a', seed=(i, j), log=[dict(loss=float(x[i,j]))])
+                 for i in range(m) for j in range(n)])
+
+
+def test_scatter_is_told_by_its_source():
+    rng, sd = np.random.default_rng(0), (.3, .1, .05)
+    found = [noise_sources(crossing(6, 5, sd, rng), 'loss') for _ in range(400)]
+    for name, true in zip(('start', 'order', 'both'), sd):
+        assert abs(np.mean([f[name]**2 for f in found]) - true**2) < .1*true**2
+    one = noise_sources(crossing(3, 4, (0., 0., 1.), rng), 'loss', names=('a', 'b'))
+    same([*one], ['a', 'b', 'both'])
+
+
+def test_scatter_needs_a_full_crossing():
+    whole = crossing(2, 3, (1., 1., 1.), np.random.default_rng(0)).records
+    for part, said in ((whole[:-1], 'no full crossing'), (whole[:3], 'no full crossing'),
+                       (whole + [dict(variant='b', seed=(0, 0), log=whole[0]['log'])], 'variant')):
+        with pytest.raises(ValueError, match=said): noise_sources(Runs(part), 'loss')
+    with pytest.raises(ValueError, match='must be pairs'):
+        noise_sources(runs_of(dict(a=[1., 2., 3.])), 'loss')
+
+
+def test_the_number_with_the_clearest_signal_comes_first():
+    rng = np.random.default_rng(0)
+    luck = rng.normal(0, 1., 8)
+    def log(v, s): return [dict(step=1, loss=v + luck[s] + .1*float(rng.normal()), lr=.1,
+                                noisy=.5*v + float(rng.normal()), seconds=float(v))]
+    table = signal_to_noise(Runs([dict(variant=str(v), seed=s, log=log(v, s))
+                                  for v in (0, 1) for s in range(8)]))
+    same([r['number'] for r in table], ['loss', 'noisy'])
+    assert 3 < float(table[0]['ratio']) < 20 and float(table[1]['ratio']) < 2
+    with pytest.raises(ValueError, match='two variants'): signal_to_noise(runs_of(dict(a=[1., 2.])))
 
 
 @pytest.mark.exhaustive

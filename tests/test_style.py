@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from common import LIB, NBS, notebooks, ROOT
+from common import LIB, NBS, notebooks, ROOT, tree_of
 from style_figures import FUNCTIONS, probes
 
 TABLE = Path(__file__).with_name('style.json')
@@ -37,10 +37,6 @@ ARXIV = re.compile(r'arXiv[: ]\s?(\d{4}\.\d{4,5})', re.I)
 
 
 def text_of(path): return path.read_text(encoding='utf-8')
-
-
-@functools.cache
-def tree_of(path): return ast.parse(text_of(path))
 
 
 # ---- the public names of the package

@@ -21,6 +21,7 @@ from gptlab.attentions import StaticCache
 from gptlab.bpe import BPE
 from gptlab.data import make_stories
 from gptlab.linear_attentions import DeltaAttention, MLA
+from gptlab.moe import MoD
 from gptlab.model import GPT, GPTConfig, llama_config
 from gptlab.positions import ALiBi
 from gptlab.tasks import (after_context, all_greedy, Answer, answer_questions, calibration,
@@ -76,7 +77,8 @@ MODELS = dict(plain=model_of, grouped=lambda: model_of(n_heads=4, n_kv_heads=2),
               static=lambda: model_of(attn=Static),
               alibi=lambda: model_of(attn=partial(Attention, pos=ALiBi)),
               mla=lambda: model_of(attn=partial(MLA, d_latent=8, d_rope=4)),
-              delta=lambda: model_of(attn=DeltaAttention), uncached=Uncached)
+              delta=lambda: model_of(attn=DeltaAttention), depth=lambda: model_of(block=MoD),
+              uncached=Uncached)
 
 
 @pytest.mark.parametrize('kind', MODELS)
@@ -259,6 +261,70 @@ def test_files_are_fetched_once_and_checked(tmp_path, served):
     assert not (tmp_path/'own/b/gone.jsonl').exists()
     write(tmp_path/'served/a/choice.jsonl', 'changed')
     fetch(mine[:1])                                            # it is there: not asked
+
+
+FAULTS = dict(right=None, cut='was not fetched|other content', chunks='was not fetched',
+              wrong='other content')
+ENDED = dict(context='a', continuation='b')
+REST = dict(lambada_openai=ENDED, hellaswag=dict(query='a', choices=['b', 'c'], gold=0),
+            squad=ENDED, coqa=ENDED)
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_file_that_comes_wrong_or_cut_is_not_kept(tmp_path, fault):
+    """A server of the four tasks that are not at hand; the file of SQuAD comes as `fault` says.
+
+    A connection that breaks off is an error, and what came before it is kept."""
+    lines = lambda t: '\n'.join([json.dumps(REST[t.name])]*3).encode()
+    data = {t.file: lines(t) for t in CORE if t.name in REST}
+    mine = [t._replace(blob=git_blob(data[t.file]), shots=0) for t in CORE if t.name in REST]
+    bad = next(t.file for t in mine if t.name == 'squad')
+    words = FAULTS[fault]
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *_): pass
+        def do_GET(self):
+            body, ill = data[self.path[1:]], self.path[1:] == bad
+            if ill and fault == 'wrong': body = body.replace(b'a', b'x')
+            self.send_response(200)
+            chunked = ill and fault == 'chunks'
+            self.send_header(*('Transfer-Encoding', 'chunked') if chunked
+                             else ('Content-Length', str(len(body))))
+            self.end_headers()
+            if chunked: body = b'%x\r\n' % len(body) + body
+            self.wfile.write(body[:-9] if ill and fault in ('cut', 'chunks') else body)
+            self.close_connection = True
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, own = f'http://127.0.0.1:{server.server_port}', tmp_path/'own'
+    try:
+        if words is None: fetch_eval(own, mine, url, 5, verbose=False)
+        else:
+            with pytest.raises(OSError, match=words): fetch_eval(own, mine, url, 5, verbose=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    order = [t.file for t in mine]
+    there = order if words is None else order[:order.index(bad)]
+    same({str(f.relative_to(own)) for f in own.rglob('*.jsonl')}, set(there))
+    assert all((own/f).read_bytes() == data[f] for f in there)
+    found = core_score(model_of(), TOK, own, tasks=mine, verbose=False)
+    same(found.missing, [t.name for t in mine if t.file not in there])
+    assert all(name in repr(found) for name in found.missing)
+
+
+def test_little_of_a_batch_is_padding_and_each_question_is_read_once():
+    rng = random.Random(0)
+    rows = lambda a, n: [list(range(a)) + [300+k]*rng.randint(1, n) for k in range(2)]
+    lengths = [(rng.randint(2, 30), rng.randint(1, 80)) for _ in range(90)]
+    questions = [Question(rows(a, n), [(a, a+1)]*2, 0, ['', '']) for a, n in lengths]
+    shared = [tasks._shared(q, True) for q in questions]
+    parts = [*tasks._parts(questions, shared, 16, math.inf)]
+    same(sorted(i for p in parts for i in p), [*range(90)])
+    assert max(map(len, parts)) <= 8                              # two rows each
+    longest = [max(map(len, q.rows)) - 1 - n for q, n in zip(questions, shared)]
+    read = lambda p: len(p)*max(shared[i] for i in p) + 2*len(p)*max(longest[i] for i in p)
+    alone = sum(read([i]) for i in range(90))
+    assert sum(map(read, parts)) < 1.35*alone < sum(read(range(k, k+6)) for k in range(0, 90, 6))
 
 
 # ---- bad input

@@ -54,7 +54,15 @@ def test_every_optimizer_has_its_row(script, tmp_path):
     rows = result(tmp_path, 'mine_optimizers')['rows']
     assert [r['rule'] for r in rows] == ['muon', 'muon in bfloat16', 'adamw', 'adamw, fused',
                                          'adamw, beside foreach']
-    assert rows[1]['settings'][0]['precision'] == 'bfloat16' and rows[3]['settings'][0]['fused']
+    assert rows[1]['settings'][0]['precision'].startswith('bfloat16')
+    assert rows[3]['settings'][0]['fused']
+
+
+@pytest.mark.exhaustive
+def test_every_rule_of_the_gallery_has_its_row(script):
+    rows = sys.modules['optimizers'].measure('tiny', 2, 1, True, gallery=True)
+    assert len(rows) == 11 and all(r['ratio'] > 0 for r in rows)
+    assert rows[-1]['settings'][0]['rounding'] == 'stochastic'
 
 
 def test_a_part_that_is_none_is_refused(script, capsys):

@@ -362,9 +362,10 @@ def public(module):
 
 
 def test_every_public_name_is_called():
-    missing = []
+    missing, called = [], set()
+    for module in CALLS:                                 # a method may be another module's patch
+        called |= {called_name(line.split(' #')[0]) for line in lines(module)}
     for module in CALLS:
-        called = {called_name(line.split(' #')[0]) for line in lines(module)}
         missing += [q for name, q in public(module)
                     if name not in called | HOOKS and q not in EXEMPT and module != 'cli']
     assert not missing, f'CALLS has no line for {missing}'

@@ -34,39 +34,61 @@ def plain(v):
 
 # 10**9 of these is much memory, or a long time, and not wrong
 SIZES = set('''B C D T V n n_layers n_heads n_kv_heads d_model d_ff d_head d_embed d_latent
-    d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k
-    shared steps tokens docs_per_shard flops seconds workers depth size buffer
-    ns_steps tries backoff timeout layers width vocab n_docs window chunk bins heads
-    r out gate_width tokens n_bytes layer copies'''.split())
+    d_rope d_value d_expert vocab_size context_length vocab_multiple n_experts k shared steps
+    tokens docs_per_shard flops seconds workers depth size buffer ns_steps tries backoff timeout
+    layers width vocab n_docs window chunk bins heads r out gate_width tokens n_bytes layer
+    copies draws accumulate'''.split())
 
 # hooks: the library calls these, with what it made itself
-HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before after
-    measure attach named show update before_fit before_step before_save after_backward
-    after_step before_eval after_eval after_fit open log close mask mix_flops new_cache
-    choose call one_step get_batch get_loss backward gradients become once at rate detach
-    record show_sample entry form span right submit'''.split())
+HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes speeds before
+    beside after measure attach named show update before_fit before_step before_save after_backward
+    after_step before_eval after_eval after_fit open log close mask mix_flops new_cache soon
+    answer forget tell choose call one_step get_batch get_loss backward gradients become once at
+    rate detach record show_sample entry form span right submit'''.split())
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
     BadSteps Overlap RunTable Report Grid Replay Job Study StudyStatus TokenRead TokenProbs
-    AttentionPatterns LogitLens Explanation SampleTable LongestCopy Question Answer
-    TaskScore CoreTask CoreScore Predictions GroupMean Calibration'''.split()
+    AttentionPatterns LogitLens Explanation SampleTable LongestCopy Question Answer TaskScore
+    CoreTask CoreScore Predictions GroupMean Calibration RateCurve NoiseScale Matched
+    Conversation JinjaTemplate Piece Request Columns RowCache RowBatch Full Rule Plan Speed
+    Estimate Law'''.split()
 
 # public, and not swept, and why
 EXEMPT = dict(
     end_with_parent='ends this process', fetch_wheel='asks pip', hub_source='asks a server',
-    push_to_hub='asks a server', tiktoken_named='asks a server', Pinned='needs CUDA',
+    push_to_hub='asks a server',
+    **{'Remote.models': 'asks a server', 'Remote.stream': 'asks a server'},
+    tiktoken_named='asks a server', Pinned='needs CUDA',
     Stateful='a protocol', wandb_history="reads what W&B wrote", flex='a backend',
-    Executes='a protocol', work='a worker calls it',
+    Executes='a protocol', Dimension='a contract', Sampler='a contract', Tuned='made by tune',
+    work='a worker calls it',
     sdpa='a backend', matmul='a backend', sgd_rule='a rule: its Group checks it',
-    adamw_rule='a rule', muon_rule='a rule', balance_rule='a rule', hidden='a choice: Opt calls it',
+    adamw_rule='a rule', muon_rule='a rule',
+    **dict.fromkeys(('lion_rule', 'mars_rule', 'normuon_rule', 'shampoo_rule', 'soap_rule',
+                     'adafactor_rule', 'adahessian_rule', 'schedule_free_rule'), 'a rule'),
+    balance_rule='a rule', hidden='a choice: Opt calls it',
+    embedding='a choice: Opt calls it',
     balance_bias='a choice', fetch_eval='asks a server', lm_eval_model='needs lm-eval',
     constrained='needs llguidance',
     ppmd_bpb='needs pyppmd',
     **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'make_question calls it'),
     **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char'), 'a rule'),
-    all_greedy='a rule',
-    **dict.fromkeys(RECORDS, 'a record'))
+    all_greedy='a rule', serve='serves until it is stopped',
+    serve_runs='serves until it is stopped', planned_parts='train calls it',
+    saved_plan='train calls it', only_known='generate_text calls it',
+    whole_pieces='generate_text calls it', open_end='stop_before calls it',
+    context_length_of='generate calls it',
+    OneRow='a layer: StaticDecoder puts it in',
+    **{f'{kind}.{name}': 'the engine calls it'
+       for kind, names in dict(Columns='advance kept lay_out', RowCache='join leave',
+                               RowBatch='begin read next_logits join leave').items()
+       for name in names.split()},
+    estimate='without a speed it measures for ten seconds',
+    **dict.fromkeys(('power_lines', 'step_law'), 'a rule: depth_plan calls it'),
+    **dict.fromkeys(('house_groups', 'lab_rates', 'step_groups'), 'a rule: Plan calls it'),
+    **dict.fromkeys(('loss_law', 'chinchilla_law', 'farseer_law'), 'a form: fit_law calls it'),
+    **dict.fromkeys(RECORDS, 'a record'), **{'Rule.law': 'a rule: depth_plan calls it'})
 
 CALLS = dict(
 core='''
@@ -251,17 +273,19 @@ model='''
     run_eagerly(model())
 ''',
 optimizers='''
+    round_stochastic(torch.ones(2))                  # generator: v is None
     polar_factor(torch.randn(3, 4), series='jordan')
         # steps: v >= 0; series: False; precision: False
     Group(sgd_rule)
-        # rule: callable(v); at: callable(v); schedule: callable(v) or v == {}
+        # rule: callable(v); at: callable(v) or isinstance(v, str); schedule: callable(v) or v == {}
     sgd()
-        # at: callable(v); schedule: callable(v) or v == {}
+        # at: callable(v) or isinstance(v, str); schedule: callable(v) or v == {}
     adamw(betas=(.9, .95))
-        # at: callable(v); schedule: callable(v) or v == {}; betas: False
+        # at: callable(v) or isinstance(v, str); schedule: callable(v) or v == {}; betas: False
     muon(series='jordan', precision=None)
-        # at: callable(v); ns_steps: v >= 0; series: False; precision: v is None
-    Opt(model(), adamw())
+        # at: callable(v) or isinstance(v, str); ns_steps: v >= 0; series: False;
+        # precision: v is None
+    Opt(model(), adamw())                            # rounding: v is None
     opt().step()                                     # closure: True
     opt().settings()
     opt().lrs()
@@ -271,7 +295,7 @@ optimizers='''
     check_rule(adamw())                              # group: False
 ''',
 schedules='''
-    Curve(lambda p: 1., 'one')                       # f: callable(v)
+    Curve(lambda p: 1., 'one')                       # f: callable(v); steps: v is None or v >= 1
     constant()(.5)                                   # progress: True
     piecewise_linear((0, 0), (1, 1), name='up')
     constant(.1)
@@ -279,6 +303,9 @@ schedules='''
     wsd(.1, .2)                                      # cooldown: 0 <= v <= .9
     cosine(.1)                                       # warmup: 0 <= v < 1
     inverse_sqrt(.1)                                 # warmup: 0 < v <= 1
+    power_law(.2, warmup=10)                         # warmup: v >= 0; start: v >= 0
+    exponential(.99)                                 # rate: 0 < v <= 1
+    by_loss(7.)                                      # base: v >= 1
     plot_curves(one=constant())                      # one: False
     apply_schedule(opt(), constant(), .5)
         # opt: False; schedule: v is None or v == {}; progress: True
@@ -367,6 +394,7 @@ generation='''
     Reader(model(), [[1, 2]]).next_logits()
     Reader(model(), [[1, 2]]).append(torch.tensor([[3]])) # new: False
     Reader(model(), [[1, 2]]).select(torch.tensor([0])) # index: False
+    select_rows(read_caches(), torch.tensor([0]))    # caches: v in ([], ()); index: False
     continue_rows(Reader(model(), [[1, 2]]))
         # reader: False; filters: v == [] or v == {}; generator: False; copies: v >= 1
     generate_rows(model(), [[1, 2]], 3)              # rows: False; n: v >= 0; copies: v >= 1
@@ -374,6 +402,24 @@ generation='''
         # ids: v == []; n: v >= 0; stop: v in ([], {}, b'x')
     generate_text(model(), tok(), 'text', 3)         # prompt: True; n: v >= 0
     sample_from(run(), 'text', 3)                    # trainer: False; n: v >= 0
+''',
+gallery='''
+    lion()                                           # at: callable(v) or isinstance(v, str)
+    mars()                                           # at: callable(v) or isinstance(v, str)
+    normuon()                                        # at: callable(v) or isinstance(v, str)
+    shampoo()                                        # at: callable(v) or isinstance(v, str)
+    soap()                                           # at: callable(v) or isinstance(v, str)
+    adafactor()                                      # at: callable(v) or isinstance(v, str)
+    adahessian()                                     # at: callable(v) or isinstance(v, str)
+    schedule_free()
+        # at: callable(v) or isinstance(v, str); schedule: callable(v) or v == {}
+    hutchinson(squares(), [kept_parameter()])
+        # loss: False; params: v == []; generator: v is None
+    HessianDiagonal(1)
+    estimated().of(kept_parameter())                 # param: False
+    averaged_weights(free_opt())                     # opt: False
+    ScheduleFreeAverage()
+    ScheduleFreeAverage().state_dict()
 ''',
 sampling='''
     min_p(.1)                                        # p: 0 <= v <= 1
@@ -395,6 +441,75 @@ sampling='''
     FixedCache(9)                                    # length: v >= 1
     StaticDecoder(model(), 9, False)                 # length: v >= 1
     StaticDecoder(model(), 9, False).new_caches()
+''',
+serve='''
+    ApiError(400, 'wrong', param='n', code='x')      # status: v >= 400; message: True
+    ApiError(400, 'wrong').body()
+    read_json(b'{}')                                 # raw: v == b'x'
+    read_request(chat_fields, dict(model='m', messages=[dict(role='user', content='x')]))
+        # fields: v == {}; given: False
+    request_filters(read_request(completion_fields, dict(model='m', prompt='x'))) # r: False
+    models_in('runs')
+    ModelPool({}, dir='runs', keep=1, rows=2, waiting=3)
+        # models: v == {}; rows: v >= 1; waiting: v >= 1; keep: v >= 1
+    ModelPool({}).names()
+    ModelPool({'m': (model(), tok())}).use('m')      # name: v == 'm'
+    ModelPool({}).close()
+    make_app({}, dir='runs', limit=9)
+        # models: v == {}; host: True; origins: v == (); limit: v >= 1
+    chat_page()
+    serving({}, port=0)                              # models: v == {}; port: v == 0; host: False
+''',
+batching='''
+    Engine(model(), tok(), rows=2)
+        # rows: v >= 1; waiting: v >= 1; tokens: v is None or v >= 1; chunk: v >= 1;
+        # longest: v >= 1; reach: v is None or v >= 1
+    Engine(model(), tok()).submit('a', 3, stop='x', stop_ids=[3], seed=1, top=1)
+        # prompt: v == 'x' or v == ''; n: 1 <= v <= 4096; stop: v in ([], {}, 'x');
+        # stop_ids: v in ([], {}, '', b'x'); top: v >= 0
+    Engine(model(), tok()).submit('a', 3).text()
+    Engine(model(), tok()).submit('a', 3).cancel()
+    Engine(model(), tok()).submit('a', 3).listen(print) # f: callable(v)
+    Engine(model(), tok()).step()
+    Engine(model(), tok()).close()
+    Engine(model(), tok()).stats()
+''',
+chat='''
+    Part('a')                                        # text: any
+    check_messages(talk_of_two())                         # messages: v == []
+    Template(str, str)
+        # opening: callable(v); end: callable(v); between: True; bos: any; needs: any
+    Template(str, str).parts(talk_of_two())               # messages: v == []; names: any
+    Template(str, str).render(talk_of_two())              # messages: v == []
+    Template(str, str).encode(tok(), talk_of_two())       # messages: v == []
+    Template(str, str).stops(tok())
+    plain_roles()
+        # user: v != ''; assistant: v != ''; system: v != ''; after: True; end: v != ''
+    chatml()
+    llama_style()
+    marked_roles()
+    jinja_template('a', '', '')
+        # source: True; bos_token: True; eos_token: True
+    jinja_template('a').parts(talk_of_two())              # messages: v == []; names: any
+    jinja_template('a').run(talk_of_two(), True)          # messages: any; reply: any
+    jinja_template('a').stops(tok())
+    template_of(tok())                               # what: False
+    fitting(plain_roles(), tok(), talk_of_two(), 99, 9)
+        # template: False; messages: v == []; limit: v is None or v > 20; room: v >= 0
+    Chat(model(), tok(), plain_roles(), n=3, say=str)
+        # template: False; filters: callable(v); temperature: v >= 0; top_k: v is None or v >= 1
+        # top_p: 0 < v <= 1; n: v >= 1; system: True; say: callable(v)
+    a_chat().undo()
+    a_chat().retry()
+    a_chat().clear()
+    a_chat().stop()
+    a_chat().save('chat.json')
+    a_chat().load(a_chat().save('chat.json'))        # path: False
+    a_chat().widget()
+    ChatWidget(a_chat())                               # chat: False
+    Remote('http://127.0.0.1:9/v1', 'm', timeout=1)  # where: False; model: True; key: False
+    talk(a_chat(), lambda prompt: '/quit', str)
+        # chat: False; read: callable(v); write: callable(v)
 ''',
 ablation='''
     t_factor(3)                                      # n: v >= 0; alpha: 0 < v < 1
@@ -539,6 +654,8 @@ attentions='''
     Gate(8, 2, 2, 8)                                 # n_kv_heads: any
     ValueEmbedding(16, 2, 2, 8, vocab_size=9)
         # gate_width: v <= 16; n_heads: any; scale: True
+    PreviousValue(8, 2, 2, 8)
+        # C: any; n_kv_heads: any; d_value: any; scale: True
     QKGain(8, 2, 2, 8, d_head=4)
         # C: any; n_heads: any; n_kv_heads: any; d_value: any
     window_pattern('SL', 2, 4)                       # pattern: False; attn: callable(v)
@@ -607,11 +724,20 @@ diagnostics='''
     replay(fitted(), 1, run)                         # run: False; make: False
     bad_steps(folder('a'))                            # folder: False
 ''',
+signals='''
+    scales(model(), batch())                         # batch: False; modules: False
+        # loss: callable(v)
+    find_rate(run, steps=2)                          # make: callable(v); low: 0 < v < 100
+        # high: v > 1e-3; steps: v >= 2; blow_up: v > 1
+    noise_scale(model(), [batch() for _ in range(3)]) # batches: False; loss: callable(v)
+    dead_units(model(), [batch()])                   # batches: False; loss: callable(v)
+''',
 explain='''
     next_token_probs(model(), dict(ids=id_rows()))   # batch: False
     text_row(model(), tok(), 'a text')               # text: isinstance(v, str)
     token_probs(model(), tok(), 'a text', k=2)       # text: isinstance(v, str)
-    attention_patterns(model(), tok(), 'a text', '*.attn', tokens=9) # text: isinstance(v, str)
+    attention_patterns(model(), tok(), 'a text', '*.attn', tokens=9)
+        # text: isinstance(v, str); head: v == 0
     lens_logits(model(), dict(ids=id_rows()))        # batch: False
     logit_lens(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
     explain_text(model(), tok(), 'a text', k=2, tokens=9) # text: isinstance(v, str)
@@ -676,6 +802,32 @@ trackers='''
     WandB('mine', dir='runs', mode='offline')        # mode: False; project: v == 'x'
     TrackioRun('mine', every=10)                     # project: v == 'x'
 ''',
+groups='''
+    make_groups(dict(all=dict(opt='adamw', lr=1.)), dict(all=None))
+        # settings: False; at: False; rules: v is None; base: v == {}
+    check_groups(model(), dict(all=adamw()))         # groups: False
+    group_table(model(), dict(all=adamw()))          # groups: False
+    read_groups(file('a.yaml', 'all: {opt: adamw, lr: 1.0}')) # path: False
+    write_groups(dict(all=dict(opt='adamw', lr=1.)), 'a.yaml') # settings: False
+    lab_groups(dict(all=dict(opt='adamw', lr=1.)), 64, at=dict(all=None))
+        # settings: False; width: v >= 1; decay_scale: v >= 0; rules: v is None; at: False;
+        # base: v == {}
+    group_settings(dict(all=adamw()))                # groups: v == {}; rules: v is None
+    hlb_rates(1000)                                  # n_params: v >= 3
+    hlb_groups(1000, lr=1.)                          # n_params: v >= 3; at: v is None
+    doubling(8, 2, 16)
+        # start: 1 <= v <= 16; every: v >= 1; limit: v >= 8
+    GrowLength({0: 8}, 64)                           # lengths: False; tokens: v >= 8
+    GrowBatch({0: 64})                               # sizes: False
+    Microbatches(bool)
+        # expected: callable(v); every: v >= 1; gain: 0 < v <= 1; limit: v is None or v >= 1
+    Microbatches(bool).count(3)                      # step: v >= 0
+    Microbatches(lambda t: 1.).update(3, 1.)         # step: v >= 0; rms: v >= 0
+    Microbatches(bool).state_dict()
+    Microbatches(bool).load_state_dict(Microbatches(bool).state_dict()) # state: False
+    cool_down(run(dir='branch'), saved(), 2)
+        # run: False; trunk: False; steps: v >= 1; which: v in (1, -1); end: v >= 0
+''',
 steering='''
     WeightAverage(.9)                                # decay: 0 <= v < 1
     WeightAverage(.9).reset()
@@ -713,12 +865,109 @@ studies='''
     noise_floor(Runs(three_records()), 'bpb')        # runs: False; key: False; seeds: v == []
         # power: .05 < v < 1; alpha: 0 < v < .8
     paired_scatter(Runs(three_records()), 'bpb')     # runs: False; key: False
+    noise_sources(crossed_records(), 'bpb')          # runs: False; key: False; names: False
+    signal_to_noise(ladder())                        # runs: False
     join_studies(dict(a=made()), ['threads'])        # studies: False; same: v in ([], {})
+    Runs(records()).to_csv('runs.csv')
+    Runs(records()).to_frame()
+    Runs(records()).to_trackio('lab', every=1)       # project: v != ''
+''',
+sweeps='''
+    Range(1., 9.)                                    # low: v < 9; high: v > 1
+    Range(1., 9.).position(2.)                       # value: 1 <= v <= 9
+    Choice(1, 2)                                     # values: any
+    with_settings(dict(lr=1), dict(lr=2))            # variant: callable(v); settings: v == {}
+    as_space(dict(lr=[1, 2]))                        # space: False
+    RandomSearch(dict(lr=[1, 2]))                    # space: False; seed: v >= 0
+    RandomSearch(dict(lr=[1, 2])).ask()
+    RandomSearch(dict(lr=[1, 2])).tell({}, 1.)       # settings: any; loss: any
+    GridSearch(dict(lr=[1, 2]))                      # space: False; seed: v >= 0; points: v >= 2
+    tune(sweep_run, dict(a=dict(lr=1)), dict(lr=[1, 2]), 2, path='sweep')
+        # run: callable(v); variants: False; space: False; trials: v >= 1; key: False
+        # seeds: v == [None]; sampler: False; seed: v >= 0
+    tuned().loss_of(dict(losses=[1.]))               # trial: False
+    tuned().of('a')                                  # name: False
+    tuned().edges('a')                               # name: False
+    tuned(6).explained('a')                          # name: False
+    tuned().evaluate([0])                            # seeds: v == [None]
+    tuned().plot()                                   # axes: False
+    halve(staged, dict(a=dict(lr=1)), dict(lr=[1, 2]), 2, budgets=(1, 2), path='halved')
+        # run: callable(v); variants: False; space: False; trials: v >= 1; budgets: False
+        # keep: 0 < v < 1; key: False; seeds: v == [None]; sampler: False; seed: v >= 0
+    OptunaSearch(dict(lr=[1, 2]))
+        # space: False; seed: v >= 0; make: callable(v); batch: v >= 1
+''',
+budgets='''
+    match_budgets(dict(a=cfg()), 'tokens', 'a', steps=1, B=1)
+        # variants: False; by: False; like: False; steps: v >= 1; B: v >= 1; seconds: False
+    step_seconds(cfg(), 1, 4, repeat=1)              # cfg: False; repeat: v >= 1
+    match_budgets(dict(a=cfg()), 'tokens', 'a').ratios('a') # name: False
+    named_init(model())                              # init: callable(v)
+    trunk(lambda seed, folder: run(dir=folder), 0, 'trunks', at=1, steps=2)
+        # make: False; at: v == 1; steps: v >= 2; seed: any
+    tail_mean(Runs(records()), 'bpb', 1)             # runs: False; key: False; n: v >= 1
+    control_variate(Runs(records()), 'bpb', 'a')
+        # runs: False; key: False; vs: False; alpha: 0 < v < 1; correct: False
+    variance_saved(Runs(three_records()), 'bpb', 'a')
+        # runs: False; key: False; vs: False; tail: v >= 1
+    speedup_table(Runs(three_records()), 'bpb', 'a', ladder())
+        # runs: False; key: False; vs: False; ladder: False; compute: v == {}; alpha: 0 < v < 1
+    log_speedup(np.array([.5, 1, 2]), np.array([[3, 2, 1.5]]*3), np.zeros(3))
+        # budgets: False; losses: False; d: False; alpha: 0 < v < 1
+''',
+autoconfig='''
+    dial_width(2, 64, 64)
+    house_dial(1, 64, 16)
+    lab_dial(1, 64, 16, mlp=MLP)                     # mlp: callable(v)
+    nanochat_dial(1, 64, 16)
+    law_counts(cfg())                                # cfg: False
+    vocab_law(10**6, 256)                            # n: v > 0; special: v >= 0
+    depth_plan(1, house_rule, 64, 16, steps=1)
+        # rule: False; steps: v > 0; seconds: any; flops: v > 0; tokens: v > 0; ratio: v > 0
+        # speed: any
+        # batch: v in (10**9,); rows: v == 1; devices: v == 1; depth: 1 <= v < 9
+    a_plan().config()
+    a_plan().groups()
+    a_plan().optimizer(model())                      # model: False
+    a_plan().compare(fitted())                       # run: False; expected: False
+    hlb_scale(1.)                                    # scale: v >= .1
+    step_work(cfg(), 1)                              # cfg: False; accumulate: v >= 1; rows: v >= 1
+    a_speed().step(a_work())                         # work: False
+    a_speed().rows()
+    fit_speed([dict(calls=1., seconds=1.)])          # points: False; device: any
+    time_steps(cfg(), [adamw()], 1, .01, 'cpu')      # cfg: False; groups: False; clock: False
+        # seconds: 0 < v < 2; rows: v == 1; accumulate: v == 1
+    calibrate(seconds=.01, vocab_size=64, context_length=8, shapes=[(1, 1)], device='cpu')
+        # rule: False; seconds: 0 < v < 2; shapes: False; clock: False; vocab_size: v < 99
+        # context_length: v < 99
+    auto_plan(1, tok=64, context_length=16, speed=a_speed())
+        # minutes: v > 0; like: False; rule: False; tok: 1 <= v < 10**6; speed: any; depth: v < 9
+        # context_length: v < 99; devices: v == 1
+    parse_size('124M')                               # size: v > 0 if type(v) is not str else False
+''',
+scaling='''
+    best_split(lambda N, D: N + D, 1e9)              # law: any; flops: v > 0
+    fit_law(some_runs(), draws=2)
+        # runs: False; form: False; starts: any; loss: False; draws: v >= 1; seed: any
+    a_law()(C=1e9)                                   # C: any
+    a_law().interval(C=1e9)                          # C: any; level: 0 < v < 1
+    write_prediction('ledger.json', 'mine', 1., 0., 2.)
+        # path: any; value: 0 <= v <= 2; low: v <= 1; high: v >= 1; about: True
+    write_outcome(a_ledger(), 'a', 1.)               # path: False; name: False; outcome: True
+    read_predictions(a_ledger())                          # path: True
+    best_rate([.1, .2, .4], [1., .5, 1.])            # rates: False; losses: False
+    rate_drift([dict(width=w, rate=r, loss=r) for w in (1, 2) for r in (.1, .2, .4)]) # runs: False
+    mean_losses([dict(rate=.1, loss=1.)])            # runs: any
 ''',
 cli='''
     command('train', text=file('a.txt', LONG), steps='1', vocab='260', layers='1', width='32')
         # text: False; steps: v == '1000000000'; dir: True; device: v == ''; layers: False;
         # width: False; seconds: False
+    command('chat', dir=saved(), n='3')
+        # which: v == '-1'; dir: False; user: v == ''; reply: v == ''; remote: v == ''
+        # model: v == ''
+        # key: v == ''; system: True; temp: v in ('0', '1.5', '1000000000')
+        # k: v == '1000000000'; n: v == '1000000000'; device: False
     command('sample', dir=saved(), n='3')
         # prompt: True; dir: False; which: v == '-1'; k: v == '1000000000'; device: False;
         # temp: v in ('0', '1.5', '1000000000'); n: v in ('0', '1000000000')
@@ -742,15 +991,35 @@ def namespace():
     found |= {k: v for k, v in globals().items() if k in MAKERS}
     return found | dict(io=io, np=np, LONG='A line of a text, and more. \n'*300)
 
-MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved
-    folder file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder
-    ranks tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg
-    lora average saved_average run_folder command kept kept_opt hf sp probed made made_study
-    three_records items task question task_file core_tasks sgd_maker'''.split())
+MAKERS = set('''docs tok bpe cfg model opt ids tokens stream fixed batch run fitted saved folder
+    file dataset shard_file qkv seq id_rows parameter checkpoint records token_folder ranks
+    tokenizer_json pieces server docs_corpus moe hub_config hub_folder llama llama_cfg lora
+    average saved_average run_folder command kept kept_opt hf sp probed made made_study
+    three_records items task question task_file core_tasks sgd_maker a_plan a_speed some_runs
+    a_law a_ledger ladder sweep_run tuned free_opt kept_parameter squares estimated talk_of_two
+    a_chat read_caches staged a_work crossed_records'''.split())
 
 def lab():
     import gptlab.all
     return gptlab.all
+
+def a_plan(): return lab().depth_plan(1, vocab_size=64, context_length=16, batch=32, steps=1)
+
+def a_speed():
+    kinds = 'calls', 'operations', 'bytes', 'parameters', 'products'
+    return lab().Speed(dict.fromkeys(kinds, 1e-9), [], 'cpu')
+
+def a_work(): return dict.fromkeys(a_speed().seconds, 1.)
+def some_runs(): return [dict(C=10.**k, loss=1 + 10./k) for k in range(6, 12)]
+def a_law(): return lab().fit_law(some_runs(), draws=2)
+
+def some_runs(): return [dict(C=10.**k, loss=1 + 10./k) for k in range(6, 12)]
+def a_law(): return lab().fit_law(some_runs(), draws=2)
+
+def a_ledger():
+    path = file('ledger.json', '{}')
+    lab().write_prediction(path, 'a', 1., 0., 2.)
+    return path
 
 def items(): return [dict(query='a', choices=['b', 'c'], gold=0)]*3
 def task(): return lab().Task(items())
@@ -767,8 +1036,19 @@ def sgd_maker(model):
     import torch
     return torch.optim.SGD(model.parameters(), .1)
 
+def talk_of_two(): return [dict(role='user', content='a'), dict(role='assistant', content='b')]
+def a_chat():
+    chat = lab().Chat(model(), tok(), lab().plain_roles('U', 'A', after=' '), n=3, say=str)
+    chat.messages = talk_of_two()
+    return chat
+
 def docs(): return [f'Once upon a time, {i} cats sat on the mat. ' for i in range(20)]
 def docs_corpus(): return lab().corpus(docs())
+def read_caches():
+    "The caches of two rows of three tokens"
+    made, caches = model(), model().new_caches()
+    made(lab().torch.zeros(2, 3, dtype=lab().torch.long), caches=caches)
+    return caches
 def tok(): return lab().ByteTokenizer()
 def bpe(): return lab().BPE.train(docs(), 264)
 def ids(): return lab().tokenize(docs(), tok()).ids
@@ -791,6 +1071,18 @@ def kept(made=[]):
     "One model for the whole process"
     if not made: made.append(model())
     return made[0]
+
+def free_opt(): return lab().Opt(model(), lab().schedule_free())
+def kept_parameter(made=[]):
+    if not made: made.append(parameter())
+    return made[0]
+
+def squares(): return (kept_parameter()**2).sum()
+
+def estimated():
+    made = lab().HessianDiagonal()
+    made.found = {kept_parameter(): lab().torch.ones(2, 2)}
+    return made
 
 def kept_opt(): return lab().Opt(kept(), lab().adamw())
 def moe(): return model(mlp=lab().partial(lab().MoE, n_experts=4))
@@ -848,9 +1140,23 @@ def checkpoint(): return lab().save_checkpoint('step', a=dict(b=1))
 def records():
     log = [dict(step=1, bpb=1.)]
     return [dict(variant=v, seed=s, log=log) for v in 'ab' for s in (0, 1)]
+def crossed_records():
+    return lab().Runs([dict(variant='a', seed=(i, j), log=[dict(bpb=i + j*j)])
+                       for i in range(2) for j in range(2)])
+
 def three_records():
     log = [dict(step=1, bpb=1.)]
     return [dict(variant='a', seed=s, log=log) for s in range(3)]
+
+def ladder():
+    return lab().Runs([dict(variant=b, seed=s, log=[dict(bpb=1/b)])
+                       for b in (.5, 1., 2.) for s in range(3)])
+
+def sweep_run(v, seed): return dict(valid=float(v['lr']))
+def staged(v, seed, folder, budget): return sweep_run(v, seed)
+def tuned(trials=2):
+    space = dict(lr=[*range(1, trials + 1)])
+    return lab().tune(sweep_run, dict(a=dict(lr=1)), space, trials, path='tuned', verbose=False)
 
 def made(): return lab().study(lambda v, s: dict(bpb=1.), dict(a=1), [0], path='made')
 

@@ -121,9 +121,9 @@ RUNS = dict(
     again=lambda: memory_run(computed_again),
     corrections=lambda: corrected_run(),
     recipe_slm=lambda: trained(12, cfg=slm_model(vocab_size=257)),
-    recipe_gpt_lab=lambda: trained(12, cfg=lab_model(vocab_size=257), opt=lab_groups),
+    recipe_gpt_lab=lambda: trained(12, cfg=lab_model(vocab_size=257), opt=groups_of_lab),
     recipe_gradientlab=lambda: trained(12, cfg=gradient_model(vocab_size=257)),
-    recipe_hlb_gpt=lambda: trained(12, cfg=hlb_model(vocab_size=257), opt=hlb_rates))
+    recipe_hlb_gpt=lambda: trained(12, cfg=hlb_model(vocab_size=257), opt=rates_of_hlb))
 
 
 @fact('training', RUNS)
@@ -162,12 +162,21 @@ def for_width(model):
     return Opt(model, *mup_groups(model, small(d_model=12, init=mup_init), 1e-2))
 
 
-def lab_groups(model):
-    return Opt(model, *recipe('gpt_lab')['groups']())
+def groups_of_lab(model):
+    ends = lambda *w: lambda name, p, m: name.endswith(w)
+    return Opt(model, adamw(.3, (.8,.995), at=ends('embed.weight')),
+               adamw(.15, (.8,.995), at=ends('table.weight')),
+               adamw(.008, (.8,.96), at=ends('head.weight')),
+               adamw(.005, (.8,.95), at=ends('.h')),
+               adamw(.5, (.96,.95), at=ends('.z')), muon(.02))
 
 
-def hlb_rates(model):
-    return Opt(model, *recipe('hlb_gpt')['rates'](1e-3))
+def rates_of_hlb(model, lr=1e-3):
+    named = lambda *words: lambda name, p, m: any(w in name for w in words)
+    group = partial(adamw, eps=1e-9)
+    return Opt(model, group(100*lr, (.9,.95), at=named('pos.m')),
+               group(32*lr, (.9,.95), at=named('norm', 'embed')),
+               group(2*lr, (.6,.95), at=named('head')), group(lr, (.9,.95)))
 
 
 def memory_run(change):

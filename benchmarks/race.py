@@ -1,0 +1,506 @@
+"""Which small language model learns most on two ordinary cores?  The front page's task, with rules.
+
+The text is the front page's (38 plays of Shakespeare, split as it splits them); any tokenizer of at
+most 4,096 ids; rows of 128 tokens; two threads; a budget in seconds of training, counted from the
+first step, or in tokens. A model is scored on the whole validation text in bits per byte: in rows,
+with a stride of 64, and prequentially (each row predicted, then learnt from: AdamW 3e-4). Seeds are
+paired (equal batches where tokenizer and batch are equal), entries run in turn, all runs count.
+
+    python benchmarks/race.py                                     ours, GPT-2 and LLaMA, 100 s each
+    python benchmarks/race.py --nanochat DIR --nanogpt DIR        and what is in these clones
+    python benchmarks/race.py --tune --tokens 3e5 --entries ours gpt2 nanochat
+        every trial of the entries that are tuned, on a seed that no race uses
+    python benchmarks/race.py --seconds 200 --seeds 3             a race, by the best settings known
+    python benchmarks/race.py --calibrate                         what this machine can do
+    python benchmarks/race.py --profile                           where a step's time goes
+    python benchmarks/race.py --pace                              tokens per second, steps in turn
+    python benchmarks/race.py --seconds 100 --paced               seconds by that pace
+
+On a machine whose speed changes from minute to minute the same seconds are not the same work. With
+--paced the seconds become tokens by the pace of each entry, measured by single steps in turn on a
+quiet machine, its median: a run is then the same whenever it is made.
+
+A clone stays where it is and its commit goes into the result. One that is missing, or of another
+shape than the entry expects, is named, and the others run. An entry that compiles does so before
+its clock starts, and the seconds are told apart. Results are in results/race_*.json.
+"""
+import argparse, importlib.util, itertools, json, os, statistics, subprocess, sys, time
+import traceback
+from functools import partial
+from pathlib import Path
+from common import keep, RESULTS
+import torch
+from torch import nn
+from torch.nn import functional as F
+from gptlab.all import *
+
+CORES, ROW, STRIDE, LIMIT = 2, 128, 64, 4096        # the rules
+DEPTH, WIDTH, HEADS = 4, 128, 4                     # of every entry: the front page's
+TUNING_SEED = 1234
+
+
+# ---- an entry is a function (vocabulary, seed, settings) -> model, optimizer, schedule
+
+class Peer(nn.Module):
+    "A model of another house behind our contract: (nll (B,T), 0) where targets are given"
+    def __init__(self, net, nll):
+        super().__init__()
+        self.net, self.nll = net, nll
+
+    def forward(self, ids, targets=None, docs=None, pos=None):
+        if targets is None: raise ValueError('a peer is trained and scored, and does not write')
+        return self.nll(self.net, ids, targets, self.training), 0.
+
+
+def front_page(vocab, seed, lr=.02, alr=1e-2, elr=.2, hlr=None):
+    "Ours: the model and optimizer of the front page; hlr is a rate of the head's own"
+    attn = partial(OpenAttention, adds=[ValueEmbedding, PreviousValue])
+    model = GPT(GPTConfig(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
+                          d_model=WIDTH, attn=attn))
+    head = [adamw(lr=hlr, at=is_head)] if hlr else []
+    tables = adamw(lr=elr, betas=(.8, .995), at=embedding)
+    return model, Opt(model, muon(lr=lr, at=hidden), tables, *head, adamw(lr=alr)), wsd()
+
+
+def before(vocab, seed, lr=.014, alr=1e-2, elr=None, hlr=None, betas=(.9, .95)):
+    "Ours until 2026-11-30, with plain attention; elr and hlr are rates of embedding and head"
+    model = GPT(GPTConfig(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
+                          d_model=WIDTH))
+    own = []
+    if elr: own.append(adamw(lr=elr, betas=(.8, .995), at=embedding))
+    if hlr: own.append(adamw(lr=hlr, betas=(.8, .96), at=is_head))
+    return model, Opt(model, muon(lr=lr, at=hidden), *own, adamw(lr=alr, betas=betas)), wsd()
+
+
+def is_head(name, p, module): return name == 'head.weight'
+
+
+def gpt2(vocab, seed, lr=2e-3, warmup=.1, wd=0.):
+    "A faithful small GPT-2, its MLP as wide as makes it as large as ours at a vocabulary of 2,048"
+    model = GPT(gpt2_config(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
+                            d_model=WIDTH, d_ff=729))
+    opt = Opt(model, adamw(lr=lr, betas=(.9, .95), wd=wd, at=lambda n, p, m: p.ndim > 1),
+              adamw(lr=lr, betas=(.9, .95)))
+    return model, opt, wsd(warmup=warmup)
+
+
+def llama(vocab, seed, lr=1e-3, wd=.1):
+    "The LLaMA shape of transformers, with AdamW as its papers have it"
+    from transformers import LlamaConfig, LlamaForCausalLM
+    net = LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocab, hidden_size=WIDTH, intermediate_size=341, num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS, max_position_embeddings=ROW))
+    def nll(net, ids, targets, training):
+        return token_nll(net(ids, use_cache=False).logits, targets)
+    model = Peer(net, nll)
+    opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .95), weight_decay=wd)
+    return model, opt, cosine(warmup=.02)
+
+
+def token_nll(logits, targets): # (B,T,V), (B,T) -> (B,T)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='none',
+                           ignore_index=-100).view_as(targets)
+
+
+def nanogpt(vocab, seed, clone, lr=1e-3, beta2=.99, wd=.1, dropout=0.):
+    "nanoGPT's model and optimizer, with the settings of its small character model"
+    module = module_at(clone/'model.py')
+    config = module.GPTConfig(block_size=ROW, vocab_size=vocab, n_layer=DEPTH, n_head=HEADS,
+                              n_embd=WIDTH, dropout=dropout, bias=False)
+    net = quietly(module.GPT, config)
+    def nll(net, ids, targets, training):
+        logits, loss = net(ids, targets.masked_fill(targets == -100, -1))
+        # it gives a mean, which stands for every token while it trains; a score needs each one
+        return loss.expand_as(targets) if training else token_nll(logits, targets)
+    model = Peer(net, nll)
+    opt = quietly(net.configure_optimizers, wd, lr, (.9, beta2), 'cpu')
+    return model, opt, cosine(warmup=.05, end=.1)
+
+
+def nanochat(vocab, seed, clone, matrix_lr=.02, embedding_lr=.2, unembedding_lr=.004, wd=0.):
+    "nanochat's model and optimizer, its schedules over a run of any length"
+    os.environ.setdefault('NANOCHAT_DTYPE', 'float32')
+    if str(clone) not in sys.path: sys.path.insert(0, str(clone))
+    from nanochat.gpt import GPT as Net, GPTConfig as Config
+    net = quietly(Net, Config(sequence_len=ROW, vocab_size=vocab, n_layer=DEPTH, n_head=HEADS,
+                              n_kv_head=HEADS, n_embd=WIDTH, window_pattern='L'))
+    quietly(net.init_weights)
+    def nll(net, ids, targets, training):
+        ignored = targets.masked_fill(targets == -100, -1)
+        return net(ids, ignored, loss_reduction='none').view_as(targets)
+    model = Peer(net, nll)
+    opt = quietly(net.setup_optimizer, unembedding_lr, embedding_lr, matrix_lr, wd)
+    rate = piecewise_linear((0, 0), (.02, 1), (.35, 1), (1, .05))
+    momentum = piecewise_linear((0, .85/.95), (.2, .97/.95), (.35, .97/.95), (1, .9/.95))
+    for group in opt.param_groups:
+        if group['kind'] != 'muon': continue
+        group['schedule'] = dict(momentum=momentum, weight_decay=cosine(warmup=0.))
+    return model, opt, rate
+
+
+def module_at(path):
+    "A module by its file; nothing is put into sys.modules"
+    spec = importlib.util.spec_from_file_location(f'peer_{path.parent.name}', path)
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made                       # dataclasses look their module up
+    spec.loader.exec_module(made)
+    return made
+
+
+def quietly(f, *args, **kw):
+    "A peer's constructors print; a table of results has no room for it"
+    with open(os.devnull, 'w') as nowhere:
+        old, sys.stdout = sys.stdout, nowhere
+        try: return f(*args, **kw)
+        finally: sys.stdout = old
+
+
+MAKERS = dict(ours=front_page, default=front_page, before=before, gpt2=gpt2, llama=llama,
+              nanogpt=nanogpt, nanochat=nanochat)
+CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
+PLAIN = dict(vocab=2048, B=8)                           # the front page's
+COMPILED = dict(on=False)                               # all entries, before their clocks start?
+
+# twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
+# best of these; none may be added after a race was seen
+RATES = dict(
+    ours=[dict(), dict(elr=.1), dict(elr=.4), dict(lr=.014), dict(lr=.028), dict(hlr=.02),
+          dict(hlr=.005), dict(alr=.02)],
+    before=[dict(), dict(elr=.1), dict(elr=.2), dict(elr=.2, hlr=.01),
+            dict(elr=.2, hlr=.01, lr=.02), dict(elr=.1, hlr=.01, lr=.02),
+            dict(elr=.3, hlr=.01, lr=.02), dict(elr=.2, hlr=.02, lr=.02)],
+    gpt2=[dict(), dict(lr=1e-3), dict(lr=3e-3), dict(lr=1.4e-3, warmup=.04), dict(wd=.1),
+          dict(lr=3e-3, warmup=.2), dict(lr=4e-3, warmup=.2), dict(lr=3e-3, wd=.1)],
+    nanochat=[dict(), dict(embedding_lr=.1), dict(embedding_lr=.4), dict(matrix_lr=.03),
+              dict(matrix_lr=.014), dict(unembedding_lr=.008), dict(unembedding_lr=.002),
+              dict(wd=.1)])
+SHAPES = [dict(B=4), dict(B=16), dict(vocab=1024), dict(vocab=4096)]
+
+
+# ---- a run
+
+def trainer(name, text, seed, settings, clone=None, scored=True, tokenizers={}):
+    "The Trainer of an entry, ready to fit; tokenizers are trained once for each vocabulary"
+    settings = PLAIN | settings
+    vocab, B = settings.pop('vocab'), settings.pop('B')
+    if vocab > LIMIT: raise ValueError(f'the rules allow {LIMIT:,} ids, not {vocab:,}')
+    if vocab not in tokenizers: tokenizers[vocab] = BPE.train(text, vocab, inside='text')
+    tok = tokenizers[vocab]
+    train, valid = batches(text, tok, B=B, T=ROW, seed=seed)
+    set_seed(seed)
+    maker = partial(MAKERS[name], clone=clone) if clone else MAKERS[name]
+    model, opt, schedule = maker(tok.vocab_size, seed, **settings)
+    clip = None if name == 'nanochat' else 1.           # it clips nothing
+    return Trainer(model, opt, train, valid if scored else None, schedule=schedule, clip=clip,
+                   eval_every=0, callbacks=[], compile=COMPILED['on'])
+
+
+def one_run(name, text, seed, settings, budget, clone=None, all_scores=True):
+    "Train an entry, then score it in rows, or in all three ways"
+    set_threads()
+    start = time.perf_counter()
+    trainer(name, text, seed, settings, clone, scored=False).fit(1)     # what compiles, does
+    ready = time.perf_counter() - start
+    run = trainer(name, text, seed, settings, clone).fit(**in_tokens(name, settings, budget))
+    if run.step < 1: raise ValueError(f'{budget} is too short for one step of {name}')
+    tokens = tokenize(text.valid, run.tok)
+    row = dict(entry=name, seed=seed, steps=run.step, tokens=run.tokens, rows=run.log[-1]['bpb'],
+               seconds=round(run.seconds, 2), ready_seconds=round(ready, 2),
+               parameters=sum(p.numel() for p in run.model.parameters()))
+    if all_scores:
+        row['stride'] = evaluate(run.model, strided(tokens, ROW, STRIDE), verbose=False).bpb
+        rows = strided(tokens, ROW, STRIDE, B=1)
+        row['prequential'] = prequential(run.model, rows, learner, verbose=False).bpb
+    return row
+
+
+def learner(model): return torch.optim.AdamW(model.parameters(), 3e-4, weight_decay=0.)
+
+def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
+
+
+# ---- the pace
+
+def suffix(): return '_compiled' if COMPILED['on'] else ''
+
+def shape_of(settings): return {k: (PLAIN | settings)[k] for k in PLAIN}
+
+def measure_pace(text, entries, rounds):
+    "Tokens per second of each entry and shape: single steps of all in turn, the median of each"
+    set_threads()
+    runs, ready, took = {}, {}, {}
+    for name, shape in itertools.product(entries, [{}] if COMPILED['on'] else [{}, *SHAPES]):
+        if shape and name not in RATES: continue
+        start = time.perf_counter()
+        run = guarded(trainer, name, text, TUNING_SEED, shape, entries[name], False)
+        if run is None: continue
+        key = name, *shape_of(shape).values()
+        runs[key] = run.fit(1)
+        ready[key] = time.perf_counter() - start
+    before = calibrate()
+    for i in range(rounds):
+        for key, run in runs.items():
+            start = run.seconds
+            run.one_step()
+            took.setdefault(key, []).append(run.seconds - start)
+        if i % 10 == 9: print(f'round {i + 1} of {rounds}', flush=True)
+    rows = [dict(entry=name, vocab=vocab, B=B, rounds=rounds,
+                 ready_seconds=round(ready[name, vocab, B], 1),
+                 tokens_per_second=round(B*ROW/statistics.median(took[name, vocab, B]), 1),
+                 quartiles=[round(1000*q, 1) for q in statistics.quantiles(took[name, vocab, B])])
+            for name, vocab, B in runs]
+    for row in rows: print(row)
+    after = calibrate()
+    keep(f'race_pace{suffix()}', rows=rows, calibration=dict(before=before, after=after),
+         doubts=doubts(before, after))
+
+
+def pace_of(name, settings):
+    "Tokens per second of an entry's shape; what was not measured is an error"
+    wanted = shape_of(settings)
+    for row in kept(f'race_pace{suffix()}').get('rows', []):
+        alike = MAKERS[row['entry']] is MAKERS[name]    # the default is ours with other settings
+        if alike and wanted.items() <= row.items(): return row['tokens_per_second']
+    raise SystemExit(f'the pace of {name} with {wanted} is not known: '
+                     'python benchmarks/race.py --pace first')
+
+
+def in_tokens(name, settings, budget):
+    "A budget as `fit` takes it: paced seconds are tokens"
+    if 'paced' not in budget: return budget
+    return dict(tokens=round(budget['paced']*pace_of(name, settings)))
+
+
+# ---- the profile of a step
+
+KINDS = dict(products=('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm'),
+             attention=('aten::_scaled_dot_product',), loss=('aten::_log_softmax', 'aten::nll'),
+             copies=('aten::copy_', 'aten::fill_', 'aten::zero_', 'aten::cat', 'aten::index'))
+
+def kind_of(op):
+    "A kind of work by the name of torch's operation: the longest prefix that fits counts"
+    fits = [(len(start), kind) for kind, starts in KINDS.items() for start in starts
+            if op.startswith(start)]
+    return max(fits)[1] if fits else 'elementwise' if op.startswith('aten::') else 'python'
+
+
+def measure_profile(text, entries, steps):
+    "Where a step's time goes on one thread, and what part of the machine's arithmetic it uses"
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+    torch.set_num_threads(1)
+    a = torch.randn(1024, 1024)
+    peak = max(2*1024**3/timed(lambda: a @ a) for _ in range(20))
+    rows = []
+    for name in entries:
+        run = guarded(trainer, name, text, TUNING_SEED, {}, entries[name], False)
+        if run is None: continue
+        run.fit(1)
+        with FlopCounterMode(display=False) as counted: run.one_step()
+        plain = statistics.median(timed(run.one_step) for _ in range(steps))
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(steps): run.one_step()
+        spent = {}
+        for event in seen.key_averages():
+            kind = kind_of(event.key)
+            spent[kind] = spent.get(kind, 0.) + event.self_cpu_time_total
+        whole = sum(spent.values())
+        opt = sum(e.cpu_time_total for e in seen.key_averages()
+                  if e.key.startswith('Optimizer.step'))
+        rows.append(dict(
+            entry=name, step_ms=round(1000*plain, 1), gflop=round(counted.get_total_flops()/1e9, 2),
+            of_peak=round(counted.get_total_flops()/plain/peak, 3), optimizer=round(opt/whole, 3),
+            **{k: round(v/whole, 3) for k, v in sorted(spent.items(), key=lambda kv: -kv[1])}))
+        print(rows[-1], flush=True)
+    keep('race_profile', peak_gflops=round(peak/1e9, 1), steps=steps, rows=rows)
+
+
+def timed(f):
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+# ---- the machine
+
+def calibrate(seconds=10.):
+    "Products of matrices, memory, calls of Python: what this machine does in about ten seconds"
+    set_threads()
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 512)
+    big, to = torch.randn(2**25), torch.empty(2**25)    # 128 MB
+    def rate(f, amount):
+        f()
+        best, end = 0., time.perf_counter() + seconds/3
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            f()
+            best = max(best, amount/(time.perf_counter() - start))
+        return best
+    return dict(gflops=round(rate(lambda: a @ b, 2*1024*1024*512/1e9), 1),
+                copied_gb=round(rate(lambda: to.copy_(big), 2*4*2**25/1e9), 2),
+                million_calls=round(rate(lambda: [len(()) for _ in range(10**5)], .1), 2),
+                load=round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None,
+                cores=os.cpu_count())
+
+
+def doubts(before, after):
+    "Why the seconds of a race may not mean what they say"
+    found = []
+    if before['cores'] < CORES:
+        found.append(f'the rules want {CORES} cores, this machine has {before["cores"]}')
+    if (before['load'] or 0) > .5:
+        found.append(f'the machine was busy before it began, a load of {before["load"]}')
+    change = after['gflops']/before['gflops'] - 1
+    if abs(change) > .1:
+        found.append(f'products of matrices ran at {change:+.0%} afterwards: another program, '
+                     'or the processor slowed down')
+    return found
+
+
+# ---- races and trials
+
+def find_clones(args):
+    "{entry: folder or None}, without what cannot be run, which is named"
+    found = {}
+    for name in args.entries:
+        if name not in CLONES:
+            found[name] = None
+            continue
+        path = getattr(args, name)
+        if not path: continue
+        missing = [f for f in CLONES[name] if not (Path(path).expanduser()/f).is_file()]
+        if missing:
+            print(f'{name} does not run: {path} holds no {", ".join(missing)}', file=sys.stderr)
+        else: found[name] = Path(path).expanduser().resolve()
+    return found
+
+
+def commit_of(clone):
+    "The commit of a clone; '' for a folder without one"
+    done = subprocess.run(['git', '-C', str(clone), 'rev-parse', 'HEAD'], capture_output=True,
+                          text=True)
+    return done.stdout.strip()
+
+
+def guarded(f, name, *args, **kw):
+    "A run, or None where a peer fails in its own way: it is named, and the others go on"
+    try: return f(name, *args, **kw)
+    except (ImportError, AttributeError, TypeError, RuntimeError, AssertionError) as error:
+        if name == 'ours': raise
+        traceback.print_exc()
+        print(f'{name} failed and does not run on: {error}', file=sys.stderr)
+
+
+def tune(text, entries, budget):
+    "Every trial of each entry, in turn, then the best of its rates with other shapes; goes on"
+    old = kept('race_tune')
+    others = [r for r in old.get('trials', []) if r['budget'] != budget]
+    rows = [r for r in old.get('trials', []) if r['budget'] == budget]
+    def trial(name, settings):
+        if any((r['entry'], r['settings']) == (name, settings) for r in rows): return
+        row = guarded(one_run, name, text, TUNING_SEED, settings, budget, entries[name], False)
+        if row is None: return
+        commit = commit_of(entries[name]) if entries[name] else ''
+        rows.append(row | dict(settings=settings, budget=budget, commit=commit))
+        print(name, settings, f'{row["rows"]:.4f} in rows, {row["seconds"]:.0f} s', flush=True)
+        best = old.get('best', {}) | {r['entry']: best_of(r['entry']) for r in rows}
+        keep('race_tune', seed=TUNING_SEED, trials=others + rows, best=best)
+    def best_of(name, only=None):
+        own = [r for r in rows if r['entry'] == name and (only is None or r['settings'] in only)]
+        return min(own, key=lambda r: r['rows'])['settings'] if own else {}
+    tuned = [n for n in entries if n in RATES]
+    for i in range(max(map(len, RATES.values()))):
+        for name in tuned: trial(name, RATES[name][i])
+    for shape, name in itertools.product(SHAPES, tuned):
+        trial(name, best_of(name, RATES[name]) | shape)
+    print('best:', json.dumps({n: best_of(n) for n in tuned}))
+
+
+def kept(name):
+    "An earlier result, or nothing"
+    file = RESULTS/f'{name}.json'
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def same_run(name, old, best, commits):
+    "Would an entry run now as it did: with these settings, from this commit?"
+    return (old['settings'].get(name, {}) == best.get(name, {})
+            and old['commits'].get(name) == commits.get(name))
+
+
+def race(text, entries, budget, seeds, all_scores):
+    """All entries in turn, seed after seed, by the best settings that are known
+
+    With equal tokens or paced seconds it goes on where it was ended."""
+    best = kept('race_tune').get('best', {})
+    unit, amount = next(iter(budget.items()))
+    file = f'race_{unit}_{amount:g}{suffix()}'
+    before, old = calibrate(), kept(file) if unit != 'seconds' else {}
+    commits = old.get('commits', {}) | {n: commit_of(c) for n, c in entries.items() if c}
+    rows = [r for r in old.get('runs', []) if same_run(r['entry'], old, best, commits)
+            and (not all_scores or 'prequential' in r)]
+    result = lambda: dict(budget=budget, settings=best, runs=rows, commits=commits)
+    for seed in range(seeds):
+        for name in list(entries):
+            if any((r['entry'], r['seed']) == (name, seed) for r in rows): continue
+            settings = best.get(name, {})
+            row = guarded(one_run, name, text, seed, settings, budget, entries[name], all_scores)
+            if row is None: entries.pop(name)
+            else:
+                rows.append(row)
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()},
+                      flush=True)
+                if unit != 'seconds': keep(file, **result())
+    after = calibrate()
+    runs = Runs([dict(variant=r['entry'], seed=r['seed'],
+                      log=[{k: v for k, v in r.items() if k not in ('entry', 'seed')}])
+                 for name in entries for r in rows if r['entry'] == name and r['seed'] < seeds])
+    tables = {}
+    for score in ('rows', 'stride', 'prequential') if all_scores else ('rows',):
+        if 'ours' in entries and len(entries) > 1 and seeds > 1:
+            tables[score] = repr(runs.table(score, vs='ours'))
+            print(f'\n{score}, bits per byte\n{tables[score]}')
+    why = doubts(before, after)
+    for line in why: print(f'NOT QUIET: {line}', file=sys.stderr)
+    keep(file, **result(), doubts=why, calibration=dict(before=before, after=after),
+         tables=tables)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--tune', action='store_true', help='try settings; no race')
+    p.add_argument('--pace', action='store_true', help='measure tokens per second; no race')
+    p.add_argument('--profile', action='store_true', help='profile a step; no race')
+    p.add_argument('--rounds', type=int, default=40, help='of --pace, --profile: steps of each')
+    p.add_argument('--compile', action='store_true', help='compile every entry first')
+    p.add_argument('--paced', action='store_true', help='seconds by the pace that --pace measured')
+    p.add_argument('--calibrate', action='store_true', help='measure the machine; no race')
+    p.add_argument('--seconds', type=float, help='of training; 100 unless --tokens is given')
+    p.add_argument('--tokens', type=float)
+    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--rows', action='store_true', help='score in rows alone')
+    p.add_argument('--entries', nargs='+', default=list(MAKERS), choices=list(MAKERS))
+    p.add_argument('--nanogpt', help='a clone of karpathy/nanoGPT')
+    p.add_argument('--nanochat', help='a clone of karpathy/nanochat')
+    args = p.parse_args()
+    if args.seconds and args.tokens: p.error('a budget is in --seconds or in --tokens, not in both')
+    if args.paced and args.tokens: p.error('--paced is about seconds: --seconds, not --tokens')
+    if args.rounds < 2: p.error('--rounds is at least 2')
+    if args.seeds < 1: p.error('--seeds is at least 1')
+    if (args.seconds or args.tokens or 1) <= 0: p.error('a budget is above 0')
+    if args.calibrate: return print(json.dumps(calibrate(), indent=1))
+    COMPILED['on'] = args.compile
+    unit = 'tokens' if args.tokens else 'paced' if args.paced else 'seconds'
+    budget = {unit: args.tokens or args.seconds or 100.}
+    entries = find_clones(args)
+    text = corpus('shakespeare')
+    if text.name != 'shakespeare':
+        p.error(f'the rules want the plays, and only {text.name} is here')
+    if args.pace: measure_pace(text, entries, args.rounds)
+    elif args.profile: measure_profile(text, entries, args.rounds)
+    elif args.tune: tune(text, entries, budget)
+    else: race(text, entries, budget, args.seeds, not args.rows)
+
+
+if __name__ == '__main__': main()
