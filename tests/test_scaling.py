@@ -8,8 +8,8 @@ import pytest
 
 from common import refuses, ROOT
 from gptlab.ablation import t_factor
-from gptlab.scaling import (best_rate, best_split, CHINCHILLA, chinchilla_law, farseer_law, fit_law,
-                            loss_law, rate_drift, read_predictions, write_outcome, write_prediction)
+from gptlab.scaling import (best_rate, best_split, CHINCHILLA, chinchilla_law, FARSEER,
+                            farseer_law, fit_law, loss_law, rate_drift, read_predictions, write_outcome, write_prediction)
 
 TRUTH = math.log(.5), math.log(1e8), .3
 
@@ -46,6 +46,26 @@ def test_farseer_without_its_exponents_is_chinchilla():
     steeper = (*theta[:6], .1, .05, math.log(.28))
     drop = lambda t: np.divide(*[farseer_law(t, N, d) - 1.69 for d in (1e10, 1e11)])
     assert drop(steeper)[1] > drop(steeper)[0] and np.allclose(*drop(theta))
+
+
+def test_farseer_as_it_is_quoted():
+    "By hand for one size; a refit of the released grid has 32, 25, 28 and 43 tokens a parameter"
+    by_hand = (math.exp(-.021*1e9**.169 - .091)
+               + math.exp(88.01*1e9**-.1 - 6.287)*2e10**-math.exp(-.124*1e9**.123 + .424))
+    assert math.isclose(farseer_law(FARSEER, 1e9, 2e10), by_hand)
+    for C, refit in zip((1e19, 1e20, 1e21, 1e22), (32, 25, 28, 43)):
+        N, D = best_split(partial(farseer_law, FARSEER), C, low=1e8, high=3e10)
+        assert refit/4 < D/N < refit           # the quoted digits leave a factor of 3 or so
+
+
+def test_the_best_split_stays_between_the_sizes_asked():
+    law = partial(chinchilla_law, CHINCHILLA)
+    N, D = best_split(law, 1e21, high=1e9)
+    assert math.isclose(N, 1e9) and math.isclose(6*N*D, 1e21)
+    assert math.isclose(best_split(law, 1e21, low=1e11)[0], 1e11)
+    for low, high in ((0, None), (1e9, 1e9), (None, -1), (math.nan, None)):
+        with refuses(ValueError, 'low' if low is not None and not low > 0 else 'high'):
+            best_split(law, 1e21, low, high)
 
 
 # ---- fits

@@ -947,6 +947,7 @@ autoconfig='''
 ''',
 scaling='''
     best_split(lambda N, D: N + D, 1e9)              # law: any; flops: v > 0
+        # low: v is None or 0 < v < 1e7; high: v is None or v > 13
     fit_law(some_runs(), draws=2)
         # runs: False; form: False; starts: any; loss: False; draws: v >= 1; seed: any
     a_law()(C=1e9)                                   # C: any
