@@ -9,7 +9,8 @@ import pytest
 from common import refuses, ROOT
 from gptlab.ablation import t_factor
 from gptlab.scaling import (best_rate, best_split, CHINCHILLA, chinchilla_law, FARSEER,
-                            farseer_law, fit_law, loss_law, rate_drift, read_predictions, write_outcome, write_prediction)
+                            farseer_law, fit_law, loss_law, rate_drift, read_predictions,
+                            write_outcome, write_prediction)
 
 TRUTH = math.log(.5), math.log(1e8), .3
 
