@@ -11,7 +11,6 @@ import copy, lzma, math, reprlib, zlib
 from collections.abc import Callable, Iterable, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
@@ -387,10 +386,7 @@ def xz_bpb(train:list[str], # documents already read
 class _PPMd:
     "PPMd of 7-Zip with the methods of Python's own compressors"
     def __init__(self, n_bytes, order):
-        try: import pyppmd
-        except ImportError:
-            raise ImportError('PPMd needs pyppmd, which is not installed: '
-                              "pip install 'gptlab[baselines]'") from None
+        import pyppmd
         memory = min(2**30, max(2**24, 32*n_bytes))          # bytes for its table of contexts
         self.coder = pyppmd.Ppmd7Encoder(order, memory)
 
@@ -404,7 +400,7 @@ def ppmd_bpb(train:list[str], # documents already read
              ) -> float:
     """Bits per byte that PPMd adds for the validation text after the training text
 
-    Raises ImportError without pyppmd, ValueError for no text or another order.
+    Raises ValueError for no text or another order.
     """
     check_number('order', order, low=2, high=64, whole=True)
     return _added(lambda n: _PPMd(n, order), train, valid, 'PPMd', verbose)
@@ -429,8 +425,7 @@ def baselines(text:'Corpus|str|list'='shakespeare', # what to score on
               ) -> dict[str,float]:
     """Bits per byte of simple methods on the validation text, weakest first
 
-    Computed once for each corpus and split; PPMd only where pyppmd is installed. Raises ValueError
-    for no text.
+    Computed once for each corpus and split. Raises ValueError for no text.
     """
     check_number('most', most, low=1, whole=True)
     c = corpus(text)
@@ -446,8 +441,8 @@ def _score_baselines(train, valid, verbose=True, **known):
     curve = _ngram_curve(train, valid, 5, verbose)
     bpb   = dict(uniform=uniform_bpb(), unigram=curve[0])
     bpb  |= {f'{n}-gram': curve[n-1] for n in (2, 3, 5)}
-    bpb  |= dict(gzip=gzip_bpb(train, valid, verbose), xz=xz_bpb(train, valid, verbose))
-    if find_spec('pyppmd'): bpb['ppmd'] = ppmd_bpb(train, valid, verbose=verbose)
+    bpb  |= dict(gzip=gzip_bpb(train, valid, verbose), xz=xz_bpb(train, valid, verbose),
+                 ppmd=ppmd_bpb(train, valid, verbose=verbose))
     return dict(sorted((bpb | known).items(), key=lambda kv: -kv[1]))
 
 # %% ../nbs/05_score.ipynb #406b953c

@@ -247,7 +247,6 @@ def test_dropout_is_off_while_it_learns():
 # ---- PPMd
 
 def test_ppmd_adds_little_for_what_it_has_read():
-    extra('pyppmd')
     import pyppmd
     a, b = ''.join(TRAIN).encode(), ''.join(VALID).encode()
     def size(text):
@@ -257,12 +256,6 @@ def test_ppmd_adds_little_for_what_it_has_read():
     assert ppmd_bpb(TRAIN, TRAIN) < ppmd_bpb(TRAIN, VALID) < xz_bpb(TRAIN, VALID)
     assert baselines(DOCS)['ppmd'] > 0
     with refuses(ValueError, 'order must be'): ppmd_bpb(TRAIN, VALID, 1)
-
-
-def test_ppmd_is_named_where_it_is_missing(monkeypatch):
-    import sys
-    monkeypatch.setitem(sys.modules, 'pyppmd', None)
-    with refuses(ImportError, "pip install 'gptlab[baselines]'"): ppmd_bpb(TRAIN, VALID)
 
 
 # ---- transformers

@@ -71,7 +71,6 @@ EXEMPT = dict(
     embedding='a choice: Opt calls it',
     balance_bias='a choice', fetch_eval='asks a server', lm_eval_model='needs lm-eval',
     constrained='needs llguidance',
-    ppmd_bpb='needs pyppmd',
     **dict.fromkeys(('differing', 'shared_end', 'after_context'), 'make_question calls it'),
     **dict.fromkeys(('lowest_mean', 'lowest_sum', 'lowest_per_char'), 'a rule'),
     all_greedy='a rule', serve='serves until it is stopped',
@@ -207,6 +206,7 @@ score='''
     evaluate(model(), fixed(), tok())                # batches: False; tok: v is None
     gzip_bpb(docs(), docs())                         # train: v == []; valid: False
     xz_bpb(docs(), docs())                           # train: v == []; valid: False
+    ppmd_bpb(docs(), docs())                         # train: v == []; valid: False
     cluster_error([1., 2.], [1, 2])                  # sums: False; counts: False
     strided(tokens(), T=8, stride=4, B=2)            # tokens: False; stride: 1 <= v <= 8
     prequential(model(), strided(tokens(), 8), sgd_maker, tok())
