@@ -15,6 +15,8 @@ paired (equal batches where tokenizer and batch are equal), entries run in turn,
     python benchmarks/race.py --profile                           where a step's time goes
     python benchmarks/race.py --pace                              tokens per second, steps in turn
     python benchmarks/race.py --seconds 100 --paced               seconds by that pace
+    python benchmarks/race.py --compile --bf16                    a second table: all compiled, in
+                                                                  bfloat16 under autocast
 
 On a machine whose speed changes from minute to minute the same seconds are not the same work. With
 --paced the seconds become tokens by the pace of each entry, measured by single steps in turn on a
@@ -119,7 +121,7 @@ def nanogpt(vocab, seed, clone, lr=1e-3, beta2=.99, wd=.1, dropout=0.):
 
 def nanochat(vocab, seed, clone, matrix_lr=.02, embedding_lr=.2, unembedding_lr=.004, wd=0.):
     "nanochat's model and optimizer, its schedules over a run of any length"
-    os.environ.setdefault('NANOCHAT_DTYPE', 'float32')
+    os.environ.setdefault('NANOCHAT_DTYPE', 'bfloat16' if COMPILED['bf16'] else 'float32')
     if str(clone) not in sys.path: sys.path.insert(0, str(clone))
     from nanochat.gpt import GPT as Net, GPTConfig as Config
     net = quietly(Net, Config(sequence_len=ROW, vocab_size=vocab, n_layer=DEPTH, n_head=HEADS,
@@ -159,7 +161,7 @@ MAKERS = dict(ours=front_page, default=front_page, before=before, gpt2=gpt2, lla
               nanogpt=nanogpt, nanochat=nanochat)
 CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
 PLAIN = dict(vocab=2048, B=8)                           # the front page's
-COMPILED = dict(on=False)                               # all entries, before their clocks start?
+COMPILED = dict(on=False, bf16=False)       # all entries, before their clocks start? in bfloat16?
 
 # twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
 # best of these; none may be added after a race was seen
@@ -190,9 +192,10 @@ def trainer(name, text, seed, settings, clone=None, scored=True, tokenizers={}):
     set_seed(seed)
     maker = partial(MAKERS[name], clone=clone) if clone else MAKERS[name]
     model, opt, schedule = maker(tok.vocab_size, seed, **settings)
-    clip = None if name == 'nanochat' else 1.           # it clips nothing
+    own = name == 'nanochat'                            # it clips nothing, and casts by itself
+    clip, dtype = None if own else 1., torch.bfloat16 if COMPILED['bf16'] and not own else None
     return Trainer(model, opt, train, valid if scored else None, schedule=schedule, clip=clip,
-                   eval_every=0, callbacks=[], compile=COMPILED['on'])
+                   eval_every=0, callbacks=[], compile=COMPILED['on'], dtype=dtype)
 
 
 def one_run(name, text, seed, settings, budget, clone=None, all_scores=True):
@@ -221,7 +224,7 @@ def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
 
 # ---- the pace
 
-def suffix(): return '_compiled' if COMPILED['on'] else ''
+def suffix(): return '_compiled'*COMPILED['on'] + '_bf16'*COMPILED['bf16']
 
 def shape_of(settings): return {k: (PLAIN | settings)[k] for k in PLAIN}
 
@@ -474,6 +477,7 @@ def main():
     p.add_argument('--profile', action='store_true', help='profile a step; no race')
     p.add_argument('--rounds', type=int, default=40, help='of --pace, --profile: steps of each')
     p.add_argument('--compile', action='store_true', help='compile every entry first')
+    p.add_argument('--bf16', action='store_true', help='multiply in bfloat16, all entries')
     p.add_argument('--paced', action='store_true', help='seconds by the pace that --pace measured')
     p.add_argument('--calibrate', action='store_true', help='measure the machine; no race')
     p.add_argument('--seconds', type=float, help='of training; 100 unless --tokens is given')
@@ -490,7 +494,7 @@ def main():
     if args.seeds < 1: p.error('--seeds is at least 1')
     if (args.seconds or args.tokens or 1) <= 0: p.error('a budget is above 0')
     if args.calibrate: return print(json.dumps(calibrate(), indent=1))
-    COMPILED['on'] = args.compile
+    COMPILED.update(on=args.compile, bf16=args.bf16)
     unit = 'tokens' if args.tokens else 'paced' if args.paced else 'seconds'
     budget = {unit: args.tokens or args.seconds or 100.}
     entries = find_clones(args)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fastcore.meta import delegates
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import extra
@@ -165,6 +166,31 @@ def test_one_step_of_training_in_every_precision(name, how):
 
 
 # ---- backends
+
+@pytest.mark.parametrize('how', ['weights', 'autocast'])
+@pytest.mark.parametrize('docs', [False, True])
+def test_on_a_cpu_the_kernel_learns_in_float32(how, docs, monkeypatch):
+    "Its way back is several times slower in bfloat16; what only reads is left as it is"
+    fused, seen = F.scaled_dot_product_attention, []
+    def noted(q, *args, **kwargs):
+        seen.append((q.dtype, torch.is_autocast_enabled('cpu')))
+        return fused(q, *args, **kwargs)
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', noted)
+    set_seed(0)
+    layer, x = Attention(16, 4, 2), torch.randn(2, 8, 16)
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    seq = Seq(ids, docs=(torch.arange(8) > 3).long().expand(2, 8) if docs else None)
+    want = layer(x, seq)
+    if how == 'weights': layer, x = layer.bfloat16(), x.bfloat16()
+    with torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+        got = layer(x, seq)
+        got.float().square().sum().backward()
+        with torch.no_grad(): layer(x, seq)
+    assert seen[0] == seen[1] == (torch.float32, False)
+    assert (seen[2][0] == torch.bfloat16 or seen[2][1]) and got.dtype == torch.bfloat16
+    assert (got - want).norm() < .02*want.norm()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
 
 @pytest.mark.filterwarnings('ignore:flex_attention called without')
 @pytest.mark.parametrize('pos', POSITIONS)
