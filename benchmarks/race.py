@@ -284,7 +284,9 @@ def kind_of(op):
     "A kind of work by the name of torch's operation: the longest prefix that fits counts"
     fits = [(len(start), kind) for kind, starts in KINDS.items() for start in starts
             if op.startswith(start)]
-    return max(fits)[1] if fits else 'elementwise' if op.startswith('aten::') else 'python'
+    if fits: return max(fits)[1]
+    if 'CompiledFxGraph' in op: return 'compiled'
+    return 'elementwise' if op.startswith('aten::') else 'python'
 
 
 def measure_profile(text, entries, steps):
@@ -315,7 +317,7 @@ def measure_profile(text, entries, steps):
             of_peak=round(counted.get_total_flops()/plain/peak, 3), optimizer=round(opt/whole, 3),
             **{k: round(v/whole, 3) for k, v in sorted(spent.items(), key=lambda kv: -kv[1])}))
         print(rows[-1], flush=True)
-    keep('race_profile', peak_gflops=round(peak/1e9, 1), steps=steps, rows=rows)
+    keep(f'race_profile{suffix()}', peak_gflops=round(peak/1e9, 1), steps=steps, rows=rows)
 
 
 def timed(f):

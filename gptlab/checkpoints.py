@@ -23,6 +23,7 @@ from .core import atomic_path, atomic_write, best_device
 from .core import check_number, check_type, file_sha256, in_kernel
 from .core import plain_text, resolve_name, run_info, user_path
 from .model import GPT, GPTConfig, parameter_shapes, unwrapped
+from .optimizers import bfloat16_units
 from .tokenizer import Tokenizer
 
 # %% ../nbs/11_checkpoints.ipynb #b87696f4
@@ -957,13 +958,15 @@ def _precision(self:SafeRun, dtype, compile, deterministic):
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.use_deterministic_algorithms(True)
+    units = bfloat16_units(self.device)
+    if dtype == 'fast': dtype = torch.bfloat16 if units else None
     if dtype is None and cuda: dtype = torch.bfloat16
     name = 'float32' if dtype is None else str(dtype).removeprefix('torch.')
     if name not in _dtypes:
-        raise ValueError(f'dtype is float32, bfloat16 or float16, not {dtype!r}')
+        raise ValueError(f"dtype is float32, bfloat16, float16 or 'fast', not {dtype!r}")
     compiled = (cuda if compile is None else compile) and self._compile()
-    if _dtypes[name] == torch.bfloat16 and self.device.type == 'cpu' and not compiled:
-        self._say('bfloat16 on a CPU is often slower than float32 unless it is compiled: '
+    if _dtypes[name] == torch.bfloat16 and not units and not compiled:
+        self._say('bfloat16 is often slower than float32 on this device unless it is compiled: '
                   'compare, or give compile=True')
     return _dtypes[name], bool(compiled)
 

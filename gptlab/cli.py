@@ -53,7 +53,7 @@ def front_page_run(text:object, # what to learn: a Corpus
                    ) -> object:
     "The front page's Trainer, ready to fit"
     from gptlab.all import Trainer
-    return Trainer(*front_page_parts(text, seed, vocab), **kw)
+    return Trainer(*front_page_parts(text, seed, vocab), **dict(dtype='fast') | kw)
 
 # %% ../nbs/91_cli.ipynb #91d0b102
 def planned_parts(text:object, # what to learn: a Corpus
@@ -183,7 +183,9 @@ def _settings(folder):
         counts |= {k: check_number(k, n, low=1, whole=True) for k, n in size.items()}
         user_path(found['text'])
         text = dict(text=found['text'], separator=str(found.get('separator', '')))
-        text |= dict(compile=found.get('compile', False) is True)
+        dtype = found.get('dtype')                            # earlier runs have none
+        text |= dict(compile=found.get('compile', False) is True,
+                     dtype=dtype if dtype in ('bfloat16', 'float32') else None)
         return text | counts | dict(plan=_plan_numbers(found.get('plan')))
     except FileNotFoundError:
         raise FileNotFoundError(f'{folder} holds no settings.json, so `gptlab train` did not make '
@@ -262,17 +264,24 @@ def _trainer(ranks, data, made, folder, point, device):
     else:
         if point: size['context'] = load_checkpoint(point, 'config')['config']['context_length']
         parts = front_page_parts(data, **process, **size)
+    if not (point or plan): made['dtype'] = _fast_dtype(device)
     if not point: folder, = _decide(ranks, lambda: [_new_folder(folder, made['text'])])
     launch = _launch()
     if ranks.rank == 0 and (launch or not point):
         _write_settings(folder, made | (dict(launch=launch) if launch else {}))
     run = Trainer(*parts, dir=folder, save_every=200, device=device or None,
-                  compile=made['compile'] or None, accumulate=plan.accumulate if plan else 1,
+                  compile=made['compile'] or None, dtype=made['dtype'],
+                  accumulate=plan.accumulate if plan else 1,
                   callbacks=[] if ranks.rank else None, notes=dict(text=data.name))
     if point:
         print(f'going on from {point}', flush=True)
         run.resume(point)
     return run
+
+def _fast_dtype(device):
+    "What a new run multiplies in, by name: it stays with the run"
+    from gptlab.optimizers import bfloat16_units
+    return 'bfloat16' if bfloat16_units(device or None) else 'float32'
 
 def _fit(run, budget):
     "Train; returns the exit status, which is not 0 for a run that was stopped"
@@ -321,7 +330,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     ranks = join_ranks()
     folder, point = _decide(ranks, lambda: _place(dir, resume))
     made = dict(text=text, seed=seed, vocab=vocab or 2048, layers=layers or 4, width=width or 128,
-                separator=separator, compile=compile, plan=None)
+                separator=separator, compile=compile, dtype=None, plan=None)
     if point: made = _settings(folder)
     made['compile'] |= compile
     data = _rank_0_first(ranks, lambda: corpus(made['text'], separator=made['separator'] or None))

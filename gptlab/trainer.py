@@ -47,7 +47,7 @@ class Trainer(SafeRun):
                  keep:int|dict=2, # newest that stay, or as dict(keep=2, best=1, every=1000)
                  dir:str|Path|None=None, # the run's folder; None saves nothing
                  device:str|None=None, # None is the best here
-                 dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA
+                 dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA; or 'fast'
                  compile:bool|None=None, # compile each block? None: on CUDA
                  deterministic:bool=False, # only kernels that give the same bits twice?
                  on_nan:str='stop', # at a bad step, 'stop' and save the batch, 'skip', or 'rewind'

@@ -636,10 +636,16 @@ def test_the_scaler_is_saved(tmp_path):
     assert equal(weights(run), weights(small(dtype='float16').fit(8)))
 
 
-def test_a_hint_where_bfloat16_is_slow(capsys):
-    "U13"
+@pytest.mark.parametrize('units', ['', 'AMX'])
+def test_a_hint_where_bfloat16_is_slow(units, capsys, monkeypatch):
+    "U13; where it is fast there is no hint, and 'fast' is bfloat16"
+    monkeypatch.setattr('gptlab.checkpoints.bfloat16_units', lambda device: units)
     small(dtype='bfloat16')
-    assert 'often slower than float32' in capsys.readouterr().out
+    assert ('often slower than float32' in capsys.readouterr().out) == (not units)
+    run = small(dtype='fast')
+    assert run.dtype == (torch.bfloat16 if units else None) and not capsys.readouterr().out
+    assert math.isfinite(run.fit(2).log[-1]['loss'])
+    with pytest.raises(ValueError, match="or 'fast', not 'quick'"): small(dtype='quick')
 
 
 def test_epochs():

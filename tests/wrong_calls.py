@@ -273,6 +273,7 @@ model='''
     run_eagerly(model())
 ''',
 optimizers='''
+    bfloat16_units()                                 # device: v == 'cpu' if v else v is None
     round_stochastic(torch.ones(2))                  # generator: v is None
     polar_factor(torch.randn(3, 4), series='jordan')
         # steps: v >= 0; series: False; precision: False
