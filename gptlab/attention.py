@@ -416,7 +416,18 @@ def _attend(self:Attention, q, k, v, mask):
         queries = q.reshape(len(q), self.K, -1, q.shape[-1])          # (B,K,H/K,D)
         y = F.scaled_dot_product_attention(queries, k, v, table, p)   # (B,K,H/K,Dv)
         return y.view(len(q), self.H, 1, -1)
-    return fused_attention(q, k, v, table, p, mask.causal, shared)
+    return _fused(q, k, v, table, p, mask.causal, shared)
+
+def _fused(q, k, v, table, p, causal, shared):
+    "torch's fused kernel; on a CPU it learns in float32, for in bfloat16 its way back is slow"
+    low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
+    if not (low and q.requires_grad and q.device.type == 'cpu'):
+        return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)
+    if table is not None and table.dtype != torch.bool: table = table.float()
+    with torch.autocast('cpu', enabled=False):
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), table, p, causal,
+                                           enable_gqa=shared)                # (B,H,T,Dv)
+    return y.to(q.dtype)
 
 # %% ../nbs/07_attention.ipynb #a07c000e
 @patch
@@ -464,27 +475,6 @@ def _check(self:Seq, ids, docs, pos, caches):
                          f'not {ids.dtype} of shape {tuple(ids.shape)}')
     if caches is not None and not (isinstance(caches, (list, tuple)) and caches):
         raise TypeError(f'caches are a list, one for each layer, not {caches!r:.60}')
-
-def fused_attention(q:torch.Tensor, # (B,H,T,D)
-                    k:torch.Tensor, # (B,K,S,D)
-                    v:torch.Tensor, # (B,K,S,D)
-                    table:torch.Tensor|None, # of a `Mask`
-                    dropout:float, # probability, while training
-                    causal:bool, # of a `Mask`
-                    shared:bool, # are there fewer heads of keys than of queries?
-                    ) -> torch.Tensor: # (B,H,T,D)
-    """torch's fused kernel, which in bfloat16 learns slowly on a CPU: there in float32
-
-    Backward takes 8.6 ms in bfloat16 and some 2 in float32 for 8 rows of 128 (AVX-512 BF16)."""
-    dtype = q.dtype
-    low = dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
-    if not (low and q.requires_grad and q.device.type == 'cpu'):
-        return F.scaled_dot_product_attention(q, k, v, table, dropout, causal, enable_gqa=shared)
-    q, k, v = q.float(), k.float(), v.float()
-    if table is not None and table.dtype != torch.bool: table = table.float()
-    with torch.autocast('cpu', enabled=False):
-        y = F.scaled_dot_product_attention(q, k, v, table, dropout, causal, enable_gqa=shared)
-    return y.to(dtype)
 
 def check_layers(parts:Iterable[nn.Module]):
     "Each kind of module in these parts is asked once: is it a Layer, or does it look like one?"

@@ -532,6 +532,32 @@ def test_compile_is_passed_on_and_stays_with_the_run(home, tmp_path, monkeypatch
         assert ''.join(asked) == expected
 
 
+def test_the_precision_of_a_run_stays_with_it(home, tmp_path, monkeypatch):
+    "Whatever the processor that it goes on with; a run without a word of it is in float32"
+    monkeypatch.chdir(tmp_path)
+    units, seen = ['AMX'], []
+    monkeypatch.setattr('gptlab.optimizers.bfloat16_units', lambda device: units[0])
+    made = SafeRun._precision
+    def noted(run, *args):
+        seen.append(made(run, *args)[0])
+        return seen[-1], False
+    monkeypatch.setattr(Trainer, '_precision', noted)
+    line = ['train', '--text', str(home[0]/'my book.txt'), '--vocab', '300', '--device', 'cpu',
+            '--layers', '1', '--width', '32', '--steps', '2', '--dir']
+    assert main([*line, 'a']) == 0 and seen == [torch.bfloat16]
+    units[0] = ''
+    assert main([*line, 'b']) == 0 and seen[1:] == [None]
+    assert main(['train', '--resume', '--steps', '3', '--dir', 'a']) == 0
+    units[0] = 'AMX'
+    assert main(['train', '--resume', '--steps', '3', '--dir', 'b']) == 0
+    file = Path('b/settings.json')
+    settings = json.loads(file.read_text())
+    assert settings.pop('dtype') == 'float32'
+    file.write_text(json.dumps(settings))
+    assert main(['train', '--resume', '--steps', '4', '--dir', 'b']) == 0
+    assert seen[2:] == [torch.bfloat16, None, None]
+
+
 # ---- plans
 
 def test_a_plan_is_trained_and_goes_on_the_same(tmp_path, monkeypatch, capsys):
