@@ -419,7 +419,7 @@ def _attend(self:Attention, q, k, v, mask):
     return _fused(q, k, v, table, p, mask.causal, shared)
 
 def _fused(q, k, v, table, p, causal, shared):
-    "torch's fused kernel; on a CPU it learns in float32, for in bfloat16 its way back is slow"
+    "torch's fused kernel; trained on a CPU in float32, where bfloat16's backward pass is slow"
     low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
     if not (low and q.requires_grad and q.device.type == 'cpu'):
         return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)

@@ -170,7 +170,7 @@ def test_one_step_of_training_in_every_precision(name, how):
 @pytest.mark.parametrize('how', ['weights', 'autocast'])
 @pytest.mark.parametrize('docs', [False, True])
 def test_on_a_cpu_the_kernel_learns_in_float32(how, docs, monkeypatch):
-    "Its way back is several times slower in bfloat16; what only reads is left as it is"
+    "Its backward pass is several times slower in bfloat16; what only reads is left as it is"
     fused, seen = F.scaled_dot_product_attention, []
     def noted(q, *args, **kwargs):
         seen.append((q.dtype, torch.is_autocast_enabled('cpu')))
