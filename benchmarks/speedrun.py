@@ -188,7 +188,7 @@ CANDIDATES = {
     # fewer products in Muon, of which five steps are over a quarter of all arithmetic
     'parts+ns_4': (-.042, TWO | dict(head_betas=(.9, .95), ns=4)),
     'parts+ns_3': (-.040, TWO | dict(head_betas=(.9, .95), ns=3)),
-    'parts+grow_batch': (-.038, TWO | dict(head_betas=(.9, .95), sizes={0: 8, 150: 16})),
+    'parts+grow_batch': (-.038, TWO | dict(head_betas=(.9, .95), sizes={0: 8*ROW, 150: 16*ROW})),
     # on top of the best two, which `two` is short for: gains are to the base all the same
     'two+small_tables': (-.045, TWO | dict(table_std=.1)),
     'two+table_rate': (-.046, TWO | dict(vlr=.05)),
