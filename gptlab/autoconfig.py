@@ -187,7 +187,7 @@ class Plan:
     batch:int                    # tokens per optimizer step
     steps:int                    # optimizer steps
     rows:int                     # rows that one device reads at a time
-    devices:int                  # devices that share a batch
+    devices:int                  # devices that split a batch
     lr:float                     # factor of the rates, or the rate itself
     wd:float                     # factor of the weight decay
     because:dict                 # field → the formula, or 'asked'
@@ -260,7 +260,7 @@ def depth_plan(depth:int, # blocks
                ratio:float|None=None, # or in tokens per parameter; None: the rule's
                batch:int|None=None, # tokens per step; None: by the law
                rows:int|None=None, # rows at a time; None: at most 32, so that it divides
-               devices:int=1, # that share a batch
+               devices:int=1, # that split a batch
                speed:'Speed|None'=None, # as calibrate gives, for seconds
                ) -> Plan:
     """The plan that follows from a depth
@@ -668,7 +668,7 @@ def auto_plan(depth:int|None=None, # blocks; or
               context_length:int|None=None, # longest row; None: the dial's
               device:str|None=None, # None is the best here
               speed:Speed|None=None, # as calibrate gives; None measures, where minutes ask for it
-              devices:int=1, # that share a batch
+              devices:int=1, # that split a batch
               **length, # steps, flops, tokens or ratio, as in depth_plan
               ) -> Plan:
     """The plan that `gptlab train --auto` follows: for a depth, for minutes, or like a size

@@ -28,7 +28,7 @@ class Columns:
     room = 32                                      # free columns behind the last, at first
     def __init__(self,
                  pos:torch.Tensor, # (R,L) positions, −1 where a row has no token
-                 window:int|None, # of the layers that share these columns
+                 window:int|None, # of the layers that use these columns
                  ):
         self.pos, self.window, self.end = pos, window, 0
 

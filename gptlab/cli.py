@@ -76,7 +76,7 @@ def planned_parts(text:object, # what to learn: a Corpus
 # %% ../nbs/91_cli.ipynb #91d0b103
 def saved_plan(numbers:dict, # as in a run's settings.json
                vocab:int, # tokens of the BPE
-               world_size:int=1, # processes that share a batch
+               world_size:int=1, # processes that split a batch
                ) -> object:
     "A plan from the numbers that were written down"
     from dataclasses import replace

@@ -232,7 +232,7 @@ def adahessian_rule(grad:torch.Tensor, # gradient of a parameter, any shape; nev
                     betas:tuple=(.9,.999), # decay rates of the two averages
                     power:float=1., # of the root of v; 0 is descent with momentum
                     eps:float=1e-4, # keeps the division finite
-                    block:int=1, # so many neighbours share the mean of their estimates
+                    block:int=1, # estimates averaged over so many neighbours
                     ) -> torch.Tensor: # the direction, of the shape of grad
     """AdaHessian's direction (Yao et al. 2021, algorithm 1)
 

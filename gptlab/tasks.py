@@ -345,7 +345,7 @@ def _parts(questions, shared, B, limit):
 OVERHEAD = 64     # tokens that could be read in the time that a batch takes beside its tokens
 
 def _cut(order, sizes, B, limit):
-    "Parts of at most B rows that all share something, or do not; little of each is padding"
+    "Parts of at most B rows, all with a common prefix or none; little of each is padding"
     part = []
     for i in order:
         more = [sizes[j] for j in [*part, i]]

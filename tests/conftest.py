@@ -1,7 +1,7 @@
 """Every test runs with one thread, with a cache of its own, and never as if inside nbdev_test.
 
-The suite runs in two workers (pyproject.toml: -n 2), so whatever a worker starts must not take both
-cores.
+The suite runs in two workers where pytest-xdist is installed, so whatever a worker starts must not
+take both cores.
 """
 import os, random, shutil, signal, sys
 from pathlib import Path
@@ -49,6 +49,16 @@ def chromium():
         browser = p.chromium.launch(executable_path=exe, args=flags.split())
         yield browser
         browser.close()
+
+
+# ---- workers
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    "Two workers, unless -n or --pdb is given; without pytest-xdist, this process alone"
+    given = config.option
+    if not config.pluginmanager.hasplugin('xdist') or hasattr(config, 'workerinput'): return
+    if given.numprocesses is None and not given.usepdb: given.numprocesses = 2
 
 
 # ---- two tiers: what people wait for, and what .ci/run does besides

@@ -215,12 +215,15 @@ def test_one_prompt_is_read_once_for_those_who_come_together():
     assert late[1].reason and empty(engine)
 
 
+def no_memory(model, args):
+    "Before a model reads: a prompt of three characters, with its bos, is too much"
+    if args[0].shape == (1, 4): raise RuntimeError('no memory')
+
+
 def test_a_prompt_that_cannot_be_read_ends_all_who_share_it():
     model = tiny()
     engine = Engine(model, TOK)
-    def fail(m, args):
-        if args[0].shape == (1, 4): raise RuntimeError('no memory')
-    hook = model.register_forward_pre_hook(fail)
+    hook = model.register_forward_pre_hook(no_memory)
     jobs = [engine.submit(p, 5, GREEDY) for p in ('abc', 'ab', 'abc')]
     run(engine)
     hook.remove()
@@ -460,9 +463,7 @@ def test_logits_that_are_nan_in_one_row_leave_no_trace_for_whoever_comes_next():
 def test_a_prompt_that_the_model_cannot_read_ends_its_own_request():
     model = tiny()
     engine = Engine(model, TOK)
-    def fail(m, args):
-        if args[0].shape == (1, 4): raise RuntimeError('no memory')
-    hook = model.register_forward_pre_hook(fail)
+    hook = model.register_forward_pre_hook(no_memory)
     jobs = [engine.submit(p, 5) for p in ('ab', 'abc')]
     run(engine)
     hook.remove()
