@@ -421,13 +421,12 @@ def _attend(self:Attention, q, k, v, mask):
 def _fused(q, k, v, table, p, causal, shared):
     "torch's fused kernel; trained on a CPU in float32, where bfloat16's backward pass is slow"
     low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
-    if not (low and q.requires_grad and q.device.type == 'cpu'):
-        return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)
-    if table is not None and table.dtype != torch.bool: table = table.float()
-    with torch.autocast('cpu', enabled=False):
-        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), table, p, causal,
-                                           enable_gqa=shared)                # (B,H,T,Dv)
-    return y.to(q.dtype)
+    if low and q.requires_grad and q.device.type == 'cpu':
+        if table is not None and table.dtype != torch.bool: table = table.float()
+        with torch.autocast('cpu', enabled=False):
+            y = _fused(q.float(), k.float(), v.float(), table, p, causal, shared)
+        return y.to(q.dtype)                                          # (B,H,T,Dv)
+    return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)
 
 # %% ../nbs/07_attention.ipynb #a07c000e
 @patch

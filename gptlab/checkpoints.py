@@ -965,8 +965,9 @@ def _precision(self:SafeRun, dtype, compile, deterministic):
     if name not in _dtypes:
         raise ValueError(f"dtype is float32, bfloat16, float16 or 'fast', not {dtype!r}")
     compiled = (cuda if compile is None else compile) and self._compile()
-    if _dtypes[name] == torch.bfloat16 and not units and not compiled:
-        self._say('bfloat16 is often slower than float32 on this device unless it is compiled: '
+    slow = self.device.type == 'cpu' and not units and not compiled
+    if _dtypes[name] == torch.bfloat16 and slow:
+        self._say('bfloat16 on this CPU is often slower than float32 unless it is compiled: '
                   'compare, or give compile=True')
     return _dtypes[name], bool(compiled)
 

@@ -255,7 +255,7 @@ def _new_folder(dir, text):
 
 def _trainer(ranks, data, made, folder, point, device):
     "The trainer of a run that is new, or goes on from a checkpoint; a folder is made at the last"
-    from gptlab.all import best_device, load_checkpoint, Trainer
+    from gptlab.all import best_device, bfloat16_units, load_checkpoint, Trainer
     process = dict(rank=ranks.rank, world_size=ranks.world_size)
     best_device(device or None)                               # raises for what is none
     size = {k: made[k] for k in ('seed', 'vocab', 'layers', 'width')}
@@ -264,7 +264,8 @@ def _trainer(ranks, data, made, folder, point, device):
     else:
         if point: size['context'] = load_checkpoint(point, 'config')['config']['context_length']
         parts = front_page_parts(data, **process, **size)
-    if not (point or plan): made['dtype'] = _fast_dtype(device)
+    if not (point or plan):                                   # it stays with the run
+        made['dtype'] = 'bfloat16' if bfloat16_units(device or None) else 'float32'
     if not point: folder, = _decide(ranks, lambda: [_new_folder(folder, made['text'])])
     launch = _launch()
     if ranks.rank == 0 and (launch or not point):
@@ -277,11 +278,6 @@ def _trainer(ranks, data, made, folder, point, device):
         print(f'going on from {point}', flush=True)
         run.resume(point)
     return run
-
-def _fast_dtype(device):
-    "What a new run multiplies in, by name: it stays with the run"
-    from gptlab.optimizers import bfloat16_units
-    return 'bfloat16' if bfloat16_units(device or None) else 'float32'
 
 def _fit(run, budget):
     "Train; returns the exit status, which is not 0 for a run that was stopped"

@@ -536,7 +536,7 @@ def test_the_precision_of_a_run_stays_with_it(home, tmp_path, monkeypatch):
     "Whatever the processor that it goes on with; a run without a word of it is in float32"
     monkeypatch.chdir(tmp_path)
     units, seen = ['AMX'], []
-    monkeypatch.setattr('gptlab.optimizers.bfloat16_units', lambda device: units[0])
+    monkeypatch.setattr('gptlab.all.bfloat16_units', lambda device: units[0])
     made = SafeRun._precision
     def noted(run, *args):
         seen.append(made(run, *args)[0])
