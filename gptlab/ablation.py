@@ -290,7 +290,9 @@ class Verdicts:
             compared = '', '', '', r.get('verdict', '')
             if name != self.vs:
                 difference = f'{r["diff"]:+.3g} ± {r["half"]:.2g}'
-                compared = difference, f'{r["effect"]:+.2g} sd', f'{r["p"]:.2g}', r['verdict']
+                digits = '.2g' if abs(r['effect']) < 99.5 else '.0f'
+                compared = (difference, f'{r["effect"]:+{digits}} sd', f'{r["p"]:.2g}',
+                            r['verdict'])
             yield str(name), f'{r["mean"]:.4g}', *compared, *(r.get(k, '') for k in self._more())
 
     def _more(self):
