@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from .core import atomic_path, atomic_write, best_device
 from .core import check_number, check_type, file_sha256, in_kernel
-from .core import plain_text, resolve_name, run_info, user_path
-from .model import GPT, GPTConfig, parameter_shapes, unwrapped
+from .core import plain_text, resolve_name, run_info, step_limit, user_path
+from .model import GPT, GPTConfig, parameter_shapes, unwrapped, why_not_compiled
 from .optimizers import bfloat16_units
 from .tokenizer import Tokenizer
 
@@ -952,8 +952,8 @@ _dtypes = dict(float32=None, fp32=None, bfloat16=torch.bfloat16, bf16=torch.bflo
 @patch
 def _precision(self:SafeRun, dtype, compile, deterministic):
     "(dtype of autocast or None, compiled?), chosen for the device where they are not named"
-    for name, flag in (('compile', compile), ('deterministic', deterministic)):
-        if flag is not None: check_type(name, flag, bool, 'True or False')
+    if deterministic is not None: check_type('deterministic', deterministic, bool, 'True or False')
+    if compile not in (None, 'fast'): check_type('compile', compile, bool, "True, False or 'fast'")
     cuda = self.device.type == 'cuda'
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -964,8 +964,9 @@ def _precision(self:SafeRun, dtype, compile, deterministic):
     name = 'float32' if dtype is None else str(dtype).removeprefix('torch.')
     if name not in _dtypes:
         raise ValueError(f"dtype is float32, bfloat16, float16 or 'fast', not {dtype!r}")
-    compiled = (cuda if compile is None else compile) and self._compile()
-    slow = self.device.type == 'cpu' and not units and not compiled
+    self._may_compile = compile == 'fast' and not cuda            # once fit knows how long
+    compiled = (cuda if compile in (None, 'fast') else compile) and self._compile()
+    slow = self.device.type == 'cpu' and not (units or compiled or self._may_compile)
     if _dtypes[name] == torch.bfloat16 and slow:
         self._say('bfloat16 on this CPU is often slower than float32 unless it is compiled: '
                   'compare, or give compile=True')
@@ -980,8 +981,11 @@ def _compile(self:SafeRun):
     except Exception:
         self._say('no C++ compiler was found: training goes on without compilation')
         return False
-    for block in getattr(self.model, 'blocks', [self.model]): block.compile(dynamic=False)
+    for block in self._blocks(): block.compile(dynamic=False)
     return True
+
+@patch
+def _blocks(self:SafeRun): return getattr(self.model, 'blocks', [self.model])
 
 @patch
 def _make_scaler(self:SafeRun):
@@ -1009,14 +1013,25 @@ def _warm_up(self:SafeRun):
     self._say(f'compiling for {self.device} …')
     buffers = {n: b.clone() for n, b in self.model.named_buffers()}
     self._reading().begin_step()
-    total, weight = self._as_pair(self.get_loss(self.get_batch()))
-    (total/weight).backward()
+    try:
+        total, weight = self._as_pair(self.get_loss(self.get_batch()))
+        (total/weight).backward()
+        self._say(f'compiled in {time.perf_counter() - start:.0f} s')
+    except Exception as e:
+        why = why_not_compiled(e)
+        if why is None: raise
+        self._say(f'{why}: training goes on without compilation')
+        for block in self._blocks(): block._compiled_call_impl = None
+        self._set_compiled(False)
     self.opt.zero_grad(set_to_none=True)
     self._reading().undo_step()
     with torch.no_grad():
         for n, b in self.model.named_buffers(): b.copy_(buffers[n])
     self._put_back(rng)
-    self._say(f'compiled in {time.perf_counter() - start:.0f} s')
+
+@patch
+def _set_compiled(self:SafeRun, compiled):
+    self.compiled = self.info['settings']['compile'] = compiled
 
 @patch
 def _as_pair(self:SafeRun, result):
@@ -1104,10 +1119,18 @@ def _check_dir(self:SafeRun):
 def _begin_fit(self:SafeRun):
     "Compile, remember where to go back to, and open the callbacks"
     self.model.train()
-    if self.compiled and self.progress < 1 and not self._warm: self._warm_up()
+    if self.progress < 1 and not self._warm:
+        if self._pays_to_compile(): self._set_compiled(self._compile())
+        if self.compiled: self._warm_up()
     if self.read_late or self.on_nan == 'rewind': self._memory = self._snapshot()
     self._next_save = time.monotonic() + min(60, self.save_seconds or math.inf)
     self.call('before_fit')
+
+@patch
+def _pays_to_compile(self:SafeRun):
+    "On a CPU, where a minute or more of the clock follows, which does not count compiling"
+    unit, amount = self.budget
+    return self._may_compile and unit == 'seconds' and amount >= 60 and not step_limit()
 
 @patch
 @contextlib.contextmanager

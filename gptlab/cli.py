@@ -53,7 +53,7 @@ def front_page_run(text:object, # what to learn: a Corpus
                    ) -> object:
     "The front page's Trainer, ready to fit"
     from gptlab.all import Trainer
-    return Trainer(*front_page_parts(text, seed, vocab), **dict(dtype='fast') | kw)
+    return Trainer(*front_page_parts(text, seed, vocab), **dict(dtype='fast', compile='fast') | kw)
 
 # %% ../nbs/91_cli.ipynb #91d0b102
 def planned_parts(text:object, # what to learn: a Corpus
@@ -184,7 +184,8 @@ def _settings(folder):
         user_path(found['text'])
         text = dict(text=found['text'], separator=str(found.get('separator', '')))
         dtype = found.get('dtype')                            # earlier runs have none
-        text |= dict(compile=found.get('compile', False) is True,
+        compile = found.get('compile')
+        text |= dict(compile=compile if compile == 'fast' else compile is True,
                      dtype=dtype if dtype in ('bfloat16', 'float32') else None)
         return text | counts | dict(plan=_plan_numbers(found.get('plan')))
     except FileNotFoundError:
@@ -312,7 +313,7 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
           like:str='', # a plan for a model of about this size, such as 10M or 124M
           separator:str='', # a mark in the text that divides documents, such as <|endoftext|>
           device:str='', # where to train: cpu, cuda, mps; the best there is unless given
-          compile:bool=False, # compile the blocks first, which takes a minute; always on CUDA
+          compile:bool=False, # compile the blocks first; unasked for, where it pays
           resume:bool=False, # go on with the run in --dir, or with the latest
           ):
     """Train a small GPT on a text, save it, and show what it writes
@@ -326,9 +327,9 @@ def train(text:str='shakespeare', # shakespeare, stories, python, or a text file
     ranks = join_ranks()
     folder, point = _decide(ranks, lambda: _place(dir, resume))
     made = dict(text=text, seed=seed, vocab=vocab or 2048, layers=layers or 4, width=width or 128,
-                separator=separator, compile=compile, dtype=None, plan=None)
+                separator=separator, compile=compile or 'fast', dtype=None, plan=None)
     if point: made = _settings(folder)
-    made['compile'] |= compile
+    if compile: made['compile'] = True
     data = _rank_0_first(ranks, lambda: corpus(made['text'], separator=made['separator'] or None))
     made['text'] = _absolute(made['text'], data)
     print(data, flush=True)

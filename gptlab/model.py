@@ -695,6 +695,14 @@ def plain_name(name:str) -> str:
     "A module's or a tensor's name as it is without torch.compile"
     return name.replace('_orig_mod.', '')
 
+def why_not_compiled(error:Exception) -> str|None:
+    "Why torch's compiler failed, in one line; None for an error that is not the compiler's"
+    if not type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')): return None
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = [line for line in found if 'error:' in line] or found or [type(error).__name__]
+    hint = "; it needs Python's headers (python3-dev)" if 'Python.h' in found[0] else ''
+    return f'compiling failed ({found[0].rpartition(" error: ")[2]:.150}){hint}'
+
 def unwrapped(model:nn.Module) -> nn.Module:
     """The model inside torch.compile, or inside what holds `module` and no weights of its own, as
     DistributedDataParallel, DataParallel and AveragedModel do

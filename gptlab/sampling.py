@@ -19,7 +19,7 @@ from .attentions import StaticCache
 from .core import check_number, check_type
 from .generation import continue_rows, filter_logits, generate, make_generator
 from .generation import model_end_ids, Reader, RowFilter, trained_length
-from .model import GPT, unwrapped
+from .model import GPT, unwrapped, why_not_compiled
 from .tokenizer import as_tokenizer
 
 
@@ -502,13 +502,22 @@ class StaticDecoder(nn.Module):
         if start == 0: return self._prefill(ids, docs, pos, caches, last)
         if pos is None: pos = torch.arange(start, start+T, device=ids.device).repeat(B, 1)  # (B,T)
         if T == 1 and self.compiled:
-            if B not in self.steps: self.steps[B] = _compiled(self.model, B)
-            if not ids.is_cuda: return self.steps[B](ids, docs=docs, pos=pos, caches=caches)
-            given = {k: t for k, t in dict(ids=ids, docs=docs, pos=pos).items() if t is not None}
-            first = caches[0]
-            if first.graph is None: first.graph = GraphedStep(self.steps[B], given, caches)
-            return first.graph(**given)
+            try: return self._step(ids, docs, pos, caches)
+            except Exception as e:
+                why = why_not_compiled(e)
+                if why is None: raise
+                print(f'{why}: decoding goes on without compilation')
+                self.compiled = False
         return self.model(ids, docs=docs, pos=pos, caches=caches, last=last)
+
+    def _step(self, ids, docs, pos, caches):
+        "One token of each row by the compiled step"
+        B, first = len(ids), caches[0]
+        if B not in self.steps: self.steps[B] = _compiled(self.model, B)
+        if not ids.is_cuda: return self.steps[B](ids, docs=docs, pos=pos, caches=caches)
+        given = {k: t for k, t in dict(ids=ids, docs=docs, pos=pos).items() if t is not None}
+        if first.graph is None: first.graph = GraphedStep(self.steps[B], given, caches)
+        return first.graph(**given)
 
     def _prefill(self, ids, docs, pos, caches, last):
         "The prompt, read with caches that grow: without a mask over memory that is empty"

@@ -48,7 +48,7 @@ class Trainer(SafeRun):
                  dir:str|Path|None=None, # the run's folder; None saves nothing
                  device:str|None=None, # None is the best here
                  dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA; or 'fast'
-                 compile:bool|None=None, # compile each block? None: on CUDA
+                 compile:bool|str|None=None, # compile each block? None: on CUDA; or 'fast'
                  deterministic:bool=False, # only kernels that give the same bits twice?
                  on_nan:str='stop', # at a bad step, 'stop' and save the batch, 'skip', or 'rewind'
                  spike:float|None=None, # so many times the recent mean, a loss is bad too

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from gptlab import checkpoints
 from gptlab.checkpoints import (CheckpointWriter, checkpoints_in, find_checkpoint, load_checkpoint,
                                 load_model, load_weights, new_folder, prune_checkpoints, run_lock,
-                                save_checkpoint)
+                                SafeRun, save_checkpoint)
 from gptlab.core import set_seed
 from gptlab.data import corpus
 from gptlab.loader import fast_batches
@@ -600,6 +600,59 @@ def test_compiling_is_outside_the_clock_and_announced(capsys):
     assert run.step > 5 and took > run.seconds
     plain = small(compile=True).fit(3)
     assert [r['tokens'] for r in plain.log] == [64, 128, 192] # its batch was read again
+
+
+def failing(graph, inputs): raise RuntimeError('fatal error: Python.h: No such file or directory')
+
+
+def test_where_the_compiler_fails_training_says_why_and_goes_on(capsys, monkeypatch):
+    "As it does where a C++ compiler is found, and Python's headers are not"
+    def compile(run):
+        for block in run.model.blocks: block.compile(backend=failing)
+        return True
+    monkeypatch.setattr(SafeRun, '_compile', compile)
+    run = small(compile=True).fit(3)
+    said = capsys.readouterr().out
+    assert 'compiling failed (Python.h: No such file or directory)' in said and 'headers' in said
+    assert 'goes on without compilation' in said and 'compiled in' not in said
+    assert not run.compiled and run.info['settings']['compile'] is False
+    monkeypatch.undo()
+    plain = small().fit(3)
+    assert equal(weights(run), weights(plain)) and [r['tokens'] for r in run.log] == [64, 128, 192]
+    torch.compiler.reset()
+
+
+def test_an_error_of_the_model_is_no_error_of_the_compiler(monkeypatch):
+    def compile(run):
+        for block in run.model.blocks: block.compile(backend='eager')
+        run.model.blocks[0].attn.forward = lambda x, seq: x @ torch.ones(3, 3)
+        return True
+    monkeypatch.setattr(SafeRun, '_compile', compile)
+    with pytest.raises(RuntimeError, match='cannot be multiplied|size'): small(compile=True).fit(3)
+    torch.compiler.reset()
+
+
+def test_fast_compiles_where_a_minute_of_the_clock_follows(monkeypatch):
+    asked = []
+    monkeypatch.setattr(SafeRun, '_compile', lambda run: asked.append(run.budget))
+    def stopped(**budget):
+        run = small(compile='fast', callbacks=[Stop()])
+        run.fit(**budget)
+        assert not run.compiled
+    for budget in (dict(steps=1), dict(tokens=64), dict(seconds=59), dict(epochs=.01)):
+        stopped(**budget)
+    assert asked == []
+    stopped(seconds=60)
+    assert asked == [('seconds', 60)]
+    monkeypatch.setenv('GPTLAB_MAX_STEPS', '1')
+    stopped(seconds=60)
+    assert len(asked) == 1
+    with pytest.raises(TypeError, match="compile must be True, False or 'fast'"):
+        small(compile='slow')
+
+
+class Stop:
+    def after_step(self, run): run.stop = True
 
 
 # ---- 7. precision

@@ -571,6 +571,19 @@ def test_a_compiled_step_writes_the_same_and_compiles_once():
                                                                       temperature(0))]
 
 
+def test_where_the_compiler_fails_decoding_says_why_and_goes_on(monkeypatch, capsys):
+    model = preset('modern')
+    def failing(graph, inputs): raise RuntimeError('fatal error: Python.h: No such file')
+    monkeypatch.setattr('gptlab.sampling._compiled',
+                        lambda model, rows: torch.compile(model.forward, backend=failing))
+    fast, prompt = StaticDecoder(model, 32, compiled=True), [1, 2, 3]
+    assert [*generate(fast, prompt, 9, temperature(0))] == [*generate(model, prompt, 9,
+                                                                      temperature(0))]
+    said = capsys.readouterr().out
+    assert said.count('compiling failed (Python.h: No such file)') == 1 and not fast.compiled
+    torch.compiler.reset()
+
+
 def test_what_a_decoder_refuses():
     with refuses(ValueError, 'keep keys and values', 'StateCache'): StaticDecoder(preset('delta'))
     with refuses(TypeError, 'takes a GPT'): StaticDecoder(nn.Linear(2, 2))
