@@ -54,9 +54,10 @@ class Peer(nn.Module):
         return self.nll(self.net, ids, targets, self.training), 0.
 
 
-def front_page(vocab, seed, lr=.02, alr=1e-2, elr=.2, hlr=None):
+def front_page(vocab, seed, adds=(ValueEmbedding, PairValue, InductionValue), lr=.02, alr=1e-2,
+               elr=.4, hlr=None):
     "Ours: the model and optimizer of the front page; hlr is a rate of the head's own"
-    attn = partial(OpenAttention, adds=[ValueEmbedding, PreviousValue])
+    attn = partial(OpenAttention, adds=[*adds])
     model = GPT(GPTConfig(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
                           d_model=WIDTH, attn=attn))
     head = [adamw(lr=hlr, at=is_head)] if hlr else []
@@ -64,8 +65,12 @@ def front_page(vocab, seed, lr=.02, alr=1e-2, elr=.2, hlr=None):
     return model, Opt(model, muon(lr=lr, at=hidden), tables, *head, adamw(lr=alr)), wsd()
 
 
+# Ours in the first races, with two parts: tuned, and as the front page had it
+two_parts = partial(front_page, adds=(ValueEmbedding, PreviousValue), elr=.2)
+
+
 def before(vocab, seed, lr=.014, alr=1e-2, elr=None, hlr=None, betas=(.9, .95)):
-    "Ours until 2026-11-30, with plain attention; elr and hlr are rates of embedding and head"
+    "Ours at first, with plain attention; elr and hlr are rates of embedding and head"
     model = GPT(GPTConfig(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
                           d_model=WIDTH))
     own = []
@@ -157,17 +162,20 @@ def quietly(f, *args, **kw):
         finally: sys.stdout = old
 
 
-MAKERS = dict(ours=front_page, default=front_page, before=before, gpt2=gpt2, llama=llama,
-              nanogpt=nanogpt, nanochat=nanochat)
+MAKERS = dict(ours=front_page, parts=two_parts, parts_8=two_parts, before=before, gpt2=gpt2,
+              llama=llama, nanogpt=nanogpt, nanochat=nanochat)
 CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
-PLAIN = dict(vocab=2048, B=8)                           # the front page's
+PLAIN = dict(vocab=2048, B=8)
+SHAPE = dict(ours=dict(B=16))                           # the front page's, before any tuning
 COMPILED = dict(on=False, bf16=False)       # all entries, before their clocks start? in bfloat16?
 
 # twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
 # best of these; none may be added after a race was seen
 RATES = dict(
-    ours=[dict(), dict(elr=.1), dict(elr=.4), dict(lr=.014), dict(lr=.028), dict(hlr=.02),
+    ours=[dict(), dict(elr=.2), dict(elr=.8), dict(lr=.014), dict(lr=.028), dict(hlr=.02),
           dict(hlr=.005), dict(alr=.02)],
+    parts=[dict(), dict(elr=.1), dict(elr=.4), dict(lr=.014), dict(lr=.028), dict(hlr=.02),
+           dict(hlr=.005), dict(alr=.02)],
     before=[dict(), dict(elr=.1), dict(elr=.2), dict(elr=.2, hlr=.01),
             dict(elr=.2, hlr=.01, lr=.02), dict(elr=.1, hlr=.01, lr=.02),
             dict(elr=.3, hlr=.01, lr=.02), dict(elr=.2, hlr=.02, lr=.02)],
@@ -183,7 +191,7 @@ SHAPES = [dict(B=4), dict(B=16), dict(vocab=1024), dict(vocab=4096)]
 
 def trainer(name, text, seed, settings, clone=None, scored=True, tokenizers={}):
     "The Trainer of an entry, ready to fit; tokenizers are trained once for each vocabulary"
-    settings = PLAIN | settings
+    settings = PLAIN | SHAPE.get(name, {}) | settings
     vocab, B = settings.pop('vocab'), settings.pop('B')
     if vocab > LIMIT: raise ValueError(f'the rules allow {LIMIT:,} ids, not {vocab:,}')
     if vocab not in tokenizers: tokenizers[vocab] = BPE.train(text, vocab, inside='text')
@@ -226,18 +234,21 @@ def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
 
 def suffix(): return '_compiled'*COMPILED['on'] + '_bf16'*COMPILED['bf16']
 
-def shape_of(settings): return {k: (PLAIN | settings)[k] for k in PLAIN}
+def shape_of(name, settings):
+    return {k: (PLAIN | SHAPE.get(name, {}) | settings)[k] for k in PLAIN}
 
 def measure_pace(text, entries, rounds):
     "Tokens per second of each entry and shape: single steps of all in turn, the median of each"
     set_threads()
     runs, ready, took = {}, {}, {}
-    for name, shape in itertools.product(entries, [{}] if COMPILED['on'] else [{}, *SHAPES]):
+    best = kept('race_tune').get('best', {})
+    for name, shape in itertools.product(entries, [None] if COMPILED['on'] else [{}, *SHAPES]):
         if shape and name not in RATES: continue
+        if shape is None: shape = shape_of(name, best.get(name, {}))    # one, for it takes long
         start = time.perf_counter()
         run = guarded(trainer, name, text, TUNING_SEED, shape, entries[name], False)
         if run is None: continue
-        key = name, *shape_of(shape).values()
+        key = name, *shape_of(name, shape).values()
         runs[key] = run.fit(1)
         ready[key] = time.perf_counter() - start
     before = calibrate()
@@ -260,9 +271,9 @@ def measure_pace(text, entries, rounds):
 
 def pace_of(name, settings):
     "Tokens per second of an entry's shape; what was not measured is an error"
-    wanted = shape_of(settings)
+    wanted = shape_of(name, settings)
     for row in kept(f'race_pace{suffix()}').get('rows', []):
-        alike = MAKERS[row['entry']] is MAKERS[name]    # the default is ours with other settings
+        alike = MAKERS[row['entry']] is MAKERS[name]    # parts_8 is parts with others
         if alike and wanted.items() <= row.items(): return row['tokens_per_second']
     raise SystemExit(f'the pace of {name} with {wanted} is not known: '
                      'python benchmarks/race.py --pace first')

@@ -30,19 +30,20 @@ def front_page_parts(text:object, # what to learn: a Corpus
                      ) -> tuple:
     """The front page's model, optimizer, training stream and validation batches
 
-    A GPT of two million parameters, Muon and AdamW. Raises ValueError as `batches` does."""
+    A GPT of three million parameters, Muon and AdamW. Raises ValueError as `batches` does."""
     from functools import partial
-    from gptlab.all import BPE, GPT, GPTConfig, OpenAttention, Opt, PreviousValue, RankRows
-    from gptlab.all import ValueEmbedding, adamw, batches, embedding, hidden, muon, set_seed, shard
+    from gptlab.all import BPE, GPT, GPTConfig, InductionValue, OpenAttention, Opt, PairValue
+    from gptlab.all import RankRows, ValueEmbedding, adamw, batches, embedding, hidden, muon
+    from gptlab.all import set_seed, shard
     set_seed(seed)
     tok = BPE.train(text, vocab, inside='text')               # a name such as <|bos|> is text, too
-    train, valid = batches(text, tok, B=8*world_size, T=ROW, seed=seed)
+    train, valid = batches(text, tok, B=16*world_size, T=ROW, seed=seed)
     if world_size > 1:
         train, valid = RankRows(train, rank, world_size), shard(valid, rank, world_size)
     size = dict(context_length=context, n_layers=layers, n_heads=width//HEAD, d_model=width)
-    attn = partial(OpenAttention, adds=[ValueEmbedding, PreviousValue])
+    attn = partial(OpenAttention, adds=[ValueEmbedding, PairValue, InductionValue])
     model = GPT(GPTConfig(vocab_size=tok.vocab_size, attn=attn, **size))
-    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=.2, betas=(.8, .995), at=embedding),
+    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=.4, betas=(.8, .995), at=embedding),
               adamw(lr=1e-2))
     return model, opt, train, valid
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import extra
 from gptlab.attention import Attention, Cache, LearnedPositions, Position, RoPE, Seq, _rows, _run
-from gptlab.attentions import (Gate, OpenAttention, PreviousValue, QKGain,
-                               RingCache, StaticCache, ValueEmbedding,
+from gptlab.attentions import (Gate, InductionValue, OpenAttention, PairValue, PreviousValue,
+                               QKGain, RingCache, StaticCache, ValueEmbedding,
                                backend_prepares, cache_bytes, flex, matmul, sdpa, window_pattern)
 from gptlab.blocks import build_part, perturb_parameters
 from gptlab.core import set_seed
@@ -35,6 +35,9 @@ FULL = dict(plain=OpenAttention, grouped=grouped, softcap=partial(OpenAttention,
             gain=partial(OpenAttention, adds=[QKGain]),
             values=partial(OpenAttention, adds=[ValueEmbedding]),
             previous=partial(grouped, adds=[ValueEmbedding, PreviousValue]),
+            pairs=partial(grouped, adds=[PairValue]),
+            induction=partial(grouped, adds=[InductionValue]),
+            long_match=partial(OpenAttention, adds=[partial(InductionValue, length=4)]),
             oracle=partial(OpenAttention, backend=matmul), latent=MLA,
             unfolded=partial(MLA, absorb=False, d_latent=6))
 WINDOWED = dict(window=partial(OpenAttention, window=5), two=partial(OpenAttention, window=2),
@@ -42,6 +45,9 @@ WINDOWED = dict(window=partial(OpenAttention, window=5), two=partial(OpenAttenti
                 everything=partial(grouped, window=5, softcap=20., v_expand=2.,
                                    adds=[Gate, ValueEmbedding]),
                 previous_window=partial(grouped, window=2, adds=[PreviousValue]),
+                induction_window=partial(grouped, window=3, adds=[InductionValue]),
+                match_window=partial(grouped, window=6, adds=[PairValue, partial(InductionValue,
+                                                                                length=3)]),
                 latent_window=partial(MLA, window=3))
 # sees itself only: queries and keys rightly get no gradient
 ALONE = dict(one=partial(OpenAttention, window=1, v_expand=.5))
@@ -108,6 +114,9 @@ MIXED = [partial(OpenAttention, window=6, cache=RingCache, adds=[Gate, PreviousV
 MODELS = dict(mixed=dict(attn=MIXED),
               previous=dict(attn=[partial(OpenAttention, adds=[ValueEmbedding, PreviousValue], **kw)
                                   for kw in (dict(), dict(window=1), dict(cache=StaticCache))]),
+              induction=dict(attn=[partial(OpenAttention, adds=[PairValue, InductionValue], **kw)
+                                   for kw in (dict(), dict(window=1), dict(cache=StaticCache),
+                                              dict(window=4, cache=RingCache))]),
               same_window=dict(attn=[partial(OpenAttention, window=6, cache=c)
                                      for c in (RingCache, Cache, StaticCache)]),
               sinusoids=dict(attn=partial(OpenAttention, pos=None), pos_embed=Sinusoids),

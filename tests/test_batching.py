@@ -12,7 +12,8 @@ import torch
 
 from common import refuses, tiny_model
 from gptlab.attention import Attention, Cache
-from gptlab.attentions import (OpenAttention, PreviousValue, RingCache, StaticCache,
+from gptlab.attentions import (InductionValue, OpenAttention, PairValue, PreviousValue,
+                               RingCache, StaticCache,
                                ValueEmbedding, window_pattern)
 from gptlab.batching import Columns, Engine, Full, Request, RowBatch
 from gptlab.generation import generate, generate_text, Reader, RowFilter, temperature, top_k
@@ -59,6 +60,8 @@ MODELS = dict(
     mixed=lambda: tiny(attn=[DeltaAttention, Attention]),
     front_page=lambda: tiny(attn=partial(OpenAttention, adds=[ValueEmbedding, PreviousValue])),
     before=lambda: tiny(attn=partial(OpenAttention, window=1, adds=[PreviousValue])),
+    induction=lambda: tiny(attn=[partial(OpenAttention, adds=[PairValue, InductionValue]),
+                                 partial(OpenAttention, window=4, adds=[InductionValue])]),
     experts=lambda: tiny(mlp=partial(MoE, n_experts=4, k=2)))
 ALONE = dict(depth=lambda: tiny(block=MoD), uncached=Plain,
              decoder=lambda: StaticDecoder(tiny(), compiled=False))

@@ -657,6 +657,10 @@ attentions='''
         # gate_width: v <= 16; n_heads: any; scale: True
     PreviousValue(8, 2, 2, 8)
         # C: any; n_kv_heads: any; d_value: any; scale: True
+    PairValue(8, 2, 2, 8, 16)
+        # C: any; n_kv_heads: any; scale: True; strength: True
+    InductionValue(8, 2, 2, 8)
+        # C: any; n_kv_heads: any; d_value: any; scale: True; window: any
     QKGain(8, 2, 2, 8, d_head=4)
         # C: any; n_heads: any; n_kv_heads: any; d_value: any
     window_pattern('SL', 2, 4)                       # pattern: False; attn: callable(v)
