@@ -254,7 +254,7 @@ class PairValue(PreviousValue):
                  d_value:int, # width of a head's output
                  vocab_size:int, # tokens
                  scale:float=.5, # of every head, to begin with
-                 strength:float=.025, # of the table
+                 strength:float=.01, # of the table
                  ):
         super().__init__(C, n_heads, n_kv_heads, d_value, scale)
         self.table, self.strength = nn.Embedding(vocab_size, n_heads*d_value), strength
