@@ -227,9 +227,9 @@ class PreviousValue(Add):
         if seq.cache is None: back = self._shifted(v, seq)        # values stand in a row's order
         else: back = self._found(v, seq, kpos, kdocs)             # (B,K,T,Dv)
         back = back.repeat_interleave(y.shape[1]//v.shape[1], 1)  # (B,H,T,Dv)
-        return y + self.factor(seq)*back
+        return y + self._factor(seq)*back
 
-    def factor(self, seq): return self.scale                       # (H,1,1)
+    def _factor(self, seq): return self.scale                     # (H,1,1)
 
     def _shifted(self, v, seq):
         back, first = F.pad(v, (0, 0, 1, -1)), seq.pos == 0       # (B,K,T,Dv), (B,T)
@@ -259,7 +259,7 @@ class PairValue(PreviousValue):
         super().__init__(C, n_heads, n_kv_heads, d_value, scale)
         self.table, self.strength = nn.Embedding(vocab_size, n_heads*d_value), strength
 
-    def factor(self, seq):                                        # (B,H,T,Dv)
+    def _factor(self, seq):                                       # (B,H,T,Dv)
         rows = self.table(seq.ids).unflatten(-1, (len(self.scale), -1)).transpose(1,2)
         return self.scale + self.strength*rows
 
@@ -286,15 +286,17 @@ class InductionValue(Add):
     def begin(self, seq): self._shares(seq, seq.ids, seq.pos, seq.docs)
 
     def beside(self, y, v, seq, kpos, kdocs):                     # (B,H,T,Dv)
-        found = self._shares(seq, seq.held['ids'][:,0,:,0], kpos, kdocs)
-        for scale, shares in zip(self.scale, found):              # (H,1,1), (B,T,S)
-            mean = shares[:,None].to(v.dtype) @ v                 # (B,K,T,Dv)
-            y = y + scale*mean.repeat_interleave(y.shape[1]//v.shape[1], 1)
+        found = self._shares(seq, seq.held['ids'][:,0,:,0], kpos, kdocs)  # (B,n·T,S)
+        K, T = v.shape[1], y.shape[2]
+        means = found.to(v.dtype) @ v.transpose(1,2).flatten(2)   # (B,n·T,K·Dv), one product
+        for scale, mean in zip(self.scale, means.split(T, 1)):    # (H,1,1), (B,T,K·Dv)
+            mean = mean.unflatten(-1, (K, -1)).transpose(1,2)     # (B,K,T,Dv)
+            y = y + scale*mean.repeat_interleave(y.shape[1]//K, 1)
         return y
 
     def _shares(self, seq, ids, kpos, kdocs):
         key = InductionValue, self.length, self.window, None if seq.cache is None else kpos
-        return seq.once(key, lambda: self._found(seq, ids, kpos, kdocs))
+        return seq.once(key, lambda: torch.cat(self._found(seq, ids, kpos, kdocs), 1))
 
     def _found(self, seq, ids, kpos, kdocs):
         "For each length, shares (B,T,S) of the S values; they sum to 1, or 0 where nothing agrees"
