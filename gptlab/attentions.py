@@ -274,11 +274,11 @@ class InductionValue(Add):
                  n_kv_heads:int, # not used
                  d_value:int, # not used
                  scale:float=.5, # of every head and length, to begin with
-                 length:int=2, # how many tokens may agree
+                 length:int=2, # how many tokens may agree, up to 32
                  window:int|None=None, # how far back the layer sees
                  ):
         super().__init__()
-        self.length, self.window = check_number('length', length, low=1, whole=True), window
+        self.length, self.window = check_number('length', length, 1, high=32, whole=True), window
         self.scale = nn.Parameter(torch.full((length, n_heads, 1, 1), float(scale)))
 
     def kept(self, seq): return dict(ids=seq.ids[:,None,:,None])  # (B,1,T,1)
