@@ -296,25 +296,25 @@ class InductionValue(Add):
 
     def _shares(self, seq, ids, kpos, kdocs):
         key = InductionValue, self.length, self.window, None if seq.cache is None else kpos
-        return seq.once(key, lambda: torch.cat(self._found(seq, ids, kpos, kdocs), 1))
+        return seq.once(key, lambda: torch.cat(self._matches(seq, ids, kpos, kdocs), 1))
 
-    def _found(self, seq, ids, kpos, kdocs):
+    def _matches(self, seq, ids, kpos, kdocs):
         "For each length, shares (B,T,S) of the S values; they sum to 1, or 0 where nothing agrees"
         gap, see = seq.pos[:,:,None] - kpos[:,None], kpos[:,None] >= 0  # (B,T,S)
         near = (kpos.diff() == 1) & (kpos[:,:-1] >= 0)            # (B,S-1) one row, side by side
         if kdocs is not None:
             see  = see & (seq.docs[:,:,None] == kdocs[:,None])
             near = near & (kdocs[:,1:] == kdocs[:,:-1])
-        back = [ids]                                              # back[n]: n tokens before (B,S)
+        old = [ids]                                               # old[n]: n tokens before (B,S)
         for _ in range(self.length):
-            back.append(F.pad(back[-1][:,:-1].where(near, -1), (1, 0), value=-1))
-        here = back                                               # the same of the T tokens
+            old.append(F.pad(old[-1][:,:-1].where(near, -1), (1, 0), value=-1))
+        new = old                                                 # the same of the T tokens
         if seq.cache is not None:
-            at = (see & (gap == 0)).int().argmax(-1)              # (B,T) where in S they stand
-            here = [t.expand(len(at), -1).gather(1, at) for t in back]
+            at  = (see & (gap == 0)).int().argmax(-1)             # (B,T) where in S they stand
+            new = [t.expand(len(at), -1).gather(1, at) for t in old]
         match, found = see & (gap >= 0), []
         for n in range(1, self.length+1):
-            match = match & (here[n-1][:,:,None] == back[n][:,None]) & (back[n][:,None] >= 0)
+            match = match & (new[n-1][:,:,None] == old[n][:,None]) & (old[n][:,None] >= 0)
             if self.window: match = match & (gap + n < self.window)
             found.append(match/match.sum(-1, keepdim=True).clamp(min=1))
         return found
