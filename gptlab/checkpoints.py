@@ -838,6 +838,9 @@ def _all_or_nothing(self:SafeRun, point):
 def _prefer_new(self:SafeRun, info, mine):
     "Settings that this trainer was built with differently win; says which, and keeps the identity"
     old = info.get('settings')
+    if self._may_compile and old:                                 # 'fast' goes on as it was
+        self._may_compile = False
+        self.compiled = mine['compile'] = bool(old.get('compile') and self._compile())
     self.info = info | dict(settings=mine, name=info.get('name') or self._name())
     if old is None: return                                        # a run of 0.1
     self.info['settings'] = dict(mine, budget=old.get('budget'))

@@ -651,6 +651,21 @@ def test_fast_compiles_where_a_minute_of_the_clock_follows(monkeypatch):
         small(compile='slow')
 
 
+def test_fast_goes_on_as_it_was(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SafeRun, '_compile', lambda run: asked.append(run.budget) or True)
+    monkeypatch.setattr(SafeRun, '_warm_up', lambda run: None)
+    small(dir=tmp_path/'long', compile='fast', callbacks=[Stop()]).fit(seconds=60)
+    small(dir=tmp_path/'short', compile='fast').fit(2)
+    assert len(asked) == 1
+    again = small(dir=tmp_path/'long', compile='fast').resume()
+    assert len(asked) == 2 and again.compiled and again.info['settings']['compile'] is True
+    again.fit(3)
+    other = small(dir=tmp_path/'short', compile='fast', callbacks=[Stop()]).resume()
+    other.fit(seconds=60)
+    assert len(asked) == 2 and not other.compiled and other.info['settings']['compile'] is False
+
+
 class Stop:
     def after_step(self, run): run.stop = True
 

@@ -44,7 +44,7 @@ HOOKS = set('''forward extra_repr enter prepare add keys_of rotate bias slopes s
     beside after measure attach named show update before_fit before_step before_save after_backward
     after_step before_eval after_eval after_fit open log close mask mix_flops new_cache soon
     answer forget tell choose call one_step get_batch get_loss backward gradients become once at
-    rate detach record show_sample entry form span right submit'''.split())
+    rate detach record show_sample entry form span right submit kept begin'''.split())
 
 # what functions of the library return, made by nobody else
 RECORDS = '''FlowMap Mask TokenView VocabView Score Verdicts LossReport Comparison TokenViews
