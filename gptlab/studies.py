@@ -282,7 +282,10 @@ def _check_executor(workers, executor):
 def _open_folder(path):
     "A folder that is ours: new, empty, or with a study in it"
     folder = user_path(path)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder/'study.json').exists():
+    # another process may just have begun it: a lock, and a plan that has no name yet
+    begun = lambda name: name == '.lock' or name.startswith('.study.json.')
+    others = folder.is_dir() and any(not begun(p.name) for p in folder.iterdir())
+    if others and not (folder/'study.json').exists():
         raise FileExistsError(f'{folder} holds something else than a study: give another path')
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -265,7 +265,9 @@ def _open_sweep(sweep, how):
     about = how | dict(space=describe(sweep.space), seeds=list(map(repr, sweep.seeds)),
                        key=sweep.key, minimize=sweep.minimize)
     file = sweep.path/'sweep.json'
-    if sweep.path.is_dir() and any(sweep.path.iterdir()):
+    # another process may just have begun it: a description that has no name yet
+    begun = lambda name: name.startswith('.sweep.json.')
+    if sweep.path.is_dir() and any(not begun(p.name) for p in sweep.path.iterdir()):
         try: was = json.loads(file.read_bytes())
         except (OSError, ValueError): was = {}
         differ = [k for k in about if was.get(k) != json.loads(json.dumps(about[k]))]

@@ -215,6 +215,21 @@ def test_two_studies_in_one_folder_share_the_work(tmp_path):
     same([p.communicate(timeout=300)[0] for p in both], [serial() + '\n']*2)
 
 
+def test_a_study_that_another_process_has_just_begun_is_no_strangers_folder(tmp_path):
+    "Before its plan has a name there is a lock, and the plan's scratch; what else is there counts"
+    (tmp_path/'s').mkdir()
+    for name in ('.lock', '.study.json.0123abcd'): (tmp_path/'s'/name).touch()
+    run = lambda slope, seed, folder: curve(slope, seed)
+    same(len(study(run, VARIANTS, seeds=range(1), path=tmp_path/'s').failed), 0)
+    for name in ('.lock', 'mine.txt', '.git'):
+        (tmp_path/'t').mkdir(exist_ok=True)
+        (tmp_path/'t'/name).touch()
+        if name == '.lock': continue
+        with pytest.raises(FileExistsError, match='holds something else than a study'):
+            study(run, VARIANTS, seeds=range(1), path=tmp_path/'t')
+        (tmp_path/'t'/name).unlink()
+
+
 # ---- what is run again, and what is not
 
 def counted(tmp_path, **change):
