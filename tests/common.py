@@ -1,6 +1,7 @@
 """What several tests need: where things are, and how to read a notebook without importing anything
 heavy."""
-import ast, contextlib, functools, importlib, importlib.util, json, os, re
+import ast, contextlib, functools, importlib, importlib.util, json, os, re, sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +14,14 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def nbdev(command):
+    "A command of nbdev by this interpreter: its folder of scripts need not be on the PATH"
+    import pytest
+    pytest.importorskip('nbdev', reason="nbdev is not installed: pip install -e '.[dev]'")
+    entry, = metadata.entry_points(group='console_scripts', name=command)
+    return [sys.executable, '-c', f'from {entry.module} import {entry.attr} as f; f()']
 
 
 @contextlib.contextmanager

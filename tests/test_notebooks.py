@@ -8,7 +8,7 @@ import os, subprocess
 
 import pytest
 
-from common import ROOT, cells, directives, folder, name, notebooks, number
+from common import ROOT, cells, directives, folder, name, nbdev, notebooks, number
 
 # seconds, for a chapter and for the other pages: a slow machine, not a slow notebook
 LIMIT, LONG = 120, 300
@@ -44,7 +44,7 @@ HERE = [p for p in WITH_CODE if not folder(p) or p.name in ALWAYS or not skipped
 @pytest.mark.parametrize('nb', [*map(tiered, HERE)], ids=name)
 def test_notebook(nb):
     limit = LONG if number(nb) is None else LIMIT
-    cmd = ['nbdev_test', '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']
+    cmd = [*nbdev('nbdev_test'), '--path', str(nb.relative_to(ROOT)), '--n_workers', '0']
     try:
         done = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, encoding='utf-8',
                               errors='replace', timeout=limit, env=os.environ)

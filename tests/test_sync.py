@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common import LIB, NBS, ROOT, cells, name, notebooks, number, refuses, script
+from common import LIB, NBS, ROOT, cells, name, nbdev, notebooks, number, refuses, script
 
 
 def run(cmd, cwd):
@@ -50,11 +50,30 @@ def differences(fresh, here):
 
 
 def test_the_package_is_what_the_notebooks_export(copy):
-    run(['nbdev_export'], copy)
+    run(nbdev('nbdev_export'), copy)
     index = (LIB/'_modidx.py').exists()        # nbdev_export makes it; checked where it is kept
     keep = lambda p: p.suffix == '.py' and (index or p.name != '_modidx.py')
     fresh, here = files(copy/'gptlab', keep), files(LIB, keep)
     assert not differences(fresh, here), 'run nbdev_export'
+
+
+def test_each_exported_cell_stands_in_its_module():
+    "And nothing else does: this takes no nbdev"
+    for nb in notebooks():
+        sources = [(c['id'], c['source']) for c in cells(nb, 'code')]
+        module = [m[1] for _, s in sources if (m := re.match(r'#\| default_exp (\w+)', s))]
+        if not module: continue
+        told = [(i, plain(s)) for i, s in sources if re.match(r'#\| export(s|i)?$', s, re.M)]
+        text = (LIB/f'{module[0]}.py').read_text(encoding='utf-8')
+        made = re.split(r'^# %% \.\./nbs/\S+ #(\S+)\n', text, flags=re.M)[1:]
+        made = [(i, s.strip('\n')) for i, s in zip(made[::2], made[1::2])]
+        assert made == told, f'{name(nb)}: run nbdev_export'
+
+
+def plain(source):
+    "A cell as nbdev_export writes it: without its directives, with imports from the same folder"
+    text = re.sub(r'^#\| *[^\s:]+( .*)?\n', '', source, flags=re.M)  # Quarto's, with a colon, stay
+    return re.sub(r'^from gptlab(\.\w+ import)', r'from \1', text, flags=re.M).strip('\n')
 
 
 def syntax(text):
@@ -91,7 +110,7 @@ def test_nbdev_3_exports_the_same(tmp_path):
 
 def test_the_notebooks_are_clean(copy):
     keep = lambda p: p.suffix == '.ipynb' and '.ipynb_checkpoints' not in p.parts
-    run(['nbdev_clean'], copy)
+    run(nbdev('nbdev_clean'), copy)
     assert not differences(files(copy/'nbs', keep), files(NBS, keep)), 'run nbdev_clean'
 
 
