@@ -1,7 +1,7 @@
 """What several tests need: where things are, and how to read a notebook without importing anything
 heavy."""
-import ast, contextlib, functools, importlib, importlib.util, json, os, re, sys
-from importlib import metadata
+import ast, contextlib, functools, importlib, importlib.util, json, os, re, shutil, sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +17,12 @@ def script(name):
 
 
 def nbdev(command):
-    "A command of nbdev by this interpreter: its folder of scripts need not be on the PATH"
+    "A command of nbdev, from this interpreter's scripts: they need not be on the PATH"
     import pytest
     pytest.importorskip('nbdev', reason="nbdev is not installed: pip install -e '.[dev]'")
-    entry, = metadata.entry_points(group='console_scripts', name=command)
-    return [sys.executable, '-c', f'from {entry.module} import {entry.attr} as f; f()']
+    found = shutil.which(command, path=sysconfig.get_path('scripts')) or shutil.which(command)
+    assert found, f'{command} is neither beside {sys.executable} nor on the PATH'
+    return [found]
 
 
 @contextlib.contextmanager
