@@ -238,9 +238,8 @@ class PreviousValue(Add):
         return back.masked_fill(first[:,None,:,None], 0.)
 
     def _found(self, v, seq, kpos, kdocs):
-        before = (kpos[:,None] == seq.pos[:,:,None]-1) & (kpos[:,None] >= 0)  # (B,T,S)
-        if kdocs is not None: before = before & (kdocs[:,None] == seq.docs[:,:,None])
-        return before[:,None].to(v.dtype) @ v                     # one value at most for each token
+        before = visible_mask(seq.pos-1, kpos, seq.docs, kdocs, window=1)  # (B,1,T,S)
+        return before.to(v.dtype) @ v                             # one value at most for each token
 
 # %% ../nbs/22_attentions.ipynb #22d0a002
 class PairValue(PreviousValue):
@@ -283,10 +282,10 @@ class InductionValue(Add):
 
     def kept(self, seq): return dict(ids=seq.ids[:,None,:,None])  # (B,1,T,1)
 
-    def begin(self, seq): self._shares(seq, seq.ids, seq.pos, seq.docs)
+    def begin(self, seq): self._weights(seq, seq.ids, seq.pos, seq.docs)
 
     def beside(self, y, v, seq, kpos, kdocs):                     # (B,H,T,Dv)
-        found = self._shares(seq, seq.held['ids'][:,0,:,0], kpos, kdocs)  # (B,n·T,S)
+        found = self._weights(seq, seq.held['ids'][:,0,:,0], kpos, kdocs)  # (B,n·T,S)
         K, T = v.shape[1], y.shape[2]
         means = found.to(v.dtype) @ v.transpose(1,2).flatten(2)   # (B,n·T,K·Dv), one product
         for scale, mean in zip(self.scale, means.split(T, 1)):    # (H,1,1), (B,T,K·Dv)
@@ -294,25 +293,24 @@ class InductionValue(Add):
             y = y + scale*mean.repeat_interleave(y.shape[1]//K, 1)
         return y
 
-    def _shares(self, seq, ids, kpos, kdocs):
+    def _weights(self, seq, ids, kpos, kdocs):
         key = InductionValue, self.length, self.window, None if seq.cache is None else kpos
         return seq.once(key, lambda: torch.cat(self._matches(seq, ids, kpos, kdocs), 1))
 
     def _matches(self, seq, ids, kpos, kdocs):
-        "For each length, shares (B,T,S) of the S values; they sum to 1, or 0 where nothing agrees"
-        gap, see = seq.pos[:,:,None] - kpos[:,None], kpos[:,None] >= 0  # (B,T,S)
-        near = (kpos.diff() == 1) & (kpos[:,:-1] >= 0)            # (B,S-1) one row, side by side
-        if kdocs is not None:
-            see  = see & (seq.docs[:,:,None] == kdocs[:,None])
-            near = near & (kdocs[:,1:] == kdocs[:,:-1])
+        "For each length, weights (B,T,S) of the S values; they sum to 1, or 0 where nothing agrees"
+        match = visible_mask(seq.pos, kpos, seq.docs, kdocs)[:,0] # (B,T,S)
+        gap   = seq.pos[:,:,None] - kpos[:,None]                  # (B,T,S)
+        near  = (kpos.diff() == 1) & (kpos[:,:-1] >= 0)           # (B,S-1) one row, side by side
+        if kdocs is not None: near = near & (kdocs[:,1:] == kdocs[:,:-1])
         old = [ids]                                               # old[n]: n tokens before (B,S)
         for _ in range(self.length):
             old.append(F.pad(old[-1][:,:-1].where(near, -1), (1, 0), value=-1))
         new = old                                                 # the same of the T tokens
         if seq.cache is not None:
-            at  = (see & (gap == 0)).int().argmax(-1)             # (B,T) where in S they stand
+            at  = (match & (gap == 0)).int().argmax(-1)           # (B,T) where in S they stand
             new = [t.expand(len(at), -1).gather(1, at) for t in old]
-        match, found = see & (gap >= 0), []
+        found = []
         for n in range(1, self.length+1):
             match = match & (new[n-1][:,:,None] == old[n][:,None]) & (old[n][:,None] >= 0)
             if self.window: match = match & (gap + n < self.window)
