@@ -44,9 +44,15 @@ class Bigrams(nn.Module):
         super().__init__()
         self.table = nn.Embedding(rows, width)
 
-    def forward(self, seq):
-        before = F.pad(seq.ids, (1, -1))
-        return self.table((before*36313 + seq.ids*27191) % len(self.table.weight))
+    def forward(self, seq): return hashed_pairs(self.table, seq)
+
+
+def hashed_pairs(table, seq):
+    "Rows of a table for each token with the one before it (B,T,width)"
+    return table((F.pad(seq.ids, (1, -1))*36313 + seq.ids*27191) % len(table.weight))
+
+
+def by_head(rows, n): return rows.unflatten(-1, (n, -1)).transpose(1, 2)   # (B,T,n·D) -> (B,n,T,D)
 
 
 @delegates()
@@ -76,9 +82,7 @@ class PairTable(Add):
         if self.active: self.table = nn.Embedding(rows, n_heads*d_value)
 
     def _rows(self, seq): # (B,H,T,Dv)
-        before = F.pad(seq.ids, (1, -1))
-        e = self.table((before*36313 + seq.ids*27191) % len(self.table.weight))
-        return self.strength*e.unflatten(-1, (self.n, -1)).transpose(1, 2)
+        return self.strength*by_head(hashed_pairs(self.table, seq), self.n)
 
     def before(self, q, k, v, x, seq):
         return q, k, v + self._rows(seq) if self.active and self.values else v
@@ -98,8 +102,7 @@ class TwoBack(Add):
     def beside(self, y, v, seq, kpos, kdocs):
         back = F.pad(v, (0, 0, 2, -2))
         if not self.strength: return y + self.scale*back
-        rows = self.table(seq.ids).unflatten(-1, (self.n, -1)).transpose(1, 2)
-        return y + self.strength*rows*back
+        return y + self.strength*by_head(self.table(seq.ids), self.n)*back
 
 
 class TokenGate(Add):
@@ -110,8 +113,7 @@ class TokenGate(Add):
         self.table = nn.Embedding(vocab_size, n_heads*d_value)
 
     def after(self, y, x, seq):
-        rows = self.table(seq.ids).unflatten(-1, (self.n, -1)).transpose(1, 2)
-        return y*(1 + self.strength*rows)
+        return y*(1 + self.strength*by_head(self.table(seq.ids), self.n))
 
 
 class Matches(Add):
@@ -144,9 +146,7 @@ class Matches(Add):
         key = Matches, self.weights, self.latest
         mean = seq.once(key, lambda: self.found(seq.ids).to(v.dtype))[:,None] @ v
         scale = self.scale
-        if self.strength:
-            rows = self.table(seq.ids).unflatten(-1, (self.n, -1)).transpose(1, 2)
-            scale = scale + self.strength*rows
+        if self.strength: scale = scale + self.strength*by_head(self.table(seq.ids), self.n)
         return y + scale*mean
 
 

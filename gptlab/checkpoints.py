@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from .core import atomic_path, atomic_write, best_device
 from .core import check_number, check_type, file_sha256, in_kernel
-from .core import plain_text, resolve_name, run_info, step_limit, user_path
+from .core import plain_text, resolve_name, run_info, SCRATCH, step_limit, user_path
 from .model import GPT, GPTConfig, parameter_shapes, unwrapped, why_not_compiled
 from .optimizers import bfloat16_units
 from .tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def _only_ours(folder): return all(_OURS.fullmatch(p.name) for p in folder.glob(
 def _sweep(path):
     "Delete what crashes left of a checkpoint that is whole: our names, with our files in it"
     for p in path.parent.glob(f'.{glob.escape(path.name)}.*'):
-        if _SCRATCH.fullmatch(p.name) and _only_ours(p): shutil.rmtree(p, ignore_errors=True)
+        if SCRATCH.fullmatch(p.name) and _only_ours(p): shutil.rmtree(p, ignore_errors=True)
 
 _OURS = re.compile(r'.+\.(json|safetensors)|\.tmp\w+')           # safetensors writes to .tmp…
 
@@ -236,11 +236,10 @@ def _standing(path):
     "The folder itself, or what a crash in the middle of its replacement set aside"
     if path.exists(): return path
     aside = path.parent.glob(f'.{glob.escape(path.name)}.*.old')
-    return next((p for p in aside if _SCRATCH.fullmatch(p.name)), path)
+    return next((p for p in aside if SCRATCH.fullmatch(p.name)), path)
 
 # %% ../nbs/11_checkpoints.ipynb #f2979ac5
 _STEP = re.compile(r'step_\d{6,}')
-_SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')         # what `atomic_path` writes to
 
 def checkpoints_in(folder:str|Path) -> list[Path]:
     "The complete checkpoints of a run, oldest first"
@@ -252,7 +251,7 @@ def checkpoints_in(folder:str|Path) -> list[Path]:
         before = named                    # whoever trains has dropped them meanwhile: look again
 
 def _named_steps(folder):
-    aside = (_SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
+    aside = (SCRATCH.fullmatch(p.name) for p in folder.glob('.step_*.old'))
     names = {p.name for p in folder.glob('step_*')} | {m[1] for m in aside if m}
     return {folder/n for n in names if _STEP.fullmatch(n)}
 
@@ -472,7 +471,7 @@ def _kept(keep):
 def _sweep_unfinished(folder):
     "What crashes left of checkpoints that never were"
     for p in folder.glob('.step_*'):
-        m = _SCRATCH.fullmatch(p.name)
+        m = SCRATCH.fullmatch(p.name)
         if not m or not _STEP.fullmatch(m[1]): continue
         if not m[2] or (folder/m[1]/'manifest.json').is_file(): _sweep(folder/m[1])
 
@@ -507,7 +506,7 @@ def run_lock(folder:str|Path # a run's folder, which exists
         print(plain_text(f'{folder} cannot be locked: see that no other program trains in it'))
     try:
         for p in folder.glob(f'.{owner.name}.*'):                 # of one killed as it wrote
-            if _SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
+            if SCRATCH.fullmatch(p.name): p.unlink(missing_ok=True)
         me = dict(pid=os.getpid(), host=socket.gethostname())
         with contextlib.suppress(OSError): atomic_write(owner, json.dumps(me))
         yield

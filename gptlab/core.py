@@ -230,6 +230,12 @@ def check_number(name:str, # what it is called where it was given
     if not (math.isfinite(value) and inside): raise ValueError(message)
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
+SCRATCH = re.compile(r'\.(.+)\.[0-9a-f]{8}(\.old)?')           # what `atomic_path` writes to
+
+def is_fresh(folder:Path) -> bool:
+    "Is a folder empty, but for a lock and files that another process is about to name?"
+    return all(p.name == '.lock' or SCRATCH.fullmatch(p.name) for p in folder.iterdir())
+
 # %% ../nbs/00_start.ipynb #5d0c7a32
 class _CellLine:
     "A file whose last line is shown below the notebook's cell"

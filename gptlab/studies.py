@@ -17,8 +17,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .ablation import (Runs, as_tuples, check_study, describe, digest, is_installed,
                              plain_number, run_log, t_factor)
-from .core import (atomic_write, check_number, check_type, markdown_text, plain_text,
-                         show_progress, user_path)
+from .core import (atomic_write, check_number, check_type, is_fresh, markdown_text,
+                         plain_text, show_progress, user_path)
 from .corpora import Rows
 from .watching import Trackio
 
@@ -282,10 +282,7 @@ def _check_executor(workers, executor):
 def _open_folder(path):
     "A folder that is ours: new, empty, or with a study in it"
     folder = user_path(path)
-    # another process may just have begun it: a lock, and a plan that has no name yet
-    begun = lambda name: name == '.lock' or name.startswith('.study.json.')
-    others = folder.is_dir() and any(not begun(p.name) for p in folder.iterdir())
-    if others and not (folder/'study.json').exists():
+    if folder.is_dir() and not is_fresh(folder) and not (folder/'study.json').exists():
         raise FileExistsError(f'{folder} holds something else than a study: give another path')
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from .ablation import check_study, describe, digest
-from .core import (atomic_write, check_contract, check_number, check_type, markdown_text,
-                         plain_text, user_path)
+from .core import (atomic_write, check_contract, check_number, check_type, is_fresh,
+                         markdown_text, plain_text, user_path)
 from .optimizers import Group
 from .studies import study, Study
 
@@ -265,9 +265,7 @@ def _open_sweep(sweep, how):
     about = how | dict(space=describe(sweep.space), seeds=list(map(repr, sweep.seeds)),
                        key=sweep.key, minimize=sweep.minimize)
     file = sweep.path/'sweep.json'
-    # another process may just have begun it: a description that has no name yet
-    begun = lambda name: name.startswith('.sweep.json.')
-    if sweep.path.is_dir() and any(not begun(p.name) for p in sweep.path.iterdir()):
+    if sweep.path.is_dir() and not is_fresh(sweep.path):
         try: was = json.loads(file.read_bytes())
         except (OSError, ValueError): was = {}
         differ = [k for k in about if was.get(k) != json.loads(json.dumps(about[k]))]
