@@ -278,6 +278,9 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     same(do(dict(lr=LR)).trials, made.trials)
     study(bowl, dict(a=dict(lr=1.)), path=tmp_path/'study', **quiet)
     with refuses(FileExistsError, 'something else'): do(dict(lr=LR), path=tmp_path/'study')
+    (tmp_path/'begun').mkdir()                  # by another process, which has not named it yet
+    (tmp_path/'begun'/'.sweep.json.0123abcd').touch()
+    same(do(dict(lr=LR), path=tmp_path/'begun').trials, made.trials)
 
 
 def test_names_of_others_are_only_text_in_a_plot(tmp_path):
