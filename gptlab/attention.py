@@ -63,6 +63,7 @@ class Seq:
 
     Token ids, positions and documents, (B,T) each."""
     x0 = cache = None       # first embedding (B,T,C), this layer's cache: set by the model
+    held = None             # what a layer keeps besides keys and values: set by the layer
     def __init__(self,
                  ids:torch.Tensor, # (B,T) token ids
                  docs:torch.Tensor|None=None, # (B,T) document of each token, −1 for padding
@@ -395,12 +396,17 @@ def mask(self:Attention, seq:Seq, kpos:torch.Tensor, kdocs:torch.Tensor|None) ->
     return m if bias is None else Mask(torch.where(m.table, bias, -math.inf))
 
 @patch
-def _remember(self:Attention, seq, k, v):
-    "Cache k and v (B,K,T,D), if there is a cache; returns all keys, values, positions, documents"
-    if seq.cache is None: return k, v, seq.pos, seq.docs
-    docs = {} if seq.docs is None else dict(docs=seq.docs)
-    c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs)
-    return c['k'], c['v'], *seq.keys_of(c)
+def _remember(self:Attention, seq, k, v, **more):
+    """Cache k, v (B,K,T,D) and more, if there is a cache
+
+    Returns all keys, values, positions, documents; all of `more` is in `seq.held`."""
+    if seq.cache is None: c, keys = dict(k=k, v=v, **more), (seq.pos, seq.docs)
+    else:
+        docs = {} if seq.docs is None else dict(docs=seq.docs)
+        c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs, **more)
+        keys = seq.keys_of(c)
+    if more: seq.held = {name: c[name] for name in more}
+    return c['k'], c['v'], *keys
 
 @patch
 def _attend(self:Attention, q, k, v, mask):

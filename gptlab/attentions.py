@@ -98,12 +98,8 @@ class OpenAttention(Attention):
 def _recall(self:OpenAttention, seq, k, v):
     "All that a backend takes after q; what the additions keep is in `seq.held`"
     more = {name: t for a in self.adds for name, t in a.kept(seq).items()}
-    if seq.cache is None:
-        seq.held = more
-        return k, v, seq, seq.pos, seq.docs
-    docs = {} if seq.docs is None else dict(docs=seq.docs)
-    seq.held = c = seq.cache.add(k=k, v=v, pos=seq.pos, **docs, **more)
-    return c['k'], c['v'], seq, *seq.keys_of(c)
+    k, v, kpos, kdocs = self._remember(seq, k, v, **more)
+    return k, v, seq, kpos, kdocs
 
 @patch
 def new_cache(self:OpenAttention):
@@ -294,7 +290,7 @@ class InductionValue(Add):
         return y
 
     def _weights(self, seq, ids, kpos, kdocs):
-        key = InductionValue, self.length, self.window, None if seq.cache is None else kpos
+        key = type(self), self.length, self.window, None if seq.cache is None else kpos
         return seq.once(key, lambda: torch.cat(self._matches(seq, ids, kpos, kdocs), 1))
 
     def _matches(self, seq, ids, kpos, kdocs):
