@@ -185,6 +185,7 @@ RATES = dict(
               dict(matrix_lr=.014), dict(unembedding_lr=.008), dict(unembedding_lr=.002),
               dict(wd=.1)])
 SHAPES = [dict(B=4), dict(B=16), dict(vocab=1024), dict(vocab=4096)]
+OTHERS = dict(ours=[dict(B=8), dict(B=32), *SHAPES[2:]])    # of an entry that begins with 16 rows
 
 
 # ---- a run
@@ -234,17 +235,23 @@ def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
 
 def suffix(): return '_compiled'*COMPILED['on'] + '_bf16'*COMPILED['bf16']
 
+def best_settings():
+    "Of each entry, from the trials in this precision; else from those in float32"
+    return kept('race_tune').get('best', {}) | kept(f'race_tune{suffix()}').get('best', {})
+
 def shape_of(name, settings):
     return {k: (PLAIN | SHAPE.get(name, {}) | settings)[k] for k in PLAIN}
 
-def measure_pace(text, entries, rounds):
-    "Tokens per second of each entry and shape: single steps of all in turn, the median of each"
+def measure_pace(text, entries, rounds, every):
+    """Tokens per second of each entry: single steps of all in turn, the median of each
+
+    At its plain shape and its best; `every`: at all that are tried."""
     set_threads()
     runs, ready, took = {}, {}, {}
-    best = kept('race_tune').get('best', {})
-    for name, shape in itertools.product(entries, [None] if COMPILED['on'] else [{}, *SHAPES]):
-        if shape and name not in RATES: continue
-        if shape is None: shape = shape_of(name, best.get(name, {}))    # one, for it takes long
+    best = best_settings()
+    shapes = lambda name: [{}, best.get(name, {}), *(OTHERS.get(name, SHAPES) if every else [])]
+    for name, shape in [(name, shape_of(name, s)) for name in entries for s in shapes(name)]:
+        if (name, *shape.values()) in runs: continue
         start = time.perf_counter()
         run = guarded(trainer, name, text, TUNING_SEED, shape, entries[name], False)
         if run is None: continue
@@ -252,12 +259,13 @@ def measure_pace(text, entries, rounds):
         runs[key] = run.fit(1)
         ready[key] = time.perf_counter() - start
     before = calibrate()
-    for i in range(rounds):
-        for key, run in runs.items():
-            start = run.seconds
-            run.one_step()
-            took.setdefault(key, []).append(run.seconds - start)
-        if i % 10 == 9: print(f'round {i + 1} of {rounds}', flush=True)
+    with hold_memory():                                 # as `fit` does
+        for i in range(-2, rounds):                     # two rounds first, to warm up
+            for key, run in runs.items():
+                start = run.seconds
+                run.one_step()
+                if i >= 0: took.setdefault(key, []).append(run.seconds - start)
+            if i % 10 == 9: print(f'round {i + 1} of {rounds}', flush=True)
     rows = [dict(entry=name, vocab=vocab, B=B, rounds=rounds,
                  ready_seconds=round(ready[name, vocab, B], 1),
                  tokens_per_second=round(B*ROW/statistics.median(took[name, vocab, B]), 1),
@@ -313,9 +321,11 @@ def measure_profile(text, entries, steps):
         if run is None: continue
         run.fit(1)
         with FlopCounterMode(display=False) as counted: run.one_step()
-        plain = statistics.median(timed(run.one_step) for _ in range(steps))
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
-            for _ in range(steps): run.one_step()
+        with hold_memory():                             # as `fit` does
+            run.one_step()
+            plain = statistics.median(timed(run.one_step) for _ in range(steps))
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                for _ in range(steps): run.one_step()
         spent = {}
         for event in seen.key_averages():
             kind = kind_of(event.key)
@@ -409,7 +419,8 @@ def guarded(f, name, *args, **kw):
 
 def tune(text, entries, budget):
     "Every trial of each entry, in turn, then the best of its rates with other shapes; goes on"
-    old = kept('race_tune')
+    file = f'race_tune{suffix()}'
+    old = kept(file)
     others = [r for r in old.get('trials', []) if r['budget'] != budget]
     rows = [r for r in old.get('trials', []) if r['budget'] == budget]
     def trial(name, settings):
@@ -420,15 +431,15 @@ def tune(text, entries, budget):
         rows.append(row | dict(settings=settings, budget=budget, commit=commit))
         print(name, settings, f'{row["rows"]:.4f} in rows, {row["seconds"]:.0f} s', flush=True)
         best = old.get('best', {}) | {r['entry']: best_of(r['entry']) for r in rows}
-        keep('race_tune', seed=TUNING_SEED, trials=others + rows, best=best)
+        keep(file, seed=TUNING_SEED, trials=others + rows, best=best)
     def best_of(name, only=None):
         own = [r for r in rows if r['entry'] == name and (only is None or r['settings'] in only)]
         return min(own, key=lambda r: r['rows'])['settings'] if own else {}
     tuned = [n for n in entries if n in RATES]
     for i in range(max(map(len, RATES.values()))):
         for name in tuned: trial(name, RATES[name][i])
-    for shape, name in itertools.product(SHAPES, tuned):
-        trial(name, best_of(name, RATES[name]) | shape)
+    for i, name in itertools.product(range(len(SHAPES)), tuned):
+        trial(name, best_of(name, RATES[name]) | OTHERS.get(name, SHAPES)[i])
     print('best:', json.dumps({n: best_of(n) for n in tuned}))
 
 
@@ -448,7 +459,7 @@ def race(text, entries, budget, seeds, all_scores):
     """All entries in turn, seed after seed, by the best settings that are known
 
     With equal tokens or paced seconds it goes on where it was ended."""
-    best = kept('race_tune').get('best', {})
+    best = best_settings()
     unit, amount = next(iter(budget.items()))
     file = f'race_{unit}_{amount:g}{suffix()}'
     before, old = calibrate(), kept(file) if unit != 'seconds' else {}
@@ -488,6 +499,7 @@ def main():
     p.add_argument('--tune', action='store_true', help='try settings; no race')
     p.add_argument('--pace', action='store_true', help='measure tokens per second; no race')
     p.add_argument('--profile', action='store_true', help='profile a step; no race')
+    p.add_argument('--every', action='store_true', help='of --pace: all shapes that are tried')
     p.add_argument('--rounds', type=int, default=40, help='of --pace, --profile: steps of each')
     p.add_argument('--compile', action='store_true', help='compile every entry first')
     p.add_argument('--bf16', action='store_true', help='multiply in bfloat16, all entries')
@@ -514,7 +526,7 @@ def main():
     text = corpus('shakespeare')
     if text.name != 'shakespeare':
         p.error(f'the rules want the plays, and only {text.name} is here')
-    if args.pace: measure_pace(text, entries, args.rounds)
+    if args.pace: measure_pace(text, entries, args.rounds, args.every)
     elif args.profile: measure_profile(text, entries, args.rounds)
     elif args.tune: tune(text, entries, budget)
     else: race(text, entries, budget, args.seeds, not args.rows)

@@ -425,14 +425,22 @@ def _attend(self:Attention, q, k, v, mask):
     return _fused(q, k, v, table, p, mask.causal, shared)
 
 def _fused(q, k, v, table, p, causal, shared):
-    "torch's fused kernel; trained on a CPU in float32, where bfloat16's backward pass is slow"
+    "torch's fused kernel; a CPU, where its bfloat16 is slow backwards, trains in other ways"
     low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
     if low and q.requires_grad and q.device.type == 'cpu':
+        if torch.compiler.is_compiling() and k.shape[2] <= 512:       # longer rows: too many pairs
+            return _spelt_out(q, k, v, table, p, causal)
         if table is not None and table.dtype != torch.bool: table = table.float()
         with torch.autocast('cpu', enabled=False):
             y = _fused(q.float(), k.float(), v.float(), table, p, causal, shared)
         return y.to(q.dtype)                                          # (B,H,T,Dv)
     return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)
+
+def _spelt_out(q, k, v, table, p, causal):
+    "The plain lines, for a compiler to fuse"
+    if causal: table = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    k, v = (t.repeat_interleave(q.shape[1]//t.shape[1], 1) for t in (k, v))
+    return plain_attention(q, k, v, table, dropout=p).to(q.dtype)     # (B,H,T,Dv)
 
 # %% ../nbs/07_attention.ipynb #a07c000e
 @patch

@@ -22,7 +22,8 @@ from torch import nn
 from .core import atomic_path, atomic_write, best_device
 from .core import check_number, check_type, file_sha256, in_kernel
 from .core import plain_text, resolve_name, run_info, SCRATCH, step_limit, user_path
-from .model import GPT, GPTConfig, parameter_shapes, unwrapped, why_not_compiled
+from .model import GPT, GPTConfig, not_compiled, parameter_shapes, unwrapped
+from .model import why_not_compiled
 from .optimizers import bfloat16_units
 from .tokenizer import Tokenizer
 
@@ -976,18 +977,15 @@ def _precision(self:SafeRun, dtype, compile, deterministic):
 
 @patch
 def _compile(self:SafeRun):
-    "Compile block by block, in place; without a compiler, say so and go on"
+    "Compile the model in place, a GPT block by block; without a compiler, say so and go on"
     from torch._inductor.cpp_builder import get_cpp_compiler
     try:
         if self.device.type == 'cpu': get_cpp_compiler()
     except Exception:
         self._say('no C++ compiler was found: training goes on without compilation')
         return False
-    for block in self._blocks(): block.compile(dynamic=False)
+    unwrapped(self.model).compile(dynamic=False)
     return True
-
-@patch
-def _blocks(self:SafeRun): return getattr(self.model, 'blocks', [self.model])
 
 @patch
 def _make_scaler(self:SafeRun):
@@ -1023,7 +1021,7 @@ def _warm_up(self:SafeRun):
         why = why_not_compiled(e)
         if why is None: raise
         self._say(f'{why}: training goes on without compilation')
-        for block in self._blocks(): block._compiled_call_impl = None
+        not_compiled(self.model)
         self._set_compiled(False)
     self.opt.zero_grad(set_to_none=True)
     self._reading().undo_step()
@@ -1092,6 +1090,12 @@ def _holding_folder(self:SafeRun):
         with run_lock(self.dir):
             self._set_aside()
             yield
+
+@patch
+def _holding_memory(self:SafeRun):
+    "On a CPU, each step uses again the memory that the step before it freed"
+    if self.device.type != 'cpu': return contextlib.nullcontext()
+    return resolve_name('gptlab.costs.hold_memory')()
 
 @patch
 def _set_aside(self:SafeRun):

@@ -687,6 +687,12 @@ def compiled_in_place(module:nn.Module) -> bool:
     "Was `module.compile()` called?"
     return module._compiled_call_impl is not None
 
+def not_compiled(model:nn.Module):
+    "Take back `model.compile()`"
+    for m in model.modules():
+        m._compiled_call_impl = None
+        if isinstance(m, GPT): vars(m).pop('_nll', None)
+
 def module_inside(module:nn.Module) -> nn.Module|None:
     "The module that `torch.compile(module)` was given; None for any other"
     return getattr(module, '_orig_mod', None)
@@ -728,5 +734,16 @@ def run_eagerly(model:nn.Module):
         yield
         return
     with torch.compiler.set_stance('force_eager'): yield
+
+@patch
+def compile(self:GPT, **kwargs): # as torch.compile takes them
+    "Compile each block, and head and loss together, in place: equal layers compile once"
+    for block in self.blocks: block.compile(**kwargs)
+    self._nll = partial(torch.compile(GPT._nll, **kwargs), self)
+
+@patch
+def __getstate__(self:GPT) -> dict:
+    "A copy is not compiled, as with any module"
+    return {k: v for k, v in nn.Module.__getstate__(self).items() if k != '_nll'}
 
 run_eagerly = checked(run_eagerly)

@@ -48,7 +48,7 @@ class Trainer(SafeRun):
                  dir:str|Path|None=None, # the run's folder; None saves nothing
                  device:str|None=None, # None is the best here
                  dtype:torch.dtype|str|None=None, # of autocast; None: bfloat16 on CUDA; or 'fast'
-                 compile:bool|str|None=None, # compile each block? None: on CUDA; or 'fast'
+                 compile:bool|str|None=None, # compile the model? None: on CUDA; or 'fast'
                  deterministic:bool=False, # only kernels that give the same bits twice?
                  on_nan:str='stop', # at a bad step, 'stop' and save the batch, 'skip', or 'rewind'
                  spike:float|None=None, # so many times the recent mean, a loss is bad too
@@ -95,7 +95,7 @@ class Trainer(SafeRun):
         self._set_budget(steps, budget)
         self._check()
         last = self.step + (step_limit() or math.inf)
-        with self._holding_folder(), self._interruptible():
+        with self._holding_folder(), self._holding_memory(), self._interruptible():
             try:
                 self._begin_fit()
                 while not self.stop and self.progress < 1 and self.step < last:

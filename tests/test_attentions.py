@@ -201,6 +201,39 @@ def test_on_a_cpu_the_kernel_learns_in_float32(how, docs, monkeypatch):
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize('S', [24, 513])
+@pytest.mark.parametrize('how', ['weights', 'autocast'])
+@pytest.mark.parametrize('kind', ['plain', 'window', 'docs', 'bias', 'dropout'])
+def test_compiled_on_a_cpu_short_rows_learn_by_the_plain_lines(kind, how, S, monkeypatch):
+    "As the kernel in float32 does, in every kind of mask; longer rows go through the kernel"
+    fused, seen = F.scaled_dot_product_attention, []
+    def noted(q, *args, **kwargs):
+        seen.append(q.dtype)
+        return fused(q, *args, **kwargs)
+    set_seed(0)
+    layer = Attention(16, 4, 2, window=7 if kind == 'window' else None,
+                      dropout=.5*(kind == 'dropout'), pos=ALiBi if kind == 'bias' else RoPE)
+    x, ids = torch.randn(2, S, 16), torch.zeros(2, S, dtype=torch.long)
+    docs = (torch.arange(S) > S//2).long().expand(2, S) if kind == 'docs' else None
+    want = layer(x, Seq(ids, docs=docs))
+    want.square().sum().backward()
+    before = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    layer.zero_grad()
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', noted)
+    if how == 'weights': layer, x = layer.bfloat16(), x.bfloat16()
+    torch._dynamo.reset()
+    layer.compile(backend='aot_eager', dynamic=False)
+    with torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
+        got = layer(x, Seq(ids, docs=docs))
+        got.float().square().sum().backward()
+    assert got.dtype == torch.bfloat16 and bool(seen) == (S > 512)
+    grads = torch.cat([p.grad.float().flatten() for p in layer.parameters()])
+    if kind == 'dropout':                                         # other weights are dropped
+        assert (.8 < got.float().norm()/want.norm() < 1.25) and grads.isfinite().all()
+        return
+    assert (got - want).norm() < .02*want.norm() and (grads - before).norm() < .03*before.norm()
+
+
 @pytest.mark.filterwarnings('ignore:flex_attention called without')
 @pytest.mark.parametrize('pos', POSITIONS)
 def test_backends_agree(pos):

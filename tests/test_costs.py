@@ -1,5 +1,6 @@
 """Accounts of what a model needs, against measurement: bytes of a training step and of a cache, for
 every preset; and what asking for them may not disturb."""
+import contextlib, os, platform, subprocess, sys
 from dataclasses import replace
 from functools import partial
 
@@ -198,3 +199,64 @@ def test_rows_that_make_no_sense():
     for call, words in ((lambda: model.memory(0), 'nothing to read'),
                         (lambda: model.memory(1, 99), 'do not fit the context')):
         with pytest.raises(ValueError, match=words): call()
+
+
+# ---- memory that is freed
+
+HELD = """
+import resource, sys, torch
+from gptlab.costs import hold_memory
+def faults(n=3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n): torch.ones(10*2**20)*2                     # twice 40 MB
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)//n
+def held(): return int(open('/proc/self/statm').read().split()[1])*resource.getpagesize()
+faults()
+free = faults()
+with hold_memory():
+    faults(12)                                        # until the heap is cut to fit
+    try:
+        with hold_memory(): raise KeyError
+    except KeyError: pass
+    kept = faults()                                   # the outer block still holds
+    inside = held()
+print(free, kept, inside - held())
+"""
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='only glibc is told to keep memory')
+@pytest.mark.parametrize('by_user', [False, True])
+def test_freed_memory_stays_while_it_is_held_and_then_goes(by_user):
+    "Counted in page faults, of 4 KiB; where the user has set glibc's thresholds, they stand"
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}
+    if by_user: env['MALLOC_TRIM_THRESHOLD_'] = '131072'
+    found = subprocess.run([sys.executable, '-c', HELD], env=env, text=True, check=True,
+                           capture_output=True).stdout
+    free, kept, returned = map(int, found.split())
+    assert free > 5_000
+    if by_user: assert kept > 5_000
+    else: assert kept < free/20 and returned > 30e6
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_a_trainer_holds_memory_while_it_fits_on_a_cpu(device, monkeypatch):
+    held = []
+    @contextlib.contextmanager
+    def noted():
+        held.append('in')
+        try: yield
+        finally: held.append('out')
+    monkeypatch.setattr(costs_module, 'hold_memory', noted)
+    class Stop(Exception): pass
+    def loss(model, batch):
+        held.append('step')
+        if len(held) > 2: raise Stop
+        return model(batch['x']).sum(), batch['x'].numel()
+    model = nn.Linear(4, 1)
+    run = Trainer(model, torch.optim.SGD(model.parameters(), .1), [dict(x=torch.ones(2, 4))],
+                  loss=loss, device='cpu', callbacks=[], eval_every=0)
+    if device != 'cpu':                                           # a card's memory is torch's own
+        run.device = torch.device(device)
+        with run._holding_memory(): assert not held
+        return
+    with pytest.raises(Stop): run.fit(3)
+    assert held == ['in', 'step', 'step', 'out']

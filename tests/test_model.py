@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import NBS, cells, tree
 from gptlab.all import *
-from gptlab.model import compiled_in_place, module_inside, parameter_shapes
+from gptlab.model import compiled_in_place, module_inside, not_compiled, parameter_shapes
 
 SMALL = dict(vocab_size=211, context_length=32, n_layers=4, n_heads=4, d_model=32, d_ff=48)
 no_rope = partial(Attention, pos=None)
@@ -284,6 +284,34 @@ def test_what_torch_does_not_tell_about_compiled_modules():
     assert [compiled_in_place(m) for m in (plain, in_place, around)] == [False, True, False]
     assert module_inside(around) is plain
     assert module_inside(plain) is None and module_inside(in_place) is None
+
+def test_a_gpt_compiles_its_blocks_and_its_loss():
+    "In place; a copy has its own weights and no compiler; names are as before"
+    calls = []
+    def counting(graph, inputs):
+        def call(*args):
+            calls.append(1)
+            return graph.forward(*args)
+        return call
+    torch._dynamo.reset()
+    cfg = GPTConfig(**SMALL)
+    model, batch = lively(cfg), text(cfg)
+    names, (want, wants) = [*model.state_dict()], grads(model, batch)
+    model.compile(backend=counting, dynamic=False)
+    assert [*model.state_dict()] == names and compiled_in_place(model.blocks[0])
+    got, gots = grads(model, batch)
+    assert calls and abs(want - got) < 1e-5
+    for n in wants: assert torch.allclose(wants[n], gots[n], atol=1e-6, rtol=1e-3), n
+    n = len(calls)
+    assert n >= cfg.n_layers + 1                                  # each block, and the loss
+    with run_eagerly(model): model(**batch)
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(twin.head.weight)                              # all tokens are equally likely
+    nll, _ = twin(**batch)
+    assert torch.allclose(nll[batch['targets'] >= 0], torch.tensor(cfg.vocab_size).log())
+    not_compiled(model)
+    again, _ = grads(model, batch)
+    assert len(calls) == n and abs(want - again) < 1e-5
 
 def test_counts_come_with_the_trainer_alone():
     code = ('import sys, gptlab.trainer\nfrom gptlab.model import GPT, GPTConfig\n'
