@@ -31,7 +31,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 from common import keep, RESULTS
-import torch
+import torch, torch._dynamo
 from torch import nn
 from torch.nn import functional as F
 from gptlab.all import *
@@ -247,6 +247,7 @@ def measure_pace(text, entries, rounds, every):
 
     At its plain shape and its best; `every`: at all that are tried."""
     set_threads()
+    torch._dynamo.config.recompile_limit = 256          # many models in one process
     runs, ready, took = {}, {}, {}
     best = best_settings()
     shapes = lambda name: [{}, best.get(name, {}), *(OTHERS.get(name, SHAPES) if every else [])]
