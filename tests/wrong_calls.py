@@ -271,6 +271,7 @@ model='''
     swap(model(), MLP, lambda old: MLP(16, 8))       # cls: False; make: False
     check_model(cfg())                               # make: False
     run_eagerly(model())
+    model().compile()
 ''',
 optimizers='''
     bfloat16_units()                                 # device: v == 'cpu' if v else v is None
@@ -795,6 +796,7 @@ formats='''
 costs='''
     MemoryTracker(torch.ones(2))
     costs(model(), B=1, T=8)
+    hold_memory()
 ''',
 trackers='''
     plain_value(1)                                   # v: any
