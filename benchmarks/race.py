@@ -13,6 +13,7 @@ paired (equal batches where tokenizer and batch are equal), entries run in turn,
     python benchmarks/race.py --seconds 200 --seeds 3             a race, by the best settings known
     python benchmarks/race.py --calibrate                         what this machine can do
     python benchmarks/race.py --profile                           where a step's time goes
+    python benchmarks/race.py --steps                             and what made a step faster
     python benchmarks/race.py --pace                              tokens per second, steps in turn
     python benchmarks/race.py --seconds 100 --paced               seconds by that pace
     python benchmarks/race.py --compile --bf16                    a second table: all compiled, in
@@ -26,7 +27,7 @@ A clone stays where it is and its commit goes into the result. One that is missi
 shape than the entry expects, is named, and the others run. An entry that compiles does so before
 its clock starts, and the seconds are told apart. Results are in results/race_*.json.
 """
-import argparse, importlib.util, itertools, json, os, statistics, subprocess, sys, time
+import argparse, contextlib, importlib.util, itertools, json, os, statistics, subprocess, sys, time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,9 @@ from common import keep, RESULTS
 import torch, torch._dynamo
 from torch import nn
 from torch.nn import functional as F
+from gptlab import attention
 from gptlab.all import *
+from gptlab.checkpoints import SafeRun
 
 CORES, ROW, STRIDE, LIMIT = 2, 128, 64, 4096        # the rules
 DEPTH, WIDTH, HEADS = 4, 128, 4                     # of every entry: the front page's
@@ -294,6 +297,56 @@ def in_tokens(name, settings, budget):
     return dict(tokens=round(budget['paced']*pace_of(name, settings)))
 
 
+# ---- a step, made faster one change after another
+
+# (what is new, entry, compiled and in bfloat16?, what is not there yet)
+STEPS = [('the first front page', 'before', False, 'hold'),
+         ('in bfloat16, compiled', 'before', True, 'hold loss lines'),
+         ('parts, 16 rows', 'ours', True, 'hold loss lines'),
+         ('freed memory stays', 'ours', True, 'loss lines'),
+         ('head and loss compiled', 'ours', True, 'lines'),
+         ('plain lines of attention', 'ours', True, '')]
+
+def one_rung(text, i):
+    "Tokens per second of one of STEPS, in a process of its own"
+    what, name, fast, without = STEPS[i]
+    COMPILED.update(on=fast, bf16=fast)
+    set_threads()
+    if 'lines' in without: attention._spelt_out = in_float32
+    if 'loss' in without: GPT.compile = blocks_alone
+    held = contextlib.nullcontext if 'hold' in without else hold_memory
+    SafeRun._holding_memory = lambda self: contextlib.nullcontext()
+    with held():
+        run = trainer(name, text, TUNING_SEED, {}, None, False).fit(8)
+        took = [timed(run.one_step) for _ in range(40)]
+    print(json.dumps(run.tokens/run.step/statistics.median(took)))
+
+def in_float32(q, k, v, table, p, causal):
+    "Attention as it was trained before: the kernel, outside of autocast"
+    with torch.autocast('cpu', enabled=False):
+        y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), table, p, causal,
+                                           enable_gqa=q.shape[1] != k.shape[1])
+    return y.to(q.dtype)
+
+def blocks_alone(model, **kw):
+    for block in model.blocks: block.compile(**kw)
+
+def measure_steps(turns):
+    "Each of STEPS in a fresh process, in turn; beside the first one of its turn"
+    rates = [[] for _ in STEPS]
+    for turn in range(turns):
+        for i, (what, *_) in enumerate(STEPS):
+            done = subprocess.run([sys.executable, __file__, '--rung', str(i)],
+                                  capture_output=True, text=True, check=True)
+            rates[i].append(float(done.stdout.splitlines()[-1]))
+            print(f'{turn + 1}. {what}: {rates[i][-1]:,.0f} tokens a second', flush=True)
+    rows = [dict(what=what, tokens_per_second=[round(x, 1) for x in r],
+                 ratio=round(statistics.median(x/y for x, y in zip(r, rates[0])), 3))
+            for (what, *_), r in zip(STEPS, rates)]
+    for row in rows: print(row)
+    keep('race_steps', turns=turns, rows=rows)
+
+
 # ---- the profile of a step
 
 KINDS = dict(products=('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm'),
@@ -500,6 +553,8 @@ def main():
     p.add_argument('--tune', action='store_true', help='try settings; no race')
     p.add_argument('--pace', action='store_true', help='measure tokens per second; no race')
     p.add_argument('--profile', action='store_true', help='profile a step; no race')
+    p.add_argument('--steps', action='store_true', help='what made a step faster; no race')
+    p.add_argument('--rung', type=int, choices=range(len(STEPS)), help='one line of --steps')
     p.add_argument('--every', action='store_true', help='of --pace: all shapes that are tried')
     p.add_argument('--rounds', type=int, default=40, help='of --pace, --profile: steps of each')
     p.add_argument('--compile', action='store_true', help='compile every entry first')
@@ -527,7 +582,9 @@ def main():
     text = corpus('shakespeare')
     if text.name != 'shakespeare':
         p.error(f'the rules want the plays, and only {text.name} is here')
-    if args.pace: measure_pace(text, entries, args.rounds, args.every)
+    if args.steps: measure_steps(max(3, args.rounds//8))
+    elif args.rung is not None: one_rung(text, args.rung)
+    elif args.pace: measure_pace(text, entries, args.rounds, args.every)
     elif args.profile: measure_profile(text, entries, args.rounds)
     elif args.tune: tune(text, entries, budget)
     else: race(text, entries, budget, args.seeds, not args.rows)

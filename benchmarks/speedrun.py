@@ -165,6 +165,28 @@ class Backout(GPT):
         self.norm.register_forward_pre_hook(lambda m, args: args[0] - self.share*self.half[0])
 
 
+class TwoAhead(GPT):
+    "Learns the token after the next one as well, by a head of its own (Gloeckle et al. 2024)"
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.second = nn.Linear(cfg.d_model, len(self.head.weight), bias=False)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, ids, targets=None, **kw):
+        if targets is None or not self.training: return super().forward(ids, targets, **kw)
+        x, aux = self._hidden(ids)
+        after = F.pad(targets[:,1:], (0, 1), value=-100)
+        return token_nll(self._logits(x), targets) + .3*token_nll(self.second(x), after), aux
+
+
+class Looped(GPT):
+    "The two blocks in the middle are passed twice (as in the Universal Transformer)"
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        first, a, b, last = self.blocks
+        self.blocks = nn.ModuleList([first, a, b, a, b, last])
+
+
 class Counted(GPT):
     "Begins from counts: logits of what follows each token in the training text, and learns on"
     def __init__(self, cfg):
@@ -345,6 +367,8 @@ CANDIDATES = {
     'pairs_02+two_means+two_back': (-.095, added(ValueEmbedding, pair_value(.025), InductionValue,
                                                  partial(TwoBack, strength=.025))),
     'pairs_02+weighted_mean': (-.085, added(ValueEmbedding, pair_value(.025), Matches)),
+    'two_ahead': (.005, dict(kind=TwoAhead)),
+    'looped': (-.010, dict(kind=Looped)),
     'backout': (-.005, dict(kind=Backout)),
     'smear': (-.010, dict(places=Smear)),
     'bigrams': (-.020, dict(places=Bigrams)),
