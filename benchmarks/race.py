@@ -165,11 +165,11 @@ def quietly(f, *args, **kw):
         finally: sys.stdout = old
 
 
-MAKERS = dict(ours=front_page, parts=two_parts, parts_8=two_parts, before=before, gpt2=gpt2,
-              llama=llama, nanogpt=nanogpt, nanochat=nanochat)
+MAKERS = dict(ours=front_page, rows_16=front_page, parts=two_parts, parts_8=two_parts,
+              before=before, gpt2=gpt2, llama=llama, nanogpt=nanogpt, nanochat=nanochat)
 CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
 PLAIN = dict(vocab=2048, B=8)
-SHAPE = dict(ours=dict(B=16))                           # the front page's, before any tuning
+SHAPE = dict(ours=dict(B=16), rows_16=dict(B=16))       # before any tuning
 COMPILED = dict(on=False, bf16=False)       # all entries, before their clocks start? in bfloat16?
 
 # twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
