@@ -302,7 +302,7 @@ def in_tokens(name, settings, budget):
 # (what is new, entry, compiled and in bfloat16?, what is not there yet)
 STEPS = [('the first front page', 'before', False, 'hold'),
          ('in bfloat16, compiled', 'before', True, 'hold loss lines'),
-         ('parts, 16 rows', 'ours', True, 'hold loss lines'),
+         ('today\'s parts, 32 rows', 'ours', True, 'hold loss lines'),
          ('freed memory stays', 'ours', True, 'loss lines'),
          ('head and loss compiled', 'ours', True, 'lines'),
          ('plain lines of attention', 'ours', True, '')]
@@ -317,8 +317,9 @@ def one_rung(text, i):
     held = contextlib.nullcontext if 'hold' in without else hold_memory
     SafeRun._holding_memory = lambda self: contextlib.nullcontext()
     with held():
-        run = trainer(name, text, TUNING_SEED, {}, None, False).fit(8)
-        took = [timed(run.one_step) for _ in range(40)]
+        shape = dict(B=32) if name == 'ours' else {}
+        run = trainer(name, text, TUNING_SEED, shape, None, False).fit(8)
+        took = [timed(run.one_step) for _ in range(30)]
     print(json.dumps(run.tokens/run.step/statistics.median(took)))
 
 def in_float32(q, k, v, table, p, causal):

@@ -37,7 +37,7 @@ def front_page_parts(text:object, # what to learn: a Corpus
     from gptlab.all import set_seed, shard
     set_seed(seed)
     tok = BPE.train(text, vocab, inside='text')               # a name such as <|bos|> is text, too
-    train, valid = batches(text, tok, B=16*world_size, T=ROW, seed=seed)
+    train, valid = batches(text, tok, B=32*world_size, T=ROW, seed=seed)
     if world_size > 1:
         train, valid = RankRows(train, rank, world_size), shard(valid, rank, world_size)
     size = dict(context_length=context, n_layers=layers, n_heads=width//HEAD, d_model=width)

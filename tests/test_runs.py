@@ -325,7 +325,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert said.count('of training, saved in') == said.count('--- sample 1') == 1
     state = state_of(run)
     settings = state['info']['settings']
-    assert settings['world_size'] == 2 and settings['data']['B'] == 16
+    assert settings['world_size'] == 2 and settings['data']['B'] == 32
     assert [r['step'] for r in state['log']] == [*range(1, state['step'] + 1)]
     assert state['tokens'] == state['step']*2*16*128 and 3 <= state['seconds'] < 20
     assert state['log'][-1]['bpb'] < 8 and len(state['ranks']) == 2
