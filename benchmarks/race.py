@@ -269,7 +269,7 @@ def measure_pace(text, entries, rounds, every):
                 start = run.seconds
                 run.one_step()
                 if i >= 0: took.setdefault(key, []).append(run.seconds - start)
-            if i % 10 == 9: print(f'round {i + 1} of {rounds}', flush=True)
+            if i > 0 and i % 10 == 9: print(f'round {i + 1} of {rounds}', flush=True)
     rows = [dict(entry=name, vocab=vocab, B=B, rounds=rounds,
                  ready_seconds=round(ready[name, vocab, B], 1),
                  tokens_per_second=round(B*ROW/statistics.median(took[name, vocab, B]), 1),

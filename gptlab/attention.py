@@ -437,10 +437,15 @@ def _fused(q, k, v, table, p, causal, shared):
     return F.scaled_dot_product_attention(q, k, v, table, p, causal, enable_gqa=shared)
 
 def _spelt_out(q, k, v, table, p, causal):
-    "The plain lines, for a compiler to fuse"
-    if causal: table = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    "The plain lines, for a compiler to fuse; who sees nothing gets 0, as from the kernel"
+    T, S, seen = q.shape[2], k.shape[2], None
+    if causal: table = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()
+    elif table is not None:
+        seen  = (table if table.dtype == torch.bool else table > -math.inf).any(-1, True)
+        table = table.masked_fill(~seen, 1)                           # (B or 1,H or 1,T,S)
     k, v = (t.repeat_interleave(q.shape[1]//t.shape[1], 1) for t in (k, v))
-    return plain_attention(q, k, v, table, dropout=p).to(q.dtype)     # (B,H,T,Dv)
+    y = plain_attention(q, k, v, table, dropout=p).to(q.dtype)        # (B,H,T,Dv)
+    return y if seen is None else y*seen
 
 # %% ../nbs/07_attention.ipynb #a07c000e
 @patch

@@ -175,7 +175,7 @@ def costs(model:GPT, # unchanged
     return Rows([dict(cost=k, amount=v) for k, v in table.items()], f'{B:,} × {T:,} tokens')
 
 # %% ../nbs/38_costs.ipynb #7a1c5e02
-_holders, _thresholds = [], dict(mmap=-3, trim=-1)        # how `mallopt` calls them
+_holders, _MMAP, _TRIM = [], -3, -1                       # two options of `mallopt`
 
 @contextlib.contextmanager
 def hold_memory() -> Iterator[None]:
@@ -184,17 +184,20 @@ def hold_memory() -> Iterator[None]:
     With glibc, where the environment does not set its thresholds; elsewhere nothing is changed.
     """
     libc = _glibc()
-    _holders.append(1)
-    if libc: _set_thresholds(libc, mmap=2**30, trim=2**31-1)
-    try: yield
+    try:
+        _holders.append(1)
+        if libc: _set_thresholds(libc, 2**30, 2**31-1)
+        yield
     finally:
         _holders.pop()
         if libc and not _holders:                             # as glibc would set them by itself
-            _set_thresholds(libc, mmap=2**25, trim=2**26)
+            _set_thresholds(libc, 2**25, 2**26)
             libc.malloc_trim(0)
 
-def _set_thresholds(libc, **sizes):
-    for k, size in sizes.items(): libc.mallopt(_thresholds[k], size)
+def _set_thresholds(libc, mmap, trim):
+    "From `mmap` bytes on, memory is asked of the system; from `trim` free ones on, it goes back"
+    libc.mallopt(_MMAP, mmap) or libc.mallopt(_MMAP, 2**25)   # an old glibc takes no more
+    libc.mallopt(_TRIM, trim)
 
 def _glibc():
     "The C library if it is glibc, and ours to set; None otherwise"

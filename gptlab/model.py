@@ -116,6 +116,7 @@ class GPT(nn.Module):
 
     Raises TypeError for what is no GPTConfig."""
     remat, loss_chunk = False, None        # how it runs, not what it is: see Memory
+    _compiled_nll:Callable|None = None     # set by `compile`
     trained_length:int|None = None         # longest row trained on; training sets it
     def __init__(self, cfg:GPTConfig):
         super().__init__()
@@ -193,8 +194,11 @@ def token_nll(logits:torch.Tensor, # (…,V)
     return nll.view(targets.shape)
 
 @patch
+def _token_nll(self:GPT, x, y): return token_nll(self._logits(x), y)  # (N,C), (N,) -> (N,)
+
+@patch
 def _nll(self:GPT, x, targets):                          # (B,T,C), (B,T) -> (B,T)
-    nll = lambda x, y: token_nll(self._logits(x), y)         # (N,C), (N,) -> (N,)
+    nll = partial(self._compiled_nll or type(self)._token_nll, self)
     x, y, n = x.flatten(0,1), targets.flatten(), self.loss_chunk
     if n is None: return nll(x, y).view(targets.shape)
     if type(n) is not int or n < 1:
@@ -691,7 +695,7 @@ def not_compiled(model:nn.Module):
     "Take back `model.compile()`"
     for m in model.modules():
         m._compiled_call_impl = None
-        if isinstance(m, GPT): vars(m).pop('_nll', None)
+        if isinstance(m, GPT): m._compiled_nll = None
 
 def module_inside(module:nn.Module) -> nn.Module|None:
     "The module that `torch.compile(module)` was given; None for any other"
@@ -739,11 +743,11 @@ def run_eagerly(model:nn.Module):
 def compile(self:GPT, **kwargs): # as torch.compile takes them
     "Compile each block, and head and loss together, in place: equal layers compile once"
     for block in self.blocks: block.compile(**kwargs)
-    self._nll = partial(torch.compile(GPT._nll, **kwargs), self)
+    self._compiled_nll = torch.compile(type(self)._token_nll, **kwargs)
 
 @patch
 def __getstate__(self:GPT) -> dict:
     "A copy is not compiled, as with any module"
-    return {k: v for k, v in nn.Module.__getstate__(self).items() if k != '_nll'}
+    return {k: v for k, v in nn.Module.__getstate__(self).items() if k != '_compiled_nll'}
 
 run_eagerly = checked(run_eagerly)

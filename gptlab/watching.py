@@ -456,7 +456,9 @@ class LayerStats:
         self.rows, self.hooks = [], []
 
     def before_fit(self, trainer:Trainer):
-        "Put the hooks in; raises ValueError when `pick` chose no module"
+        "Put the hooks in; raises ValueError when `pick` chose none, or the model is compiled"
+        if trainer.compiled:
+            raise ValueError('LayerStats sees no layers of a compiled model: give compile=False')
         named = [(n, m) for n, m in trainer.model.named_modules() if self.pick(n, m)]
         if not named:
             raise ValueError('LayerStats picked no module: look at dict(model.named_modules())')

@@ -203,7 +203,7 @@ def test_on_a_cpu_the_kernel_learns_in_float32(how, docs, monkeypatch):
 
 @pytest.mark.parametrize('S', [24, 513])
 @pytest.mark.parametrize('how', ['weights', 'autocast'])
-@pytest.mark.parametrize('kind', ['plain', 'window', 'docs', 'bias', 'dropout'])
+@pytest.mark.parametrize('kind', ['plain', 'window', 'docs', 'hidden', 'bias', 'dropout'])
 def test_compiled_on_a_cpu_short_rows_learn_by_the_plain_lines(kind, how, S, monkeypatch):
     "As the kernel in float32 does, in every kind of mask; longer rows go through the kernel"
     fused, seen = F.scaled_dot_product_attention, []
@@ -215,7 +215,8 @@ def test_compiled_on_a_cpu_short_rows_learn_by_the_plain_lines(kind, how, S, mon
                       dropout=.5*(kind == 'dropout'), pos=ALiBi if kind == 'bias' else RoPE)
     x, ids = torch.randn(2, S, 16), torch.zeros(2, S, dtype=torch.long)
     docs = (torch.arange(S) > S//2).long().expand(2, S) if kind == 'docs' else None
-    want = layer(x, Seq(ids, docs=docs))
+    pos = (torch.arange(S) - 5).expand(2, S) if kind == 'hidden' else None  # five see nothing
+    want = layer(x, Seq(ids, docs=docs, pos=pos))
     want.square().sum().backward()
     before = torch.cat([p.grad.flatten() for p in layer.parameters()])
     layer.zero_grad()
@@ -224,7 +225,7 @@ def test_compiled_on_a_cpu_short_rows_learn_by_the_plain_lines(kind, how, S, mon
     torch._dynamo.reset()
     layer.compile(backend='aot_eager', dynamic=False)
     with torch.autocast('cpu', torch.bfloat16, enabled=how == 'autocast'):
-        got = layer(x, Seq(ids, docs=docs))
+        got = layer(x, Seq(ids, docs=docs, pos=pos))
         got.float().square().sum().backward()
     assert got.dtype == torch.bfloat16 and bool(seen) == (S > 512)
     grads = torch.cat([p.grad.float().flatten() for p in layer.parameters()])

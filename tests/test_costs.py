@@ -208,7 +208,7 @@ import resource, sys, torch
 from gptlab.costs import hold_memory
 def faults(n=3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(n): torch.ones(10*2**20)*2                     # twice 40 MB
+    for _ in range(n): [torch.ones(7*2**20) for _ in range(4)]    # 28 MB each
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)//n
 def held(): return int(open('/proc/self/statm').read().split()[1])*resource.getpagesize()
 faults()

@@ -285,8 +285,10 @@ def test_what_torch_does_not_tell_about_compiled_modules():
     assert module_inside(around) is plain
     assert module_inside(plain) is None and module_inside(in_place) is None
 
-def test_a_gpt_compiles_its_blocks_and_its_loss():
-    "In place; a copy has its own weights and no compiler; names are as before"
+@pytest.mark.parametrize('chunk', [None, 16])
+def test_a_gpt_compiles_its_blocks_and_its_loss(chunk):
+    """In place, the loss of a chunk at a time; a copy has its own weights and no compiler; names
+    are as before"""
     calls = []
     def counting(graph, inputs):
         def call(*args):
@@ -298,6 +300,7 @@ def test_a_gpt_compiles_its_blocks_and_its_loss():
     model, batch = lively(cfg), text(cfg)
     names, (want, wants) = [*model.state_dict()], grads(model, batch)
     model.compile(backend=counting, dynamic=False)
+    model.loss_chunk = chunk
     assert [*model.state_dict()] == names and compiled_in_place(model.blocks[0])
     got, gots = grads(model, batch)
     assert calls and abs(want - got) < 1e-5

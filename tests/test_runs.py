@@ -327,7 +327,7 @@ def test_two_processes_are_one_run(tmp_path):
     settings = state['info']['settings']
     assert settings['world_size'] == 2 and settings['data']['B'] == 32
     assert [r['step'] for r in state['log']] == [*range(1, state['step'] + 1)]
-    assert state['tokens'] == state['step']*2*16*128 and 3 <= state['seconds'] < 20
+    assert state['tokens'] == state['step']*2*32*128 and 3 <= state['seconds'] < 20
     assert state['log'][-1]['bpb'] < 8 and len(state['ranks']) == 2
 
 

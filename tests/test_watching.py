@@ -449,3 +449,9 @@ def test_the_dashboard_of_trackio_shows_our_runs(dashboard, chromium):
     assert page.locator('svg, canvas').count()
     assert not outside
     page.close()
+
+
+def test_layer_stats_refuse_a_compiled_model_whose_layers_no_hook_sees():
+    run = trainer([LayerStats()], n=2)
+    run.compiled = True
+    with pytest.raises(ValueError, match='compile=False'): run.fit(1)
