@@ -58,13 +58,13 @@ class Peer(nn.Module):
 
 
 def front_page(vocab, seed, adds=(ValueEmbedding, PairValue, InductionValue), lr=.02, alr=1e-2,
-               elr=.4, hlr=None):
-    "Ours: the model and optimizer of the front page; hlr is a rate of the head's own"
+               elr=.4, hlr=None, wd=0.):
+    "Ours: model and optimizer of the front page; hlr is a rate of the head, wd decay of tables"
     attn = partial(OpenAttention, adds=[*adds])
     model = GPT(GPTConfig(vocab_size=vocab, context_length=ROW, n_layers=DEPTH, n_heads=HEADS,
                           d_model=WIDTH, attn=attn))
     head = [adamw(lr=hlr, at=is_head)] if hlr else []
-    tables = adamw(lr=elr, betas=(.8, .995), at=embedding)
+    tables = adamw(lr=elr, betas=(.8, .995), wd=wd, at=embedding)
     return model, Opt(model, muon(lr=lr, at=hidden), tables, *head, adamw(lr=alr)), wsd()
 
 
@@ -165,11 +165,13 @@ def quietly(f, *args, **kw):
         finally: sys.stdout = old
 
 
-MAKERS = dict(ours=front_page, rows_16=front_page, parts=two_parts, parts_8=two_parts,
+MAKERS = dict(ours=front_page, rows_16=front_page, decay=partial(front_page, wd=.02),
+              parts=two_parts, parts_8=two_parts,
               before=before, gpt2=gpt2, llama=llama, nanogpt=nanogpt, nanochat=nanochat)
 CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
 PLAIN = dict(vocab=2048, B=8)
-SHAPE = dict(ours=dict(B=16), rows_16=dict(B=16))       # before any tuning
+SHAPE = dict(ours=dict(B=16), rows_16=dict(B=16), decay=dict(B=32))     # before any tuning
+SAME_PACE = dict(decay='ours')              # decay multiplies as much as the optimizer without
 COMPILED = dict(on=False, bf16=False)       # all entries, before their clocks start? in bfloat16?
 
 # twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
@@ -285,7 +287,7 @@ def pace_of(name, settings):
     "Tokens per second of an entry's shape; what was not measured is an error"
     wanted = shape_of(name, settings)
     for row in kept(f'race_pace{suffix()}').get('rows', []):
-        alike = MAKERS[row['entry']] is MAKERS[name]    # parts_8 is parts with others
+        alike = MAKERS[row['entry']] is MAKERS[SAME_PACE.get(name, name)]    # of another shape
         if alike and wanted.items() <= row.items(): return row['tokens_per_second']
     raise SystemExit(f'the pace of {name} with {wanted} is not known: '
                      'python benchmarks/race.py --pace first')
