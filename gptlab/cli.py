@@ -43,8 +43,8 @@ def front_page_parts(text:object, # what to learn: a Corpus
     size = dict(context_length=context, n_layers=layers, n_heads=width//HEAD, d_model=width)
     attn = partial(OpenAttention, adds=[ValueEmbedding, PairValue, InductionValue])
     model = GPT(GPTConfig(vocab_size=tok.vocab_size, attn=attn, **size))
-    opt = Opt(model, muon(lr=.02, at=hidden), adamw(lr=.4, betas=(.8, .995), at=embedding),
-              adamw(lr=1e-2))
+    tables = adamw(lr=.4, betas=(.8, .995), wd=.02, at=embedding)
+    opt = Opt(model, muon(lr=.02, at=hidden), tables, adamw(lr=1e-2))
     return model, opt, train, valid
 
 def front_page_run(text:object, # what to learn: a Corpus
