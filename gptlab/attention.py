@@ -424,11 +424,13 @@ def _attend(self:Attention, q, k, v, mask):
         return y.view(len(q), self.H, 1, -1)
     return _fused(q, k, v, table, p, mask.causal, shared)
 
+_SHORT_ROW = 512                       # of longer rows, too many pairs would be written out
+
 def _fused(q, k, v, table, p, causal, shared):
     "torch's fused kernel; a CPU, where its bfloat16 is slow backwards, trains in other ways"
     low = q.dtype == torch.bfloat16 or torch.is_autocast_enabled('cpu')
     if low and q.requires_grad and q.device.type == 'cpu':
-        if torch.compiler.is_compiling() and k.shape[2] <= 512:       # longer rows: too many pairs
+        if torch.compiler.is_compiling() and k.shape[2] <= _SHORT_ROW:
             return _spelt_out(q, k, v, table, p, causal)
         if table is not None and table.dtype != torch.bool: table = table.float()
         with torch.autocast('cpu', enabled=False):
