@@ -3,7 +3,7 @@
 The suite runs in two workers where pytest-xdist is installed, so whatever a worker starts must not
 take both cores.
 """
-import os, random, shutil, signal, sys
+import functools, itertools, os, random, shutil, signal, sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,36 @@ def chromium():
         browser = p.chromium.launch(executable_path=exe, args=flags.split())
         yield browser
         browser.close()
+
+
+# ---- chance
+
+_drawn = itertools.count(1)
+
+def pytest_runtest_setup(item):
+    """What a test draws is the same in every run, whichever tests ran before it in its worker
+
+    Generators without a seed differ from one another in a test, and not from run to run.
+    """
+    global _drawn
+    _drawn = itertools.count(1)
+    random.seed(0)
+    if 'numpy' in sys.modules: sys.modules['numpy'].random.seed(0)
+    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(0)
+    _seed_generators()
+
+
+def _seed_generators():
+    "`make_generator(None)` takes the next number, in every module that has it"
+    generation = sys.modules.get('gptlab.generation')
+    if generation is None or hasattr(generation.make_generator, '__wrapped__'): return
+    real = generation.make_generator
+    @functools.wraps(real)
+    def numbered(seed=None, *args, **kw):
+        return real(next(_drawn) if seed is None else seed, *args, **kw)
+    for name, module in list(sys.modules.items()):
+        if name.startswith('gptlab') and vars(module).get('make_generator') is real:
+            module.make_generator = numbered
 
 
 # ---- workers
