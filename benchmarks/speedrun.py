@@ -431,6 +431,9 @@ def table(rows):
         print(f'{name:28} {expected:+8.3f} {statistics.mean(gains):+8.4f} {each:>24} {pace:9.2f}')
 
 
+def saved(): return json.loads(FILE.read_text())['runs'] if FILE.exists() else []
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -439,17 +442,17 @@ def main():
     p.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
     p.add_argument('--table', action='store_true')
     args = p.parse_args()
-    rows = json.loads(FILE.read_text())['runs'] if FILE.exists() else []
-    if args.table: return table(rows)
+    if args.table: return table(saved())
     text, tokenizers = corpus('shakespeare'), {}
     for seed in args.seeds:
         for name in args.only:
             known = dict(candidate=name, seed=seed, budget=args.tokens)
-            if any(known.items() <= r.items() for r in rows): continue
-            rows.append(one(name, text, seed, args.tokens, tokenizers))
-            print(rows[-1], flush=True)
-            FILE.write_text(json.dumps(dict(machine=machine(), runs=rows), indent=1) + '\n')
-    table(rows)
+            if any(known.items() <= r.items() for r in saved()): continue
+            row = one(name, text, seed, args.tokens, tokenizers)
+            print(row, flush=True)
+            runs = [*saved(), row]                      # another process may have added some
+            FILE.write_text(json.dumps(dict(machine=machine(), runs=runs), indent=1) + '\n')
+    table(saved())
 
 
 if __name__ == '__main__': main()
