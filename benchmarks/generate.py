@@ -11,12 +11,17 @@ processes ran beside this one: then seconds mean little, and ratios vary.
 
     python benchmarks/generate.py [--batches 1 8] [--contexts 128 1024] [--new 64] [--pairs 5]
                                   [--shapes small medium] [--name generate]
+    python benchmarks/generate.py --parts      what the parts of the default's attention cost
 """
 import argparse, itertools, os, statistics, tempfile, time, warnings
+from functools import partial
 from common import keep
 import torch
+from gptlab.attention import Attention
+from gptlab.attentions import InductionValue, OpenAttention, PairValue, ValueEmbedding
 from gptlab.generation import generate_rows, temperature
 from gptlab.hub import load
+from gptlab.model import GPT, GPTConfig
 from gptlab.sampling import StaticDecoder
 import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -118,6 +123,30 @@ def measure(shape, B, T, n, pairs, speed):
     return row
 
 
+PARTS = dict(attention=(), ValueEmbedding=(ValueEmbedding,), PairValue=(PairValue,),
+             InductionValue=(InductionValue,),
+             all_three=(ValueEmbedding, PairValue, InductionValue))
+
+def parts(B, T, n, rounds):
+    "A step of decoding of the front page's model with each part, over that with none; in turn"
+    torch.manual_seed(0)
+    attn = {k: partial(OpenAttention, adds=[*v]) if v else Attention for k, v in PARTS.items()}
+    models = {k: GPT(GPTConfig(vocab_size=2048, context_length=T+n, n_layers=4, n_heads=4,
+                               d_model=128, attn=a)).eval() for k, a in attn.items()}
+    made = makers(None, models, torch.randint(0, 2048, (B, T)), n)
+    took = {k: [] for k in models}
+    for i in range(rounds):
+        for k in (list(models) if i % 2 else list(models)[::-1]):
+            step = (timed(made[k])[0] - timed(made[k], 1)[0])/(n-1)
+            if i: took[k].append(step)
+    ms = {k: round(1000*statistics.median(t), 3) for k, t in took.items()}
+    over = {k: round(statistics.median(a/b for a, b in zip(t, took['attention'])), 2)
+            for k, t in took.items()}
+    row = dict(batch=B, context=T, new=n, step_ms=ms, over_attention=over)
+    print(row, flush=True)
+    return row
+
+
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,8 +156,12 @@ if __name__ == '__main__':
     p.add_argument('--pairs', type=int, default=5)
     p.add_argument('--shapes', nargs='+', default=['small', 'medium'], choices=list(SHAPES))
     p.add_argument('--name', default='generate')
+    p.add_argument('--parts', action='store_true')
     args = p.parse_args()
     torch.set_num_threads(1)
+    if args.parts:
+        keep('generate_parts', rows=[parts(B, 64, 64, args.pairs+1) for B in args.batches])
+        raise SystemExit
     speed, rows = bandwidth(), []
     for shape, B, T in itertools.product(args.shapes, args.batches, args.contexts):
         rows.append(measure(shape, B, T, args.new, args.pairs, speed))
