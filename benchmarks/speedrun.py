@@ -280,6 +280,7 @@ linear_down = piecewise_linear((0, 0), (.02, 1), (1, 0))
 warm = piecewise_linear((0, .85/.95), (.2, 1), (1, 1))
 half = piecewise_linear((0, 0), (.02, 1), (.35, 1), (1, .05))
 TWO = dict(adds=[ValueEmbedding, PreviousValue])
+MATCHES = dict(adds=[ValueEmbedding, PairValue, InductionValue], head_betas=(.9, .95))
 TUNED = dict(B=16, elr=.4, head_betas=(.9, .95), adds=[ValueEmbedding, PreviousValue])
 def pair_value(strength): return partial(PairValue, strength=strength)
 QUARTER = pair_value(.25)
@@ -300,8 +301,14 @@ CANDIDATES = {
     'rates': (.000, dict(head_betas=(.9, .95))),
     'parts': (-.043, TWO | dict(head_betas=(.9, .95))),
     'pairs': (-.073, dict(adds=[ValueEmbedding, PairValue], head_betas=(.9, .95))),
-    'matches': (-.113, dict(adds=[ValueEmbedding, PairValue, InductionValue],
-                            head_betas=(.9, .95))),
+    'matches': (-.113, MATCHES),
+    # on top of all four steps, at full size (gains are to `base` all the same)
+    'matches+bigrams': (-.120, MATCHES | dict(places=Bigrams)),
+    'matches+smear': (-.114, MATCHES | dict(places=Smear)),
+    'matches+linear_down': (-.118, MATCHES | dict(schedule=linear_down)),
+    'matches+longer': (-.117, dict(adds=[ValueEmbedding, PairValue,
+                                         partial(InductionValue, length=3)],
+                                   head_betas=(.9, .95))),
     # fewer products in Muon, of which five steps are over a quarter of all arithmetic
     'parts+ns_4': (-.042, TWO | dict(head_betas=(.9, .95), ns=4)),
     'parts+ns_3': (-.040, TWO | dict(head_betas=(.9, .95), ns=3)),
