@@ -11,6 +11,7 @@ first, then learnt from, as a compressor does). xz and PPMd of order 8 have read
 import argparse
 from common import keep
 from functools import partial
+from pathlib import Path
 import torch
 from gptlab.all import (baselines, corpus, evaluate, fixed_batches, load, prequential, strided,
                         tokenize)
@@ -30,7 +31,7 @@ def main(run, text, T, stride, rates, docs):
     base = {k: v for k, v in baselines(text).items() if k in ('gzip', 'xz', 'ppmd')}
     for name, score in made.items(): print(f'{name}: {score}')
     for name, bpb in base.items(): print(f'{name}: {bpb:.4f} bits per byte')
-    keep('score', run=str(run), text=text, rows=T, stride=stride, baselines=base,
+    keep('score', run=Path(run).name, text=text, rows=T, stride=stride, baselines=base,
          scores={k: vars(s) for k, s in made.items()})
 
 
