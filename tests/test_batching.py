@@ -79,6 +79,11 @@ def asked(n, longest=40, seed=0):
     return [(text(), rng.randint(1, 40), sampled if i % 2 else (GREEDY,)) for i in range(n)]
 
 
+def endless(logits):
+    "The end is never drawn, so that a request is there until it is cancelled"
+    return logits.index_fill(-1, torch.tensor([TOK.bos]), float('-inf'))
+
+
 def only(i):
     "A filter that leaves one id"
     return lambda logits: torch.where(torch.arange(257) == i, 0., -torch.inf).expand_as(logits)
@@ -530,7 +535,7 @@ def test_a_listener_that_raises_is_cancelled():
 
 def test_a_listener_may_cancel_its_own_request():
     with Engine(tiny(), TOK) as engine:
-        job, ended = engine.submit('abc', 3000), threading.Event()
+        job, ended = engine.submit('abc', 3000, endless), threading.Event()
         job.listen(lambda piece: job.cancel() if piece else ended.set())
         assert ended.wait(20) and job.reason == 'cancelled'
 
@@ -540,7 +545,7 @@ def test_closing_ends_what_is_left_and_wakes_who_waits():
     def slowly(logits):                                     # so that none is done before the end
         begun.set()
         time.sleep(.1)
-        return logits
+        return endless(logits)
     with engine:
         jobs = [engine.submit('abc', 4000, slowly) for _ in range(3)]
         readers = [threading.Thread(target=lambda j=j: ends.append([*j])) for j in jobs]
@@ -555,7 +560,7 @@ def test_closing_ends_what_is_left_and_wakes_who_waits():
 def vanish(clients):
     rng = random.Random(0)
     with Engine(tiny(), TOK, rows=4, waiting=clients) as engine:
-        jobs = [engine.submit('abc', 500, seed=i) for i in range(clients)]
+        jobs = [engine.submit('abc', 500, endless, seed=i) for i in range(clients)]
         for job in jobs:
             for _ in range(rng.randrange(3)): next(job)
             job.cancel()
