@@ -13,6 +13,7 @@ against our own step without them.
     python benchmarks/model.py [--shapes gpt2_384 llama_384 gpt2_768]
                                [--modes 'eager fp32' 'compiled bf16'] [--pairs 12] [--name model]
     python benchmarks/model.py --memory
+    python benchmarks/model.py --profile       where a step's time goes, in each of SHAPES and MODES
 """
 import argparse, contextlib, copy, ctypes, gc, json, statistics, subprocess, sys, tempfile, time
 import warnings
@@ -79,17 +80,17 @@ def timed(f):
     f()
     return time.perf_counter() - start
 
-def measure(shape, mode, pairs):
+def prepared(shape, mode):
+    "Models by name, tokens a step, and functions that take a step, or a forward pass, of one"
     ms, (loss, tokens) = pair(shape), losses(shape)
     with torch.no_grad(): gap = abs(loss['ours'](ms['ours']) - loss['peer'](ms['peer'])).item()
     assert gap < 1e-4, f'the losses differ by {gap}: the two are not the same model'
-    opts = {k: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True) for k, m in ms.items()}
     if 'compiled' in mode:
         ms['ours'].compile(dynamic=False)
         ms['whole'], loss['whole'] = copy.deepcopy(ms['peer']), torch.compile(loss['peer'],
                                                                               dynamic=False)
-        opts['whole'] = torch.optim.AdamW(ms['whole'].parameters(), lr=1e-4, fused=True)
         for b in blocks(ms['peer']): b.compile(dynamic=False)
+    opts = {k: torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True) for k, m in ms.items()}
     def forward(k):
         with torch.no_grad(), cast(mode): loss[k](ms[k])
     def step(k):
@@ -97,8 +98,12 @@ def measure(shape, mode, pairs):
         out.backward()
         opts[k].step()
         opts[k].zero_grad()
+    return ms, tokens, gap, dict(step=step, forward=forward)
+
+def measure(shape, mode, pairs):
+    ms, tokens, gap, runs = prepared(shape, mode)
     row = dict(shape=shape, mode=mode, loss_difference=gap)
-    for what, f in dict(step=step, forward=forward).items():
+    for what, f in runs.items():
         took = {k: [] for k in ms}
         with hold_memory():
             for i in range(pairs+3):
@@ -112,6 +117,28 @@ def measure(shape, mode, pairs):
             speed_over_peer=round(statistics.median(ratios), 3),
             quartiles=[round(ratios[len(ratios)//4], 3), round(ratios[-1-len(ratios)//4], 3)],
             tokens_per_second={k: round(tokens/statistics.median(t)) for k, t in took.items()})
+    print(row, flush=True)
+    return row
+
+def profiled(shape, mode, steps):
+    "Milliseconds of a training step by kind of work, for each model; steps in turn"
+    from race import kind_of
+    from torch.profiler import ProfilerActivity, profile
+    ms, _, _, runs = prepared(shape, mode)
+    spent = {k: {} for k in ms}
+    with hold_memory():
+        for i in range(steps+3):
+            for k in (list(ms) if i % 2 else list(ms)[::-1]):
+                if i < 3:
+                    runs['step'](k)
+                    continue
+                with profile(activities=[ProfilerActivity.CPU]) as seen: runs['step'](k)
+                for event in seen.key_averages():
+                    kind = 'optimizer' if 'fused_adam' in event.key else kind_of(event.key)
+                    spent[k].setdefault(kind, []).append(event.self_cpu_time_total/1000)
+    row = dict(shape=shape, mode=mode, ms={
+        k: {kind: round(sum(v)/steps, 1) for kind, v in sorted(found.items())}
+        for k, found in spent.items()})
     print(row, flush=True)
     return row
 
@@ -172,10 +199,15 @@ if __name__ == '__main__':
     p.add_argument('--pairs', type=int, default=12)
     p.add_argument('--one', choices=[*OPTIONS, 'peer'])
     p.add_argument('--memory', action='store_true')
+    p.add_argument('--profile', action='store_true')
     p.add_argument('--name', default='model')
     args = p.parse_args()
     if args.one:
         one(args.shapes[0], args.one)
+        sys.exit()
+    if args.profile:
+        keep('model_profile', rows=[profiled(s, m, args.pairs) for s in args.shapes
+                                    for m in args.modes])
         sys.exit()
     if args.memory:
         shape = 'gpt2_384_50k'

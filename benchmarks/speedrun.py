@@ -388,6 +388,7 @@ CANDIDATES = {
     'momentum_warmup': (-.002, dict(momentum=warm)),
     'normuon': (-.003, dict(rule=normuon)),
     'decay': (.002, dict(wd=.1)),
+    'cautious_decay': (-.003, dict(rule=normuon, wd=.1)),
     'linear_down': (-.005, dict(schedule=linear_down)),
     'cool_65': (-.004, dict(schedule=half)),
     'cosine': (-.002, dict(schedule=cosine(end=0.))),
