@@ -17,6 +17,7 @@ against our own step without them.
 """
 import argparse, contextlib, copy, ctypes, gc, json, statistics, subprocess, sys, tempfile, time
 import warnings
+from collections import Counter
 from common import keep
 import torch
 from torch.nn import functional as F
@@ -122,10 +123,10 @@ def measure(shape, mode, pairs):
 
 def profiled(shape, mode, steps):
     "Milliseconds of a training step by kind of work, for each model; steps in turn"
-    from race import kind_of
+    from race import by_kind, KINDS
     from torch.profiler import ProfilerActivity, profile
     ms, _, _, runs = prepared(shape, mode)
-    spent = {k: {} for k in ms}
+    spent = {k: Counter() for k in ms}
     with hold_memory():
         for i in range(steps+3):
             for k in (list(ms) if i % 2 else list(ms)[::-1]):
@@ -133,11 +134,9 @@ def profiled(shape, mode, steps):
                     runs['step'](k)
                     continue
                 with profile(activities=[ProfilerActivity.CPU]) as seen: runs['step'](k)
-                for event in seen.key_averages():
-                    kind = 'optimizer' if 'fused_adam' in event.key else kind_of(event.key)
-                    spent[k].setdefault(kind, []).append(event.self_cpu_time_total/1000)
+                spent[k].update(by_kind(seen, KINDS | dict(optimizer=('aten::_fused_adam',))))
     row = dict(shape=shape, mode=mode, ms={
-        k: {kind: round(sum(v)/steps, 1) for kind, v in sorted(found.items())}
+        k: {kind: round(us/steps/1000, 1) for kind, us in sorted(found.items())}
         for k, found in spent.items()})
     print(row, flush=True)
     return row

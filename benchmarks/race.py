@@ -68,10 +68,8 @@ def front_page(vocab, seed, adds=(ValueEmbedding, PairValue, InductionValue), lr
     return model, Opt(model, muon(lr=lr, at=hidden), tables, *head, adamw(lr=alr)), wsd()
 
 
-# Ours before decay: as twelve trials found it, and as the front page had it with 16 rows
-no_decay = partial(front_page, wd=0.)
 # Ours in the first races, with two parts: tuned, and as the front page had it
-two_parts = partial(no_decay, adds=(ValueEmbedding, PreviousValue), elr=.2)
+two_parts = partial(front_page, adds=(ValueEmbedding, PreviousValue), elr=.2, wd=0.)
 
 
 def before(vocab, seed, lr=.014, alr=1e-2, elr=None, hlr=None, betas=(.9, .95)):
@@ -167,13 +165,13 @@ def quietly(f, *args, **kw):
         finally: sys.stdout = old
 
 
-MAKERS = dict(ours=front_page, no_decay=no_decay, rows_16=no_decay, parts=two_parts,
+MAKERS = dict(ours=front_page, no_decay=front_page, rows_16=front_page, parts=two_parts,
               parts_8=two_parts,
               before=before, gpt2=gpt2, llama=llama, nanogpt=nanogpt, nanochat=nanochat)
 CLONES = dict(nanogpt=['model.py'], nanochat=['nanochat/gpt.py', 'nanochat/optim.py'])
 PLAIN = dict(vocab=2048, B=8)
-SHAPE = dict(ours=dict(B=32), no_decay=dict(B=16), rows_16=dict(B=16))  # before any tuning
-SAME_PACE = dict(no_decay='ours', rows_16='ours')   # without decay a step multiplies as much
+# before any tuning; `no_decay` is ours as twelve trials found it, `rows_16` an earlier front page
+SHAPE = dict(ours=dict(B=32), no_decay=dict(B=16, wd=0.), rows_16=dict(B=16, wd=0.))
 COMPILED = dict(on=False, bf16=False)       # all entries, before their clocks start? in bfloat16?
 
 # twelve trials for each entry that is tuned: its rates first, then batch and vocabulary beside the
@@ -292,7 +290,7 @@ def pace_of(name, settings):
     "Tokens per second of an entry's shape; what was not measured is an error"
     wanted = shape_of(name, settings)
     for row in kept(f'race_pace{suffix()}').get('rows', []):
-        alike = MAKERS[row['entry']] is MAKERS[SAME_PACE.get(name, name)]    # of another shape
+        alike = MAKERS[row['entry']] is MAKERS[name]                         # of another shape
         if alike and wanted.items() <= row.items(): return row['tokens_per_second']
     raise SystemExit(f'the pace of {name} with {wanted} is not known: '
                      'python benchmarks/race.py --pace first')
@@ -353,13 +351,21 @@ KINDS = dict(products=('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm'),
              attention=('aten::_scaled_dot_product',), loss=('aten::_log_softmax', 'aten::nll'),
              copies=('aten::copy_', 'aten::fill_', 'aten::zero_', 'aten::cat', 'aten::index'))
 
-def kind_of(op):
+def kind_of(op, kinds):
     "A kind of work by the name of torch's operation: the longest prefix that fits counts"
-    fits = [(len(start), kind) for kind, starts in KINDS.items() for start in starts
+    fits = [(len(start), kind) for kind, starts in kinds.items() for start in starts
             if op.startswith(start)]
     if fits: return max(fits)[1]
     if 'CompiledFxGraph' in op: return 'compiled'
     return 'elementwise' if op.startswith('aten::') else 'python'
+
+def by_kind(seen, kinds=KINDS):
+    "Microseconds of the processor by kind of work, of what a profiler has seen"
+    spent = {}
+    for event in seen.key_averages():
+        kind = kind_of(event.key, kinds)
+        spent[kind] = spent.get(kind, 0.) + event.self_cpu_time_total
+    return spent
 
 
 def measure_profile(text, entries, steps):
@@ -380,10 +386,7 @@ def measure_profile(text, entries, steps):
             plain = statistics.median(timed(run.one_step) for _ in range(steps))
             with profile(activities=[ProfilerActivity.CPU]) as seen:
                 for _ in range(steps): run.one_step()
-        spent = {}
-        for event in seen.key_averages():
-            kind = kind_of(event.key)
-            spent[kind] = spent.get(kind, 0.) + event.self_cpu_time_total
+        spent = by_kind(seen)
         whole = sum(spent.values())
         opt = sum(e.cpu_time_total for e in seen.key_averages()
                   if e.key.startswith('Optimizer.step'))

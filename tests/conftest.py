@@ -71,13 +71,14 @@ def pytest_runtest_setup(item):
 def _seed_generators():
     "`make_generator(None)` takes the next number, in every module that has it"
     generation = sys.modules.get('gptlab.generation')
-    if generation is None or hasattr(generation.make_generator, '__wrapped__'): return
+    if generation is None or hasattr(generation.make_generator, 'numbered'): return
     real = generation.make_generator
     @functools.wraps(real)
     def numbered(seed=None, *args, **kw):
         return real(next(_drawn) if seed is None else seed, *args, **kw)
-    for name, module in list(sys.modules.items()):
-        if name.startswith('gptlab') and vars(module).get('make_generator') is real:
+    numbered.numbered = True
+    for module in list(sys.modules.values()):
+        if getattr(module, '__dict__', {}).get('make_generator') is real:
             module.make_generator = numbered
 
 
