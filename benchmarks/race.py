@@ -18,6 +18,10 @@ paired (equal batches where tokenizer and batch are equal), entries run in turn,
     python benchmarks/race.py --seconds 100 --paced               seconds by that pace
     python benchmarks/race.py --compile --bf16                    a second table: all compiled, in
                                                                   bfloat16 under autocast
+    python benchmarks/race.py --cold --compile --bf16             how long each compiles, cold
+    python benchmarks/race.py --counted --compile --bf16          a third: compiling is counted
+    python benchmarks/race.py --tune --further --seconds 200 --paced --compile --bf16
+        five more trials each, with the tokens of a long race, where decay begins to matter
 
 On a machine whose speed changes from minute to minute the same seconds are not the same work. With
 --paced the seconds become tokens by the pace of each entry, measured by single steps in turn on a
@@ -27,8 +31,8 @@ A clone stays where it is and its commit goes into the result. One that is missi
 shape than the entry expects, is named, and the others run. An entry that compiles does so before
 its clock starts, and the seconds are told apart. Results are in results/race_*.json.
 """
-import argparse, contextlib, importlib.util, itertools, json, os, statistics, subprocess, sys, time
-import traceback
+import argparse, contextlib, importlib.util, itertools, json, os, statistics, subprocess, sys
+import tempfile, time, traceback
 from functools import partial
 from pathlib import Path
 from common import keep, RESULTS
@@ -127,8 +131,9 @@ def nanogpt(vocab, seed, clone, lr=1e-3, beta2=.99, wd=.1, dropout=0.):
     return model, opt, cosine(warmup=.05, end=.1)
 
 
-def nanochat(vocab, seed, clone, matrix_lr=.02, embedding_lr=.2, unembedding_lr=.004, wd=0.):
-    "nanochat's model and optimizer, its schedules over a run of any length"
+def nanochat(vocab, seed, clone, matrix_lr=.02, embedding_lr=.2, unembedding_lr=.004, wd=0.,
+             table_wd=None):
+    "nanochat's model, optimizer and schedules; table_wd is a decay of its tables unlike its own"
     os.environ.setdefault('NANOCHAT_DTYPE', 'bfloat16' if COMPILED['bf16'] else 'float32')
     if str(clone) not in sys.path: sys.path.insert(0, str(clone))
     from nanochat.gpt import GPT as Net, GPTConfig as Config
@@ -142,7 +147,10 @@ def nanochat(vocab, seed, clone, matrix_lr=.02, embedding_lr=.2, unembedding_lr=
     opt = quietly(net.setup_optimizer, unembedding_lr, embedding_lr, matrix_lr, wd)
     rate = piecewise_linear((0, 0), (.02, 1), (.35, 1), (1, .05))
     momentum = piecewise_linear((0, .85/.95), (.2, .97/.95), (.35, .97/.95), (1, .9/.95))
+    tables = {id(p) for m in net.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     for group in opt.param_groups:
+        if table_wd is not None and id(group['params'][0]) in tables:
+            group['weight_decay'] = table_wd
         if group['kind'] != 'muon': continue
         group['schedule'] = dict(momentum=momentum, weight_decay=cosine(warmup=0.))
     return model, opt, rate
@@ -193,6 +201,16 @@ RATES = dict(
 SHAPES = [dict(B=4), dict(B=16), dict(vocab=1024), dict(vocab=4096)]
 OTHERS = dict(ours=[dict(B=8), dict(B=16), *SHAPES[2:]],        # of entries that begin with 32 or
               no_decay=[dict(B=8), dict(B=32), *SHAPES[2:]])    # 16 rows
+# five more for each, by the tokens of 200 seconds, whole settings: those of ours came first, after
+# a race had shown that its tables learn the plays by heart, so the others had as many
+_CHAT, _GPT2 = dict(unembedding_lr=.002), dict(lr=3e-3, warmup=.2)
+FURTHER = dict(
+    ours=[dict(), dict(wd=.005), dict(wd=0.), dict(B=16, wd=0.), dict(wd=.05)],
+    nanochat=[_CHAT | dict(B=16), _CHAT | dict(B=32), _CHAT | dict(B=16, table_wd=.05),
+              _CHAT | dict(B=32, table_wd=.05), _CHAT | dict(B=16, wd=.1)],
+    gpt2=[_GPT2 | dict(vocab=4096), _GPT2 | dict(vocab=4096, wd=.1),
+          _GPT2 | dict(vocab=4096, wd=.3), _GPT2 | dict(vocab=4096, B=16),
+          _GPT2 | dict(vocab=4096, B=16, wd=.1)])
 
 
 # ---- a run
@@ -243,8 +261,9 @@ def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
 def suffix(): return '_compiled'*COMPILED['on'] + '_bf16'*COMPILED['bf16']
 
 def best_settings():
-    "Of each entry, from the trials in this precision; else from those in float32"
-    return kept('race_tune').get('best', {}) | kept(f'race_tune{suffix()}').get('best', {})
+    "Of each entry, from its last trials in this precision; else from those in float32"
+    files = ['race_tune', f'race_tune{suffix()}', f'race_tune_further{suffix()}']
+    return {n: s for file in files for n, s in kept(file).get('best', {}).items()}
 
 def shape_of(name, settings):
     return {k: (PLAIN | SHAPE.get(name, {}) | settings)[k] for k in PLAIN}
@@ -297,9 +316,45 @@ def pace_of(name, settings):
 
 
 def in_tokens(name, settings, budget):
-    "A budget as `fit` takes it: paced seconds are tokens"
-    if 'paced' not in budget: return budget
-    return dict(tokens=round(budget['paced']*pace_of(name, settings)))
+    "A budget as `fit` takes it: paced seconds are tokens, and compiling may be among the seconds"
+    (unit, amount), *counted = budget.items()
+    if counted: amount -= cold_seconds(name)
+    if amount <= 0: raise SystemExit(f'{name} compiles for longer than the budget: {budget}')
+    if unit != 'paced': return {unit: amount}
+    return dict(tokens=round(amount*pace_of(name, settings)))
+
+
+# ---- compiling, counted
+
+def cold_seconds(name):
+    "Seconds that an entry takes to compile with an empty cache, the median"
+    for row in kept(f'race_cold{suffix()}').get('rows', []):
+        if row['entry'] == name: return statistics.median(row['seconds'])
+    raise SystemExit(f'how long {name} compiles is not known: '
+                     'python benchmarks/race.py --cold --compile --bf16 first')
+
+def cold_run(text, name, clone):
+    "Seconds until the first step is done, less those of a second step, by an entry's best"
+    set_threads()
+    run = trainer(name, text, TUNING_SEED, best_settings().get(name, {}), clone, False)
+    print(json.dumps(timed(partial(run.fit, 1)) - timed(run.one_step)))
+
+def measure_cold(entries, turns=3):
+    "Each entry in fresh processes with an empty compile cache, in turn"
+    took = {name: [] for name in entries}
+    flags = [f'--{k}' for k, on in zip(('compile', 'bf16'), COMPILED.values()) if on]
+    for turn, (name, clone) in itertools.product(range(turns), entries.items()):
+        command = [sys.executable, __file__, '--cold-run', name, *flags]
+        if clone: command += [f'--{name}', str(clone)]
+        with tempfile.TemporaryDirectory() as cache:
+            done = subprocess.run(command, capture_output=True, text=True,
+                                  env=os.environ | dict(TORCHINDUCTOR_CACHE_DIR=cache))
+        if done.returncode:
+            raise SystemExit(f'{name} did not compile:\n{done.stderr}')
+        took[name].append(round(float(done.stdout.splitlines()[-1]), 2))
+        print(f'{turn + 1}. {name}: {took[name][-1]} s', flush=True)
+    keep(f'race_cold{suffix()}', turns=turns,
+         rows=[dict(entry=n, seconds=s) for n, s in took.items()])
 
 
 # ---- a step, made faster one change after another
@@ -474,9 +529,12 @@ def guarded(f, name, *args, **kw):
         print(f'{name} failed and does not run on: {error}', file=sys.stderr)
 
 
-def tune(text, entries, budget):
-    "Every trial of each entry, in turn, then the best of its rates with other shapes; goes on"
-    file = f'race_tune{suffix()}'
+def tune(text, entries, budget, further=False):
+    """Every trial of each entry, in turn, then the best of its rates with other shapes; goes on
+
+    `further`: those of FURTHER, and no shapes."""
+    file = f'race_tune{"_further"*further}{suffix()}'
+    rates = FURTHER if further else RATES
     old = kept(file)
     others = [r for r in old.get('trials', []) if r['budget'] != budget]
     rows = [r for r in old.get('trials', []) if r['budget'] == budget]
@@ -492,10 +550,10 @@ def tune(text, entries, budget):
     def best_of(name, only=None):
         own = [r for r in rows if r['entry'] == name and (only is None or r['settings'] in only)]
         return min(own, key=lambda r: r['rows'])['settings'] if own else {}
-    tuned = [n for n in entries if n in RATES]
-    for i in range(max(map(len, RATES.values()))):
-        for name in tuned: trial(name, RATES[name][i])
-    for i, name in itertools.product(range(len(SHAPES)), tuned):
+    tuned = [n for n in entries if n in rates]
+    for i in range(max(map(len, rates.values()))):
+        for name in tuned: trial(name, rates[name][i])
+    for i, name in itertools.product(range(0 if further else len(SHAPES)), tuned):
         trial(name, best_of(name, RATES[name]) | OTHERS.get(name, SHAPES)[i])
     print('best:', json.dumps({n: best_of(n) for n in tuned}))
 
@@ -517,8 +575,8 @@ def race(text, entries, budget, seeds, all_scores):
 
     With equal tokens or paced seconds it goes on where it was ended."""
     best = best_settings()
-    unit, amount = next(iter(budget.items()))
-    file = f'race_{unit}_{amount:g}{suffix()}'
+    (unit, amount), *counted = budget.items()
+    file = f'race_{unit}_{amount:g}{"_counted" if counted else ""}{suffix()}'
     before, old = calibrate(), kept(file) if unit != 'seconds' else {}
     commits = old.get('commits', {}) | {n: commit_of(c) for n, c in entries.items() if c}
     rows = [r for r in old.get('runs', []) if same_run(r['entry'], old, best, commits)
@@ -563,6 +621,10 @@ def main():
     p.add_argument('--compile', action='store_true', help='compile every entry first')
     p.add_argument('--bf16', action='store_true', help='multiply in bfloat16, all entries')
     p.add_argument('--paced', action='store_true', help='seconds by the pace that --pace measured')
+    p.add_argument('--cold', action='store_true', help='measure compiling; no race')
+    p.add_argument('--cold-run', choices=list(MAKERS), help='one line of --cold')
+    p.add_argument('--counted', action='store_true', help='compiling is among the seconds')
+    p.add_argument('--further', action='store_true', help='of --tune: five trials that followed')
     p.add_argument('--calibrate', action='store_true', help='measure the machine; no race')
     p.add_argument('--seconds', type=float, help='of training; 100 unless --tokens is given')
     p.add_argument('--tokens', type=float)
@@ -574,6 +636,9 @@ def main():
     args = p.parse_args()
     if args.seconds and args.tokens: p.error('a budget is in --seconds or in --tokens, not in both')
     if args.paced and args.tokens: p.error('--paced is about seconds: --seconds, not --tokens')
+    if args.counted and (args.tokens or not args.compile):
+        p.error('--counted is about seconds of what is compiled: --seconds and --compile')
+    if (args.cold or args.cold_run) and not args.compile: p.error('--cold wants --compile')
     if args.rounds < 2: p.error('--rounds is at least 2')
     if args.seeds < 1: p.error('--seeds is at least 1')
     if (args.seconds or args.tokens or 1) <= 0: p.error('a budget is above 0')
@@ -581,15 +646,18 @@ def main():
     COMPILED.update(on=args.compile, bf16=args.bf16)
     unit = 'tokens' if args.tokens else 'paced' if args.paced else 'seconds'
     budget = {unit: args.tokens or args.seconds or 100.}
+    if args.counted: budget['counted'] = True
     entries = find_clones(args)
     text = corpus('shakespeare')
     if text.name != 'shakespeare':
         p.error(f'the rules want the plays, and only {text.name} is here')
     if args.steps: measure_steps(max(3, args.rounds//8))
     elif args.rung is not None: one_rung(text, args.rung)
+    elif args.cold_run: cold_run(text, args.cold_run, entries.get(args.cold_run))
+    elif args.cold: measure_cold(entries)
     elif args.pace: measure_pace(text, entries, args.rounds, args.every)
     elif args.profile: measure_profile(text, entries, args.rounds)
-    elif args.tune: tune(text, entries, budget)
+    elif args.tune: tune(text, entries, budget, args.further)
     else: race(text, entries, budget, args.seeds, not args.rows)
 
 
