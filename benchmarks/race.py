@@ -20,6 +20,8 @@ paired (equal batches where tokenizer and batch are equal), entries run in turn,
                                                                   bfloat16 under autocast
     python benchmarks/race.py --cold --compile --bf16             how long each compiles, cold
     python benchmarks/race.py --counted --compile --bf16          a third: compiling is counted
+    python benchmarks/race.py --text python --rows                outside the rules: a text that chose
+                                                                  no part and no rate
     python benchmarks/race.py --tune --further --seconds 200 --paced --compile --bf16
         five more trials each, with the tokens of a long race, where decay begins to matter
 
@@ -43,7 +45,7 @@ from gptlab import attention
 from gptlab.all import *
 from gptlab.checkpoints import SafeRun
 
-CORES, ROW, STRIDE, LIMIT = 2, 128, 64, 4096        # the rules
+CORES, ROW, STRIDE, LIMIT, RULED = 2, 128, 64, 4096, 'shakespeare'      # the rules
 DEPTH, WIDTH, HEADS = 4, 128, 4                     # of every entry: the front page's
 TUNING_SEED = 1234
 
@@ -576,7 +578,8 @@ def race(text, entries, budget, seeds, all_scores):
     With equal tokens or paced seconds it goes on where it was ended."""
     best = best_settings()
     (unit, amount), *counted = budget.items()
-    file = f'race_{unit}_{amount:g}{"_counted" if counted else ""}{suffix()}'
+    other = '' if text.name == RULED else f'_{text.name}'
+    file = f'race_{unit}_{amount:g}{"_counted" if counted else ""}{other}{suffix()}'
     before, old = calibrate(), kept(file) if unit != 'seconds' else {}
     commits = old.get('commits', {}) | {n: commit_of(c) for n, c in entries.items() if c}
     rows = [r for r in old.get('runs', []) if same_run(r['entry'], old, best, commits)
@@ -631,6 +634,7 @@ def main():
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--rows', action='store_true', help='score in rows alone')
     p.add_argument('--entries', nargs='+', default=list(MAKERS), choices=list(MAKERS))
+    p.add_argument('--text', default=RULED, help='of a race: another text, by name or path')
     p.add_argument('--nanogpt', help='a clone of karpathy/nanoGPT')
     p.add_argument('--nanochat', help='a clone of karpathy/nanochat')
     args = p.parse_args()
@@ -648,9 +652,11 @@ def main():
     budget = {unit: args.tokens or args.seconds or 100.}
     if args.counted: budget['counted'] = True
     entries = find_clones(args)
-    text = corpus('shakespeare')
-    if text.name != 'shakespeare':
+    text = corpus(args.text)
+    if args.text == RULED != text.name:
         p.error(f'the rules want the plays, and only {text.name} is here')
+    if text.name != RULED and (args.tune or args.pace or args.profile or args.cold or args.steps):
+        p.error(f'--text is of a race; the rest is by the plays, not by {text.name}')
     if args.steps: measure_steps(max(3, args.rounds//8))
     elif args.rung is not None: one_rung(text, args.rung)
     elif args.cold_run: cold_run(text, args.cold_run, entries.get(args.cold_run))
