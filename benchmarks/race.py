@@ -20,8 +20,8 @@ paired (equal batches where tokenizer and batch are equal), entries run in turn,
                                                                   bfloat16 under autocast
     python benchmarks/race.py --cold --compile --bf16             how long each compiles, cold
     python benchmarks/race.py --counted --compile --bf16          a third: compiling is counted
-    python benchmarks/race.py --text python --rows                outside the rules: a text that chose
-                                                                  no part and no rate
+    python benchmarks/race.py --text python --rows                outside the rules: a text that
+                                                                  chose no part and no rate
     python benchmarks/race.py --tune --further --seconds 200 --paced --compile --bf16
         five more trials each, with the tokens of a long race, where decay begins to matter
 
