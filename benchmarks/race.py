@@ -611,7 +611,7 @@ def race(text, entries, budget, seeds, all_scores):
          tables=tables)
 
 
-def main():
+def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--tune', action='store_true', help='try settings; no race')
@@ -637,7 +637,7 @@ def main():
     p.add_argument('--text', default=RULED, help='of a race: another text, by name or path')
     p.add_argument('--nanogpt', help='a clone of karpathy/nanoGPT')
     p.add_argument('--nanochat', help='a clone of karpathy/nanochat')
-    args = p.parse_args()
+    args = p.parse_args(argv)
     if args.seconds and args.tokens: p.error('a budget is in --seconds or in --tokens, not in both')
     if args.paced and args.tokens: p.error('--paced is about seconds: --seconds, not --tokens')
     if args.counted and (args.tokens or not args.compile):
