@@ -584,7 +584,8 @@ def race(text, entries, budget, seeds, all_scores):
     commits = old.get('commits', {}) | {n: commit_of(c) for n, c in entries.items() if c}
     rows = [r for r in old.get('runs', []) if same_run(r['entry'], old, best, commits)
             and (not all_scores or 'prequential' in r)]
-    result = lambda: dict(budget=budget, settings=best, runs=rows, commits=commits)
+    result = lambda: dict(text=text.name, budget=budget, settings=best, runs=rows,
+                          commits=commits)
     for seed in range(seeds):
         for name in list(entries):
             if any((r['entry'], r['seed']) == (name, seed) for r in rows): continue
