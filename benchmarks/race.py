@@ -262,9 +262,12 @@ def set_threads(): torch.set_num_threads(min(CORES, os.cpu_count() or 1))
 
 def suffix(): return '_compiled'*COMPILED['on'] + '_bf16'*COMPILED['bf16']
 
-def best_settings():
-    "Of each entry, from its last trials in this precision; else from those in float32"
-    files = ['race_tune', f'race_tune{suffix()}', f'race_tune_further{suffix()}']
+def best_settings(seconds=0):
+    """Of each entry, from its trials in this precision; else from those in float32
+
+    From those of 50 seconds, or of 200, whichever are nearer to `seconds`."""
+    files = ['race_tune', f'race_tune{suffix()}']
+    if seconds > 125: files.append(f'race_tune_further{suffix()}')
     return {n: s for file in files for n, s in kept(file).get('best', {}).items()}
 
 def shape_of(name, settings):
@@ -576,8 +579,8 @@ def race(text, entries, budget, seeds, all_scores):
     """All entries in turn, seed after seed, by the best settings that are known
 
     With equal tokens or paced seconds it goes on where it was ended."""
-    best = best_settings()
     (unit, amount), *counted = budget.items()
+    best = best_settings(0 if unit == 'tokens' else amount)
     other = '' if text.name == RULED else f'_{text.name}'
     file = f'race_{unit}_{amount:g}{"_counted" if counted else ""}{other}{suffix()}'
     before, old = calibrate(), kept(file) if unit != 'seconds' else {}

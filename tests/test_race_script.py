@@ -67,14 +67,15 @@ def test_what_was_not_measured_names_its_command(race, budget, command):
         race.in_tokens('gpt2', {}, budget)
 
 
-def test_the_last_trials_decide(race, tmp_path):
+def test_the_nearest_trials_decide(race, tmp_path):
     kept(tmp_path, 'race_tune', best=dict(gpt2=dict(lr=1.), ours=dict(lr=2.)))
     kept(tmp_path, 'race_tune_compiled_bf16', best=dict(gpt2=dict(lr=3.)))
     assert race.best_settings() == dict(gpt2=dict(lr=1.), ours=dict(lr=2.))
     race.COMPILED.update(on=True, bf16=True)
     assert race.best_settings() == dict(gpt2=dict(lr=3.), ours=dict(lr=2.))
     kept(tmp_path, 'race_tune_further_compiled_bf16', best=dict(gpt2=dict(lr=4.)))
-    assert race.best_settings()['gpt2'] == dict(lr=4.)
+    assert race.best_settings(100)['gpt2'] == dict(lr=3.)
+    assert race.best_settings(200)['gpt2'] == dict(lr=4.)
 
 
 # ---- wrong calls
