@@ -1,5 +1,5 @@
-"""The race between small models: its rules, its budgets, what it says to wrong calls, and whether the
-results that are kept obey the rules. No time is judged."""
+"""The race between small models: its budgets, what it says to wrong calls, and whether the results
+that are kept obey the rules. No time is judged."""
 import importlib
 import json
 import sys
