@@ -16,6 +16,24 @@ def script(name):
     return module
 
 
+@contextlib.contextmanager
+def benchmark(monkeypatch, folder, name, *others):
+    """A script of benchmarks/ as a module, whose results go to `folder`; `others` of its kind are
+    imported by it, and leave with it"""
+    import torch
+    theirs = 'common', name, *others                    # tests/ has a common as well
+    mine = {n: sys.modules.pop(n, None) for n in theirs}
+    monkeypatch.syspath_prepend(str(ROOT/'benchmarks'))
+    module = importlib.import_module(name)
+    monkeypatch.setattr(sys.modules['common'], 'RESULTS', folder)
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
+    for n in theirs:
+        sys.modules.pop(n, None)
+        if mine[n]: sys.modules[n] = mine[n]
+
+
 def nbdev(command):
     "A command of nbdev, from this interpreter's scripts: they need not be on the PATH"
     import pytest

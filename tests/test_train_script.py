@@ -1,29 +1,17 @@
 """The scripts that measure the trainer and the optimizers, at tiny sizes: they run, compare what is
 equal, and write their results. No time is judged."""
-import importlib
 import json
 import sys
 
 import pytest
-import torch
 
-from common import ROOT
+from common import benchmark
 
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     "benchmarks/train.py as a module whose results go to a folder of the test"
-    theirs = 'common', 'optimizers', 'train'
-    mine = {name: sys.modules.pop(name, None) for name in theirs}     # tests/ has a common as well
-    monkeypatch.syspath_prepend(str(ROOT/'benchmarks'))
-    module = importlib.import_module('train')
-    monkeypatch.setattr(sys.modules['common'], 'RESULTS', tmp_path)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
-    for name in theirs:
-        sys.modules.pop(name, None)
-        if mine[name]: sys.modules[name] = mine[name]
+    with benchmark(monkeypatch, tmp_path, 'train', 'optimizers') as module: yield module
 
 
 def result(folder, name):
